@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A line's level, and what is known of an interrupt after a level was driven.
+
+use std::fmt;
+
+/// The logical level of a line. Polarity is the controller's matter: `High` is "asserted", whatever the voltage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Nobody asserts the line.
+    Low,
+    /// At least one source asserts the line.
+    High,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Low => "low",
+            Self::High => "high",
+        })
+    }
+}
+
+/// What the controller said became of an assertion. It is information for statistics and tick catch-up; a level
+/// source needs none of it to be correct, because a level that nobody took stays up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// The path cannot tell (an eventfd carries nothing back).
+    Unknown,
+    /// An interrupt was sent to this many destinations.
+    Delivered(u32),
+    /// The line was high already; nothing new happened.
+    Coalesced,
+    /// The controller took note of the level but sends nothing now: the pin is masked, or in service.
+    Held,
+}
+
+/// When a contribution that a device has ended leaves the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lowered {
+    /// It has left the line already.
+    Now,
+    /// It leaves the line at the next EOI, because the path has no way to lower a line from outside (a resample irqfd).
+    /// An interrupt that was on its way is still taken by the guest, as on hardware when the cause ends late.
+    AtEoi,
+}
+
+/// Who ends a source's contribution in the ordinary course.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LoweredBy {
+    /// The device, by [`LevelSource::deassert`](crate::LevelSource::deassert). An EOI leaves the contribution as it is.
+    Device,
+    /// The controller, at the EOI and before any listener hears of it; a device whose cause persists asserts again
+    /// from its listener. This is what a resample irqfd does.
+    Eoi,
+}

@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One line shared by several sources.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
+use crate::{
+    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, LevelSource, Listener, Listeners, Lowered, LoweredBy, Pin,
+    Result, SourceKey, Subject,
+};
+
+/// The one owner of a GSI that this process drives: the wired-OR of its sources, and the listeners of its EOIs.
+///
+/// A userspace interrupt controller keeps one for each pin, and the KVM backend one for each GSI that it drives with
+/// KVM_IRQ_LINE. Whoever learns of an EOI calls [`eoi`](Self::eoi). Asserting, deasserting and an EOI allocate nothing and
+/// take no lock that adding a source or a listener takes.
+///
+/// ```
+/// use interrupt_core::{Gsi, LevelSource, Level, Line, LoweredBy, double::RecordingPin};
+///
+/// let line = Line::new(Gsi(11), RecordingPin::default());
+/// let serial = line.source("serial", LoweredBy::Device);
+/// let disk = line.source("disk", LoweredBy::Device);
+/// serial.assert()?;
+/// disk.assert()?;
+/// serial.deassert()?;
+/// assert_eq!(line.level(), Level::High, "the disk still asserts");
+/// drop(disk);
+/// assert_eq!(line.level(), Level::Low, "a source withdraws its contribution when it goes");
+/// # Ok::<(), interrupt_core::Error>(())
+/// ```
+pub struct Line<P> {
+    gsi: Gsi,
+    pin: P,
+    drive: Mutex<Drive>,
+    /// The sources, for subscription by key and for people. Apart from `drive`, so that adding a source keeps no device of
+    /// the line waiting.
+    contributions: Mutex<Vec<Arc<Contribution>>>,
+    listeners: Listeners,
+}
+
+/// What the line's level follows from; [`Line::settle`] is the one place that acts on it.
+#[derive(Debug)]
+struct Drive {
+    /// How many sources assert, and stay until they lower the line themselves.
+    held: usize,
+    /// How many sources have asserted since the last EOI, and are lowered by the next one.
+    until_eoi: usize,
+    /// Counts EOIs, from 1. A source that an EOI lowers asserts when its mark is the current epoch, so that an EOI lowers
+    /// any number of them at once.
+    epoch: u64,
+    /// The level that the pin took last.
+    driven: Level,
+}
+
+impl Drive {
+    fn level(&self) -> Level {
+        if self.held + self.until_eoi > 0 {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+
+    /// The mark that a contribution of this kind bears while it asserts, and the counter it is counted in.
+    fn asserting(&mut self, lowered_by: LoweredBy) -> (u64, &mut usize) {
+        match lowered_by {
+            LoweredBy::Device => (HELD, &mut self.held),
+            LoweredBy::Eoi => (self.epoch, &mut self.until_eoi),
+        }
+    }
+}
+
+/// The mark of an asserting source that the device lowers. The epoch never gets there.
+const HELD: u64 = u64::MAX;
+/// The mark of a source that does not assert.
+const LOW: u64 = 0;
+
+/// What the line knows of one source.
+#[derive(Debug)]
+struct Contribution {
+    key: SourceKey,
+    label: String,
+    lowered_by: LoweredBy,
+    /// See [`Drive::asserting`]. Written under the drive lock only, which also orders it.
+    mark: AtomicU64,
+}
+
+impl<P: Pin> Line<P> {
+    /// A line without sources, on a pin that is low.
+    pub fn new(gsi: Gsi, pin: P) -> Arc<Self> {
+        Arc::new(Self {
+            gsi,
+            pin,
+            drive: Mutex::new(Drive {
+                held: 0,
+                until_eoi: 0,
+                epoch: 1,
+                driven: Level::Low,
+            }),
+            contributions: Mutex::new(Vec::new()),
+            listeners: Listeners::new(),
+        })
+    }
+
+    /// The line's number.
+    pub fn gsi(&self) -> Gsi {
+        self.gsi
+    }
+
+    /// The controller's side.
+    pub fn pin(&self) -> &P {
+        &self.pin
+    }
+
+    /// The OR of all sources.
+    pub fn level(&self) -> Level {
+        lock(&self.drive).level()
+    }
+
+    /// Adds a source. It does not assert yet.
+    pub fn source(self: &Arc<Self>, label: impl Into<String>, lowered_by: LoweredBy) -> LineSource<P> {
+        let contribution = Arc::new(Contribution {
+            key: SourceKey::new(self.gsi),
+            label: label.into(),
+            lowered_by,
+            mark: AtomicU64::new(LOW),
+        });
+        lock(&self.contributions).push(Arc::clone(&contribution));
+        LineSource {
+            line: Arc::clone(self),
+            contribution,
+        }
+    }
+
+    /// The guest has ended the interrupt of this line: lowers what an EOI lowers, then tells every listener, which may
+    /// assert again. Returns the level that holds after all have answered.
+    ///
+    /// Controllers call this, with no lock held, also for an EOI that was for another pin of the same vector.
+    ///
+    /// # Errors
+    /// The first of: the pin would not be lowered, a listener's eventfd could not be written. All listeners were told.
+    pub fn eoi(&self) -> Result<Level> {
+        let lowered = self.change(|drive| {
+            drive.epoch += 1;
+            drive.until_eoi = 0;
+        });
+        let told = self.listeners.notify(self.gsi);
+        lowered.and(told).map(|()| self.level())
+    }
+
+    /// Drives the pin once more with a level that it may have forgotten: KVM's IOAPIC does at an unmask with a resampler on
+    /// the GSI, and so does a controller whose state was restored. Does nothing when the line is low.
+    ///
+    /// # Errors
+    /// The pin's.
+    pub fn restate(&self) -> Result<Delivery> {
+        let mut drive = lock(&self.drive);
+        if drive.level() == Level::Low {
+            return Ok(Delivery::Coalesced);
+        }
+        let outcome = self.pin.drive(Level::High)?;
+        drive.driven = Level::High;
+        drop(drive);
+        self.pin.deliver(outcome)
+    }
+
+    fn assert(&self, contribution: &Contribution) -> Result<Delivery> {
+        let mut drive = lock(&self.drive);
+        let (mark, count) = drive.asserting(contribution.lowered_by);
+        if contribution.mark.swap(mark, Ordering::Relaxed) == mark {
+            return Ok(Delivery::Coalesced);
+        }
+        *count += 1;
+        let delivered = match self.settle(&mut drive) {
+            Ok(None) => return Ok(Delivery::Coalesced),
+            Ok(Some(outcome)) => {
+                drop(drive);
+                self.pin.deliver(outcome)
+            }
+            Err(error) => {
+                drop(drive);
+                Err(error)
+            }
+        };
+        if delivered.is_err() {
+            // The error is the answer; if lowering fails as well, the next change of the line tries it again.
+            drop(self.deassert(contribution));
+        }
+        delivered
+    }
+
+    fn deassert(&self, contribution: &Contribution) -> Result<()> {
+        self.change(|drive| {
+            let (mark, count) = drive.asserting(contribution.lowered_by);
+            if contribution.mark.swap(LOW, Ordering::Relaxed) == mark {
+                *count -= 1;
+            }
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Drive)) -> Result<()> {
+        let outcome = {
+            let mut drive = lock(&self.drive);
+            change(&mut drive);
+            self.settle(&mut drive)?
+        };
+        match outcome {
+            Some(outcome) => self.pin.deliver(outcome).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the pin to the line's level, if it is not there. What is returned is to be delivered without the lock.
+    fn settle(&self, drive: &mut Drive) -> Result<Option<P::Outcome>> {
+        let level = drive.level();
+        if level == drive.driven {
+            return Ok(None);
+        }
+        let outcome = self.pin.drive(level)?;
+        drive.driven = level;
+        Ok(Some(outcome))
+    }
+
+    fn remove(&self, contribution: &Arc<Contribution>) -> Result<()> {
+        lock(&self.contributions).retain(|other| !Arc::ptr_eq(other, contribution));
+        self.listeners.end_source(contribution.key);
+        self.deassert(contribution)
+    }
+}
+
+impl<P: Pin> EoiNotifier for Line<P> {
+    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+        // Subscribed first and looked up second: a source that goes meanwhile either ends the listener or is missed here,
+        // and a refused listener is dropped without a lock held, since it may own a source of this very line.
+        let guard = self.listeners.subscribe(subject, listener)?;
+        let here = match subject {
+            Subject::Gsi(gsi) => gsi == self.gsi,
+            Subject::Source(key) => lock(&self.contributions)
+                .iter()
+                .any(|contribution| contribution.key == key),
+        };
+        if here {
+            Ok(guard)
+        } else {
+            Err(Error::NotFound {
+                operation: "subscribe",
+                subject,
+            })
+        }
+    }
+}
+
+impl<P: Pin> fmt::Debug for Line<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.gsi)?;
+        let contributions: MutexGuard<'_, Vec<_>> = lock(&self.contributions);
+        let mut drive = lock(&self.drive);
+        for (n, contribution) in contributions.iter().enumerate() {
+            let comma = if n > 0 { ", " } else { "" };
+            write!(f, "{comma}{} {}", contribution.label, contribution.level(&mut drive))?;
+        }
+        if contributions.is_empty() {
+            f.write_str("no source")?;
+        }
+        Ok(())
+    }
+}
+
+impl Contribution {
+    fn level(&self, drive: &mut Drive) -> Level {
+        if self.mark.load(Ordering::Relaxed) == drive.asserting(self.lowered_by).0 {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+}
+
+/// A level source on a [`Line`].
+pub struct LineSource<P: Pin> {
+    line: Arc<Line<P>>,
+    contribution: Arc<Contribution>,
+}
+
+impl<P: Pin> LineSource<P> {
+    /// The line that this source is a part of.
+    pub fn line(&self) -> &Arc<Line<P>> {
+        &self.line
+    }
+
+    /// This source's own level.
+    pub fn level(&self) -> Level {
+        self.contribution.level(&mut lock(&self.line.drive))
+    }
+}
+
+impl<P: Pin> LevelSource for LineSource<P> {
+    fn key(&self) -> SourceKey {
+        self.contribution.key
+    }
+
+    fn label(&self) -> &str {
+        &self.contribution.label
+    }
+
+    fn assert(&self) -> Result<Delivery> {
+        self.line.assert(&self.contribution)
+    }
+
+    fn deassert(&self) -> Result<Lowered> {
+        self.line.deassert(&self.contribution).map(|()| Lowered::Now)
+    }
+
+    fn withdraw(&self) -> Result<()> {
+        self.line.deassert(&self.contribution)
+    }
+
+    fn trigger(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl<P: Pin> Drop for LineSource<P> {
+    fn drop(&mut self) {
+        // There is nobody to tell. A pin that would not be lowered now is lowered at the line's next change.
+        drop(self.line.remove(&self.contribution));
+    }
+}
+
+impl<P: Pin> fmt::Debug for LineSource<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}: {}", self.label(), self.gsi(), self.level())
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::double::RecordingPin;
+
+    fn line() -> Arc<Line<RecordingPin>> {
+        Line::new(Gsi(5), RecordingPin::default())
+    }
+
+    #[test]
+    fn the_line_is_the_or_of_its_sources() {
+        let line = line();
+        let (a, b) = (line.source("a", LoweredBy::Device), line.source("b", LoweredBy::Device));
+        a.assert().unwrap();
+        b.assert().unwrap();
+        a.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High]);
+        b.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn asserting_twice_is_asserting_once() {
+        let line = line();
+        let a = line.source("a", LoweredBy::Device);
+        a.assert().unwrap();
+        assert_eq!(a.assert().unwrap(), Delivery::Coalesced);
+        a.deassert().unwrap();
+        a.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn an_eoi_lowers_only_the_sources_that_asked_for_it() {
+        let line = line();
+        let (kept, lowered) = (
+            line.source("kept", LoweredBy::Device),
+            line.source("lowered", LoweredBy::Eoi),
+        );
+        kept.assert().unwrap();
+        lowered.assert().unwrap();
+        assert_eq!(line.eoi().unwrap(), Level::High);
+        assert_eq!((kept.level(), lowered.level()), (Level::High, Level::Low));
+        kept.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn a_listener_sees_its_line_low_and_may_assert() {
+        let line = line();
+        let source = Arc::new(line.source("device", LoweredBy::Eoi));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (device, levels) = (Arc::clone(&source), Arc::clone(&seen));
+        let listener = Listener::callback(move |_| {
+            levels.lock().unwrap().push(device.level());
+            device.assert().unwrap();
+        });
+        let guard = line.subscribe(source.key().into(), listener).unwrap();
+        source.assert().unwrap();
+        assert_eq!(line.eoi().unwrap(), Level::High);
+        assert_eq!(*seen.lock().unwrap(), [Level::Low]);
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low, Level::High]);
+        drop(guard);
+    }
+
+    #[test]
+    fn every_sharer_is_told_whoever_asserted() {
+        let line = line();
+        let sources: Vec<_> = (0..8)
+            .map(|n| line.source(format!("device {n}"), LoweredBy::Eoi))
+            .collect();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let guards: Vec<_> = sources
+            .iter()
+            .enumerate()
+            .map(|(n, source)| {
+                let told = Arc::clone(&told);
+                let listener = Listener::callback(move |_| told.lock().unwrap().push(n));
+                line.subscribe(source.key().into(), listener).unwrap()
+            })
+            .collect();
+        sources[3].assert().unwrap();
+        line.eoi().unwrap();
+        assert_eq!(*told.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        drop(guards);
+    }
+
+    #[test]
+    fn a_key_of_another_line_or_of_a_source_that_went_is_not_found() {
+        let (here, there) = (line(), line());
+        let stranger = there.source("stranger", LoweredBy::Eoi);
+        let gone = here.source("gone", LoweredBy::Eoi).key();
+        for subject in [stranger.key().into(), gone.into(), Subject::Gsi(Gsi(6))] {
+            let error = here.subscribe(subject, Listener::callback(|_| {})).unwrap_err();
+            assert_eq!(error.errno(), Some(2), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_source_withdraws_and_ends_its_listener_when_it_goes() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Eoi);
+        let told = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&told);
+        let guard = line.subscribe(
+            source.key().into(),
+            Listener::callback(move |_| *count.lock().unwrap() += 1),
+        );
+        source.assert().unwrap();
+        drop(source);
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+        line.eoi().unwrap();
+        assert_eq!(*told.lock().unwrap(), 0);
+        drop(guard.unwrap());
+    }
+
+    #[test]
+    fn a_pin_that_refuses_leaves_the_source_deasserted() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        line.pin().refuse_next(1);
+        assert_eq!(source.assert().unwrap_err().errno(), Some(5));
+        assert_eq!((source.level(), line.level()), (Level::Low, Level::Low));
+        source.assert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High]);
+    }
+
+    #[test]
+    fn a_refused_lowering_is_tried_again_at_the_next_change() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        source.assert().unwrap();
+        line.pin().refuse_next(1);
+        source.deassert().unwrap_err();
+        source.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn restating_drives_a_high_level_again_and_a_low_one_not() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        line.restate().unwrap();
+        source.assert().unwrap();
+        line.restate().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::High]);
+    }
+
+    #[test]
+    fn debug_reads_as_a_sentence() {
+        let line = line();
+        let _serial = line.source("serial", LoweredBy::Device);
+        let edu = line.source("edu", LoweredBy::Device);
+        edu.assert().unwrap();
+        assert_eq!(format!("{line:?}"), "gsi 5: serial low, edu high");
+        assert_eq!(format!("{edu:?}"), "edu on gsi 5: high");
+    }
+}

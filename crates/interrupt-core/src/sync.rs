@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The synchronisation primitives of std, or the model checker's of the same shape under `--cfg loom`.
+
+#[cfg(not(loom))]
+pub(crate) use std::{
+    hint::spin_loop,
+    sync::{
+        Condvar, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread_local,
+};
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    hint::spin_loop,
+    sync::{
+        Condvar, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread_local,
+};
+
+use std::sync::PoisonError;
+
+/// Takes a lock whose data stays whole even if a holder panicked: every critical section in this crate either runs no
+/// foreign code, or runs a pin's `drive`, after which the state is consistent whatever `drive` did.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
