@@ -24,7 +24,6 @@ use crate::saved::IntxState;
 use crate::state::{Because, Direct, Fallback, State, Status};
 
 const EINVAL: i32 = 22;
-const EBUSY: i32 = 16;
 
 /// One step at the device or at the line.
 type Step<T = ()> = std::result::Result<T, interrupt_core::Error>;
@@ -316,6 +315,8 @@ struct Control {
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger from here. It may have one still when it refused to give it up.
     set_up: bool,
+    /// The device has our EOI eventfd as its unmask eventfd. It may have it still when it refused to give it up.
+    armed: bool,
     relay: bool,
     fell_back: bool,
     fallback: Option<Fallback>,
@@ -337,6 +338,7 @@ impl Control {
             because: Because::NotEnabled,
             attached: None,
             set_up: false,
+            armed: false,
             relay: true,
             fell_back: false,
             fallback: None,
@@ -529,10 +531,10 @@ impl Shared {
             }
             Wiring::Direct(_) => {
                 self.mask(control);
-                control.note(self.device.set_unmask(None));
+                self.disarm(control);
                 if let Err(error) = self.device.set_trigger(Some(self.forward.trigger.as_fd())) {
                     let error = Arc::new(error);
-                    if let Err(worse) = self.rearm() {
+                    if let Err(worse) = self.arm(control) {
                         control.note(Err(worse));
                         self.off(control, Because::Failed(Arc::clone(&error)));
                     }
@@ -576,12 +578,14 @@ impl Shared {
             return Ok(());
         };
         control.note(Err(error));
-        self.set_up_afresh()
+        self.set_up_afresh(control)
     }
 
-    fn set_up_afresh(&self) -> Step {
-        self.device.set_trigger(None)?;
-        self.device.set_trigger(Some(self.forward.trigger.as_fd()))
+    fn set_up_afresh(&self, control: &mut Control) -> Step {
+        self.tear_down(control)?;
+        self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
+        control.set_up = true;
+        Ok(())
     }
 
     /// Parked -> Direct, unmasked. On an error Parked still, or off.
@@ -600,17 +604,17 @@ impl Shared {
             .map_err(|error| os("eventfd of the relay", line, error))?;
         // In this order: without a trigger there is nothing to unmask, and VFIO says EINVAL.
         self.device.set_trigger(Some(trigger))?;
-        match self.arm() {
+        match self.arm(control) {
             Ok(()) => {
                 control.wiring = Wiring::Direct(direct);
                 Ok(())
             }
             Err(error) => {
-                control.note(self.device.set_unmask(None));
+                self.disarm(control);
                 let back = self
                     .device
                     .set_trigger(Some(self.forward.trigger.as_fd()))
-                    .or_else(|_| self.set_up_afresh());
+                    .or_else(|_| self.set_up_afresh(control));
                 // What was signalled meanwhile is on the line; the relay is to find it low.
                 self.withdraw(control);
                 if let Err(worse) = back {
@@ -622,16 +626,31 @@ impl Shared {
     }
 
     /// Lets the line's EOI unmask the device, and unmasks it once, now.
-    fn arm(&self) -> Step {
-        self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+    fn arm(&self, control: &mut Control) -> Step {
+        if !control.armed {
+            self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+            control.armed = true;
+        }
         self.device.unmask()
     }
 
-    /// As [`arm`](Self::arm), for a device that may have kept its unmask eventfd.
-    fn rearm(&self) -> Step {
-        match self.device.set_unmask(Some(self.forward.eoi.as_fd())) {
-            Err(error) if error.errno() != Some(EBUSY) => Err(error),
-            _ => self.device.unmask(),
+    /// A device that keeps its unmask eventfd is unmasked by an EOI too soon at worst, and says its level to whoever listens.
+    fn disarm(&self, control: &mut Control) {
+        match self.device.set_unmask(None) {
+            Err(error) if error.errno() != Some(EINVAL) => control.note(Err(error)),
+            _ => control.armed = false,
+        }
+    }
+
+    /// Disables INTx at the device. EINVAL: a reset or a switch to MSI behind our back has done it.
+    fn tear_down(&self, control: &mut Control) -> Step {
+        match self.device.set_trigger(None) {
+            Err(error) if error.errno() != Some(EINVAL) => Err(error),
+            _ => {
+                control.set_up = false;
+                control.armed = false;
+                Ok(())
+            }
         }
     }
 
@@ -665,13 +684,12 @@ impl Shared {
             log::error!("tell the relay of {}: {error}", self.device.label());
         }
         if control.set_up {
-            match self.device.set_trigger(None) {
-                // EINVAL: a reset or a switch to MSI behind our back has disabled it.
-                Err(error) if error.errno() != Some(EINVAL) => control.note(Err(error)),
-                _ => control.set_up = false,
-            }
+            let torn_down = self.tear_down(control);
+            control.note(torn_down);
         }
-        self.forward.forget();
+        if !matches!(because, Because::NoRoute | Because::NoRelay) {
+            self.forward.forget();
+        }
         self.withdraw(control);
         control.attached = None;
         control.wiring = Wiring::Off;
@@ -707,7 +725,7 @@ impl Shared {
             // Unmasking would only have it signal again at once, and fail again.
             Failed::Assert => true,
             // A set-up from scratch takes the mask away too.
-            Failed::Unmask => current && self.set_up_afresh().is_err(),
+            Failed::Unmask => current && self.set_up_afresh(&mut control).is_err(),
             Failed::Lower => false,
         };
         if current && lost {
