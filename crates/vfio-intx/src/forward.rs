@@ -10,12 +10,18 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use interrupt_core::{Delivery, DeviceInterrupt, Error, LevelSource};
+use interrupt_core::{Delivery, DeviceInterrupt, Error, LevelSource, SourceKey};
 
 use crate::eventfd;
 
-/// The line while signals are forwarded, and nothing while they are not.
-type Line = Option<Arc<dyn LevelSource>>;
+/// Where signals are forwarded to.
+#[derive(Debug)]
+struct Slot {
+    /// The line while signals are forwarded, and nothing while they are not.
+    line: Option<Arc<dyn LevelSource>>,
+    /// The line that was here last.
+    last: Option<SourceKey>,
+}
 
 /// The part of the state machine that the event loop touches.
 #[derive(Debug)]
@@ -23,11 +29,13 @@ pub(crate) struct Forward {
     /// The device's signals are events and not a level.
     pulse: bool,
     /// Changed only by whoever changes the wires; the event loop never waits for it.
-    line: RwLock<Line>,
+    slot: RwLock<Slot>,
     /// The line is asserted and its EOI has not been seen.
     pending: AtomicBool,
     /// The device pulsed when its line may have been past the guest's look: the EOI is to be followed by another assertion.
     again: AtomicBool,
+    /// The line may be in service from before the wires were changed. For pulses only.
+    unsure: AtomicBool,
     /// A signal came while there was no line.
     missed: AtomicBool,
     /// The wires were changed: the next signal may be one from before that epoll had handed out already, and counts only if
@@ -69,9 +77,10 @@ impl Forward {
     pub(crate) fn new(pulse: bool) -> io::Result<Self> {
         Ok(Self {
             pulse,
-            line: RwLock::new(None),
+            slot: RwLock::new(Slot { line: None, last: None }),
             pending: AtomicBool::new(false),
             again: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
             missed: AtomicBool::new(false),
             recheck_trigger: AtomicBool::new(false),
             recheck_eoi: AtomicBool::new(false),
@@ -87,8 +96,10 @@ impl Forward {
 
     /// The device has signalled.
     pub(crate) fn on_trigger(&self) -> Result<(), Trouble> {
-        let Some(line) = self.line() else { return Ok(()) };
-        let Some(line) = line.as_ref() else { return Ok(()) };
+        let slot = self.look();
+        let Some(line) = slot.as_ref().and_then(|slot| slot.line.as_ref()) else {
+            return Ok(());
+        };
         if self.is_stale(&self.recheck_trigger, &self.trigger) {
             return Ok(());
         }
@@ -102,6 +113,8 @@ impl Forward {
             // Another sharer's interrupt is in service, or the pin is masked: whether the guest still looks at this device
             // before the next EOI is not known.
             Delivery::Held | Delivery::Coalesced if self.pulse => self.again.store(true, Ordering::Relaxed),
+            // The same, when the line may have been in service since before the wires were changed.
+            _ if self.pulse && self.unsure.swap(false, Ordering::Relaxed) => self.again.store(true, Ordering::Relaxed),
             _ => {}
         }
         Ok(())
@@ -109,8 +122,10 @@ impl Forward {
 
     /// The line has been sampled: lowers it and lets the device state its level.
     pub(crate) fn on_eoi(&self, device: &dyn DeviceInterrupt) -> Result<(), Trouble> {
-        let Some(line) = self.line() else { return Ok(()) };
-        let Some(line) = line.as_ref() else { return Ok(()) };
+        let slot = self.look();
+        let Some(line) = slot.as_ref().and_then(|slot| slot.line.as_ref()) else {
+            return Ok(());
+        };
         if self.is_stale(&self.recheck_eoi, &self.eoi) || !self.pending.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
@@ -130,21 +145,21 @@ impl Forward {
         self.watch_eoi.load(Ordering::Acquire)
     }
 
-    /// The line, if signals are forwarded now. Never waits.
-    fn line(&self) -> Option<RwLockReadGuard<'_, Line>> {
-        let look = || self.line.try_read().ok().filter(|line| line.is_some());
-        if let Some(line) = look() {
-            return Some(line);
+    /// The slot, if signals are forwarded now. Never waits.
+    fn look(&self) -> Option<RwLockReadGuard<'_, Slot>> {
+        let look = || self.slot.try_read().ok().filter(|slot| slot.line.is_some());
+        if let Some(slot) = look() {
+            return Some(slot);
         }
         // Noted before the second look, as `open` looks for notes after it has opened: one of the two sees the other.
         self.missed.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let line = look()?;
+        let slot = look()?;
         self.missed.store(false, Ordering::Relaxed);
-        Some(line)
+        Some(slot)
     }
 
-    /// Called while the line is held, so that it is the line's opening.
+    /// Called while the slot is held, so that it is the line's opening.
     fn trouble(&self, what: Failed) -> impl FnOnce(Error) -> Trouble {
         let opening = self.opening();
         move |error| Trouble { what, error, opening }
@@ -166,22 +181,27 @@ impl Forward {
 
     /// Forwards signals to `line` from now on. A device with a level is to be unmasked next.
     pub(crate) fn open(&self, line: Arc<dyn LevelSource>) -> io::Result<()> {
-        let pending = {
-            let mut slot = self.line.write().unwrap_or_else(PoisonError::into_inner);
+        let (pending, moved) = {
+            let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
             if !self.pulse {
                 // Whatever was signalled before is stated anew by the unmask that follows.
                 eventfd::drain(&self.trigger)?;
-                eventfd::drain(&self.eoi)?;
                 self.recheck_trigger.store(true, Ordering::Relaxed);
-                self.recheck_eoi.store(true, Ordering::Relaxed);
             }
-            *slot = Some(line);
+            eventfd::drain(&self.eoi)?;
+            self.recheck_eoi.store(true, Ordering::Relaxed);
             self.opening.fetch_add(1, Ordering::Relaxed);
             self.again.store(false, Ordering::Relaxed);
-            self.pending.swap(false, Ordering::Relaxed)
+            let last = slot.last.replace(line.key());
+            let moved = last.is_some_and(|last| last != line.key());
+            slot.line = Some(line);
+            (self.pending.swap(false, Ordering::Relaxed), moved)
         };
         fence(Ordering::SeqCst);
         let missed = self.missed.swap(false, Ordering::Relaxed);
+        if self.pulse && (pending || moved) {
+            self.unsure.store(true, Ordering::Relaxed);
+        }
         if self.pulse && (pending || missed) {
             // Not forwarded, or forwarded to a line where it may not have been served.
             eventfd::signal(&self.trigger)?;
@@ -191,7 +211,7 @@ impl Forward {
 
     /// Forwards nothing any more. When it returns the event loop is not forwarding either.
     pub(crate) fn close(&self) {
-        *self.line.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.slot.write().unwrap_or_else(PoisonError::into_inner).line = None;
     }
 
     /// Forgets signals that have not been served: the device's cause is gone.
@@ -199,6 +219,7 @@ impl Forward {
         self.pending.store(false, Ordering::Relaxed);
         self.again.store(false, Ordering::Relaxed);
         self.missed.store(false, Ordering::Relaxed);
+        self.unsure.store(false, Ordering::Relaxed);
     }
 
     /// Has the event loop watch the EOI eventfd, or not.
@@ -217,5 +238,6 @@ impl Forward {
     /// Has the next [`open`](Self::open) signal once more.
     pub(crate) fn restore_pulse(&self) {
         self.missed.store(true, Ordering::Relaxed);
+        self.unsure.store(true, Ordering::Relaxed);
     }
 }

@@ -23,6 +23,7 @@ use crate::relay::Relay;
 use crate::saved::IntxState;
 use crate::state::{Because, Direct, Fallback, State, Status};
 
+const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 
 /// One step at the device or at the line.
@@ -315,8 +316,6 @@ struct Control {
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger from here. It may have one still when it refused to give it up.
     set_up: bool,
-    /// The device has our EOI eventfd as its unmask eventfd. It may have it still when it refused to give it up.
-    armed: bool,
     relay: bool,
     fell_back: bool,
     fallback: Option<Fallback>,
@@ -338,7 +337,6 @@ impl Control {
             because: Because::NotEnabled,
             attached: None,
             set_up: false,
-            armed: false,
             relay: true,
             fell_back: false,
             fallback: None,
@@ -531,10 +529,10 @@ impl Shared {
             }
             Wiring::Direct(_) => {
                 self.mask(control);
-                self.disarm(control);
+                control.note(self.device.set_unmask(None));
                 if let Err(error) = self.device.set_trigger(Some(self.forward.trigger.as_fd())) {
                     let error = Arc::new(error);
-                    if let Err(worse) = self.arm(control) {
+                    if let Err(worse) = self.arm() {
                         control.note(Err(worse));
                         self.off(control, Because::Failed(Arc::clone(&error)));
                     }
@@ -604,13 +602,13 @@ impl Shared {
             .map_err(|error| os("eventfd of the relay", line, error))?;
         // In this order: without a trigger there is nothing to unmask, and VFIO says EINVAL.
         self.device.set_trigger(Some(trigger))?;
-        match self.arm(control) {
+        match self.arm() {
             Ok(()) => {
                 control.wiring = Wiring::Direct(direct);
                 Ok(())
             }
             Err(error) => {
-                self.disarm(control);
+                control.note(self.device.set_unmask(None));
                 let back = self
                     .device
                     .set_trigger(Some(self.forward.trigger.as_fd()))
@@ -626,20 +624,16 @@ impl Shared {
     }
 
     /// Lets the line's EOI unmask the device, and unmasks it once, now.
-    fn arm(&self, control: &mut Control) -> Step {
-        if !control.armed {
-            self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
-            control.armed = true;
+    fn arm(&self) -> Step {
+        match self.device.set_unmask(Some(self.forward.eoi.as_fd())) {
+            // One that it would not give up earlier, most likely this very one. Only the device knows.
+            Err(error) if error.errno() == Some(EBUSY) => {
+                self.device.set_unmask(None)?;
+                self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+            }
+            outcome => outcome?,
         }
         self.device.unmask()
-    }
-
-    /// A device that keeps its unmask eventfd is unmasked by an EOI too soon at worst, and says its level to whoever listens.
-    fn disarm(&self, control: &mut Control) {
-        match self.device.set_unmask(None) {
-            Err(error) if error.errno() != Some(EINVAL) => control.note(Err(error)),
-            _ => control.armed = false,
-        }
     }
 
     /// Disables INTx at the device. EINVAL: a reset or a switch to MSI behind our back has done it.
@@ -648,7 +642,6 @@ impl Shared {
             Err(error) if error.errno() != Some(EINVAL) => Err(error),
             _ => {
                 control.set_up = false;
-                control.armed = false;
                 Ok(())
             }
         }
@@ -685,6 +678,10 @@ impl Shared {
         }
         if control.set_up {
             let torn_down = self.tear_down(control);
+            if torn_down.is_err() && matches!(control.wiring, Wiring::Direct(_)) {
+                // Then it is to signal the relay, which does not forward, and not a line that is not its own any more.
+                control.note(self.device.set_trigger(Some(self.forward.trigger.as_fd())));
+            }
             control.note(torn_down);
         }
         if !matches!(because, Because::NoRoute | Because::NoRelay) {

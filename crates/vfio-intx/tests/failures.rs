@@ -18,6 +18,7 @@ use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
 
 const ENOENT: i32 = 2;
 const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
 const EBUSY: i32 = 16;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
@@ -112,8 +113,15 @@ fn a_pulse_is_kept_while_the_wires_change() {
             }
         }
         world.until(moment, |world| world.guest_step());
+        world.settle();
+        while world.guest_step() {
+            world.settle();
+        }
         world.rests();
-        assert_eq!((world.served, world.spurious), (1, 0), "{moment}");
+        // A line that is left with a pulse pending may be in service there, and the EOI of that is not to be taken for one of
+        // the next: the handler runs once more than needed.
+        let spurious = u32::from(moment == "rerouted");
+        assert_eq!((world.served, world.spurious), (1, spurious), "{moment}");
     }
 }
 
@@ -268,13 +276,13 @@ fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
     let mut world = World::new(level());
     world.intx.set_line(Some(world.a.kernel())).unwrap();
     // Unmask (who has it?), trigger, mask, trigger; then the unmask eventfd.
-    world.rig.refuse(4, 1, EBUSY);
+    world.rig.refuse(4, 1, ENOMEM);
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
     let status = world.intx.status();
     assert_eq!(
         status.to_string(),
         "model: relay on gsi 10 (irqfd): the direct path failed: kernel loop failed: \
-         VFIO_DEVICE_SET_IRQS(set the unmask eventfd) on device model: Device or resource busy (os error 16)"
+         VFIO_DEVICE_SET_IRQS(set the unmask eventfd) on device model: Cannot allocate memory (os error 12)"
     );
     world.works(3);
     world.intx.mask().unwrap();
@@ -284,7 +292,7 @@ fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
     assert!(matches!(status.because, Because::Fastest));
     assert_eq!(
         (status.fallbacks, status.fallback.unwrap().error.errno()),
-        (1, Some(EBUSY))
+        (1, Some(ENOMEM))
     );
     world.works(3);
 }
