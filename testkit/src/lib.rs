@@ -16,9 +16,11 @@
 )]
 
 pub mod alloc;
+pub mod conformance;
 pub mod counter;
 pub mod harness;
 pub mod ioctl;
+pub mod kernel_rig;
 pub mod machine;
 pub mod need;
 pub mod process;
