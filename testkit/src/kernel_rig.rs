@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The in-kernel irqchip as a [`Rig`], driven with bare ioctls in accept mode.
+//! The in-kernel irqchip as a [`Rig`], driven with bare ioctls in accept mode, and as a [`PicRig`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::counter::count;
 use crate::ioctl;
 use crate::machine::Machine;
 use crate::need::Need;
-use crate::rig::{Delivery, EdgeLine, ResampleLine, Rig};
+use crate::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
 
 /// How long [`Rig::accept`] looks for an interrupt before it makes sure that none is on its way. The work-queue hop takes some
 /// 10 us; making sure takes longer than that, but is certain.
@@ -130,6 +130,51 @@ impl Rig for KernelRig {
         for line in self.lines.iter().filter_map(Weak::upgrade) {
             line.flush(&self.keeper);
         }
+    }
+}
+
+/// The in-kernel 8259 pair of one machine.
+#[derive(Debug)]
+pub struct KernelPicRig(KernelRig);
+
+impl KernelPicRig {
+    /// What a host must have for it.
+    pub const NEEDS: &[Need] = &[Need::GenuinePicEoi];
+
+    /// A rig on a machine of its own, with the 8259's output open to the CPU.
+    pub fn new() -> Self {
+        let mut rig = KernelRig::new();
+        rig.machine.set_lvt0_extint(true);
+        KernelPicRig(rig)
+    }
+}
+
+impl Default for KernelPicRig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PicRig for KernelPicRig {
+    fn bind_resample(&mut self, irq: u32) -> Box<dyn ResampleLine> {
+        self.0.bind_resample(irq)
+    }
+
+    fn outb(&mut self, port: u16, value: u8) {
+        self.0.machine.outb(port, value);
+    }
+
+    fn inb(&mut self, port: u16) -> u8 {
+        self.0.machine.inb(port)
+    }
+
+    fn inta(&mut self) -> Option<u8> {
+        self.settle();
+        self.0.machine.take_interrupt()
+    }
+
+    fn settle(&mut self) {
+        self.0.settle();
     }
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the shared conformance body asks of a backend: an IOAPIC with a CPU's local APIC behind it, in the field's terms.
+//! What the shared conformance body asks of a backend, in the field's terms: [`Rig`], an IOAPIC with a CPU's local APIC
+//! behind it, and [`PicRig`], a pair of 8259s with a CPU behind it.
 //!
-//! GSI n is pin n. A backend whose triggers travel asynchronously (an irqfd goes through the kernel's work queue) hides that:
-//! [`Rig::irr`], [`Rig::rte`] and a [`Rig::accept`] that finds nothing answer for all triggers made before the call.
-//! [`Rig::settle`] waits for them without asking anything.
+//! GSI n is IOAPIC pin n and IRQ n. A backend whose triggers travel asynchronously (an irqfd goes through the kernel's work
+//! queue) hides that: [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds nothing, answer for all
+//! triggers made before the call. `settle` waits for them without asking anything.
 
 /// Remote IRR, bit 14 of a redirection-table entry.
 pub const REMOTE_IRR: u64 = 1 << 14;
@@ -97,4 +98,22 @@ pub trait Rig {
         let entry = self.rte(pin) & !MASKED;
         self.write_rte_low(pin, entry as u32);
     }
+}
+
+/// A pair of 8259s at their usual ports, the CPU that takes their interrupts, and level sources to put on their pins.
+pub trait PicRig {
+    /// Puts a level source on IRQ 0-15.
+    fn bind_resample(&mut self, irq: u32) -> Box<dyn ResampleLine>;
+
+    /// The guest writes a port.
+    fn outb(&mut self, port: u16, value: u8);
+
+    /// The guest reads a port.
+    fn inb(&mut self, port: u16) -> u8;
+
+    /// The CPU acknowledges the pending interrupt and returns its vector; `None` when none is pending. Its handler does not run.
+    fn inta(&mut self) -> Option<u8>;
+
+    /// Returns when every trigger made before the call has reached the 8259s.
+    fn settle(&mut self);
 }

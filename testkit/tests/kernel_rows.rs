@@ -3,11 +3,25 @@
 
 use std::process::ExitCode;
 
-use testkit::conformance::{Row, add_rows};
+use testkit::conformance::{add_rows, ioapic, pic};
 use testkit::harness::Suite;
-use testkit::kernel_rig::KernelRig;
+use testkit::kernel_rig::{KernelPicRig, KernelRig};
 
 fn main() -> ExitCode {
-    let needs = |row: &Row| [KernelRig::NEEDS, row.kernel_needs].concat();
-    add_rows(Suite::new("kernel_rows"), "kernel", needs, KernelRig::new).run()
+    let suite = Suite::new("kernel_rows");
+    let suite = add_rows(
+        suite,
+        "ioapic",
+        ioapic::ROWS,
+        |row| [KernelRig::NEEDS, row.kernel_needs].concat(),
+        || Box::new(KernelRig::new()),
+    );
+    let suite = add_rows(
+        suite,
+        "pic",
+        pic::ROWS,
+        |row| [KernelPicRig::NEEDS, row.kernel_needs].concat(),
+        || Box::new(KernelPicRig::new()),
+    );
+    suite.run()
 }

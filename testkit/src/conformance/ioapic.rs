@@ -1,63 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One body of level-line semantics for every IOAPIC: the in-kernel one and those in userspace.
-//!
-//! Each row of the conformance list is one function over a fresh [`Rig`]. A backend takes them all with [`add_rows`].
-//! The observations are Linux's, 6.18; where a behaviour came with a kernel version, the row says so in
-//! [`Row::kernel_needs`].
+//! Level and edge lines on an IOAPIC: rows of sections A to C.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Suite, TIME_LIMIT};
+use crate::conformance::rows;
+use crate::harness::TIME_LIMIT;
 use crate::need::Need;
 use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
-
-/// One row: its name, what a kernel must have to behave so, and the body.
-#[derive(Clone, Copy, Debug)]
-pub struct Row {
-    /// `row_` and the number, then what it says.
-    pub name: &'static str,
-    /// What a backend that is the kernel's needs beside its own needs. A backend in userspace ignores this.
-    pub kernel_needs: &'static [Need],
-    /// Time limit.
-    pub limit: Duration,
-    /// The row itself; panics when the backend differs.
-    pub body: fn(&mut dyn Rig),
-}
-
-/// Adds every row to `suite`, each as `<backend>::<row>` on a rig of its own, under the needs that `needs` gives for it.
-pub fn add_rows<R: Rig>(
-    suite: Suite,
-    backend: &str,
-    needs: impl Fn(&Row) -> Vec<Need>,
-    rig: impl Fn() -> R + Send + Sync + 'static,
-) -> Suite {
-    let rig = Arc::new(rig);
-    ROWS.iter().fold(suite, |suite, row| {
-        let rig = rig.clone();
-        suite.test_within(
-            row.limit,
-            format!("{backend}::{}", row.name),
-            &needs(row),
-            move || (row.body)(&mut rig()),
-        )
-    })
-}
-
-macro_rules! rows {
-    ($($row:ident [$($need:expr),*] $limit:expr;)*) => {
-        /// All rows, in the order of the list.
-        pub const ROWS: &[Row] = &[
-            $(Row { name: stringify!($row), kernel_needs: &[$($need),*], limit: $limit, body: $row }),*
-        ];
-    };
-}
 
 /// Kernels before 6.4 inject at unmask instead of asking the sources to restate.
 const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
 
-rows! {
+rows! { dyn Rig;
     row_15_bound_triggered_unbound_leaves_the_line_low [] TIME_LIMIT;
     row_27_one_round [] TIME_LIMIT;
     row_28_triggers_before_the_eoi_are_one [] TIME_LIMIT;
