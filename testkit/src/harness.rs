@@ -64,10 +64,7 @@ impl std::fmt::Debug for Suite {
         f.debug_struct("Suite")
             .field("name", &self.name)
             .field("serial", &self.serial)
-            .field(
-                "tests",
-                &self.tests.iter().map(|t| &t.name).collect::<Vec<_>>(),
-            )
+            .field("tests", &self.tests.iter().map(|t| &t.name).collect::<Vec<_>>())
             .finish()
     }
 }
@@ -89,12 +86,7 @@ impl Suite {
     }
 
     /// Adds a trial with [`TIME_LIMIT`].
-    pub fn test(
-        self,
-        name: impl Into<String>,
-        needs: &[Need],
-        body: impl FnOnce() + Send + 'static,
-    ) -> Self {
+    pub fn test(self, name: impl Into<String>, needs: &[Need], body: impl FnOnce() + Send + 'static) -> Self {
         self.test_within(TIME_LIMIT, name, needs, body)
     }
 
@@ -139,10 +131,7 @@ struct Skips(Arc<Mutex<Vec<String>>>);
 
 impl Skips {
     fn add(&self, line: String) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(line);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
     fn print(&self) {
@@ -167,11 +156,9 @@ fn trial(suite: &str, test: Test, skips: &Skips) -> Trial {
         })?;
         match verdict {
             None => Ok(Completion::Completed),
-            Some(missing) if missing.facility && kvm_is_required() => Err(format!(
-                "{REQUIRE_KVM}=1 and this host has /dev/kvm, but: {}",
-                missing.reason
-            )
-            .into()),
+            Some(missing) if missing.facility && kvm_is_required() => {
+                Err(format!("{REQUIRE_KVM}=1 and this host has /dev/kvm, but: {}", missing.reason).into())
+            }
             Some(missing) => {
                 skips.add(format!("skip: {full_name}: {}", missing.reason));
                 Ok(Completion::ignored_with(missing.reason))
@@ -185,8 +172,7 @@ fn missing(needs: &[Need]) -> Option<Missing> {
 }
 
 fn kvm_is_required() -> bool {
-    std::env::var_os(REQUIRE_KVM).is_some_and(|value| value == "1")
-        && Path::new("/dev/kvm").exists()
+    std::env::var_os(REQUIRE_KVM).is_some_and(|value| value == "1") && Path::new("/dev/kvm").exists()
 }
 
 fn within<T: Send + 'static>(
@@ -206,12 +192,8 @@ fn within<T: Send + 'static>(
     match result.recv_timeout(limit) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(panic)) => Err(format!("panicked: {}", message(panic.as_ref())).into()),
-        Err(RecvTimeoutError::Timeout) => {
-            Err(format!("{name} hangs: not done within {limit:?}").into())
-        }
-        Err(RecvTimeoutError::Disconnected) => {
-            Err(format!("{name}: its thread ended without a result").into())
-        }
+        Err(RecvTimeoutError::Timeout) => Err(format!("{name} hangs: not done within {limit:?}").into()),
+        Err(RecvTimeoutError::Disconnected) => Err(format!("{name}: its thread ended without a result").into()),
     }
 }
 

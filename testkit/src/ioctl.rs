@@ -7,9 +7,9 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{
-    KVMIO, KvmIrqRouting, kvm_interrupt, kvm_ioeventfd, kvm_irq_level, kvm_irq_level__bindgen_ty_1,
-    kvm_irq_routing, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqfd,
+    KVMIO, KvmIrqRouting, kvm_interrupt, kvm_ioeventfd, kvm_irq_level, kvm_irq_level__bindgen_ty_1, kvm_irq_routing,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_irqfd,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::io::Errno;
@@ -64,12 +64,7 @@ pub fn assign_edge(vm: &VmFd, fd: &impl AsRawFd, gsi: u32) -> Result<i32, Errno>
 }
 
 /// Assigns `trigger` as a resample irqfd of `gsi`, with `resamplefd` to be signalled at each resample.
-pub fn assign_resample(
-    vm: &VmFd,
-    trigger: &impl AsRawFd,
-    resamplefd: &impl AsRawFd,
-    gsi: u32,
-) -> Result<i32, Errno> {
+pub fn assign_resample(vm: &VmFd, trigger: &impl AsRawFd, resamplefd: &impl AsRawFd, gsi: u32) -> Result<i32, Errno> {
     irqfd(
         vm,
         trigger.as_raw_fd(),
@@ -109,14 +104,7 @@ pub fn irq_line_status(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
 }
 
 /// `KVM_IOEVENTFD` with these very fields.
-pub fn ioeventfd(
-    vm: &VmFd,
-    fd: RawFd,
-    addr: u64,
-    len: u32,
-    flags: u32,
-    datamatch: u64,
-) -> Result<i32, Errno> {
+pub fn ioeventfd(vm: &VmFd, fd: RawFd, addr: u64, len: u32, flags: u32, datamatch: u64) -> Result<i32, Errno> {
     let arg = kvm_ioeventfd {
         datamatch,
         addr,
@@ -170,16 +158,8 @@ pub fn route_to_msi(gsi: u32, address: u32, data: u32) -> kvm_irq_routing_entry 
 /// The table a full irqchip starts with: GSIs 0-15 to a PIC pin and to the IOAPIC pin of the same number, 16-23 to the IOAPIC.
 pub fn default_routes() -> Vec<kvm_irq_routing_entry> {
     let pic = |gsi: u32| match gsi {
-        0..8 => Some(route_to_chip(
-            gsi,
-            kvm_bindings::KVM_IRQCHIP_PIC_MASTER,
-            gsi,
-        )),
-        8..16 => Some(route_to_chip(
-            gsi,
-            kvm_bindings::KVM_IRQCHIP_PIC_SLAVE,
-            gsi - 8,
-        )),
+        0..8 => Some(route_to_chip(gsi, kvm_bindings::KVM_IRQCHIP_PIC_MASTER, gsi)),
+        8..16 => Some(route_to_chip(gsi, kvm_bindings::KVM_IRQCHIP_PIC_SLAVE, gsi - 8)),
         _ => None,
     };
     (0..24)
@@ -195,9 +175,7 @@ pub fn default_routes() -> Vec<kvm_irq_routing_entry> {
 ///
 /// EEXIST when one is already queued, ENXIO when the VM has an in-kernel irqchip.
 pub fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<i32, Errno> {
-    let arg = kvm_interrupt {
-        irq: u32::from(vector),
-    };
+    let arg = kvm_interrupt { irq: u32::from(vector) };
     // SAFETY: KVM_INTERRUPT reads a `kvm_interrupt` and writes nothing through the pointer.
     answer(unsafe { ioctl_with_ref(vcpu, nr::KVM_INTERRUPT(), &arg) })
 }

@@ -74,9 +74,7 @@ impl Rig for KernelRig {
     }
 
     fn set_line(&mut self, gsi: u32, high: bool) -> Delivery {
-        match ioctl::irq_line_status(self.machine.vm(), gsi, high.into())
-            .expect("KVM_IRQ_LINE_STATUS")
-        {
+        match ioctl::irq_line_status(self.machine.vm(), gsi, high.into()).expect("KVM_IRQ_LINE_STATUS") {
             ..0 => Delivery::Ignored,
             0 => Delivery::Coalesced,
             1.. => Delivery::Delivered,
@@ -245,8 +243,7 @@ impl Irqfd {
         }
         match self.resample {
             Some(_) => {
-                ioctl::assign_resample(&self.vm, &keeper.trigger, &keeper.resample, self.gsi)
-                    .expect("KVM_IRQFD");
+                ioctl::assign_resample(&self.vm, &keeper.trigger, &keeper.resample, self.gsi).expect("KVM_IRQFD");
                 self.deassign();
                 self.assign();
                 ioctl::deassign(&self.vm, &keeper.trigger, self.gsi).expect("KVM_IRQFD(DEASSIGN)");

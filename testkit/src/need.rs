@@ -45,10 +45,7 @@ pub struct Missing {
 impl Need {
     /// Tries whether the host has it. The first call for a need that takes a VM tries; later calls repeat the answer.
     pub fn probe(self) -> Result<(), Missing> {
-        fn once(
-            cell: &OnceLock<Result<(), String>>,
-            probe: fn() -> Result<(), String>,
-        ) -> Result<(), String> {
+        fn once(cell: &OnceLock<Result<(), String>>, probe: fn() -> Result<(), String>) -> Result<(), String> {
             cell.get_or_init(probe).clone()
         }
         static KVM: OnceLock<Result<(), String>> = OnceLock::new();
@@ -58,12 +55,7 @@ impl Need {
         static LAPIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
         static PIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
 
-        let facility = |answer: Result<(), String>| {
-            answer.map_err(|reason| Missing {
-                reason,
-                facility: true,
-            })
-        };
+        let facility = |answer: Result<(), String>| answer.map_err(|reason| Missing { reason, facility: true });
         let elsewhere = |answer: Result<(), String>| {
             answer.map_err(|reason| Missing {
                 reason,
@@ -87,9 +79,7 @@ impl Need {
                 elsewhere(once(&PIC_EOI, genuine_pic_eoi))
             }
             Need::KernelAtLeast(major, minor) => elsewhere(kernel_at_least(major, minor)),
-            Need::Host(name, probe) => {
-                elsewhere(probe().map_err(|reason| format!("{name}: {reason}")))
-            }
+            Need::Host(name, probe) => elsewhere(probe().map_err(|reason| format!("{name}: {reason}"))),
         }
     }
 }
@@ -127,9 +117,7 @@ const VECTOR: u8 = 0x31;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn signal(trigger: &EventFd) -> Result<(), String> {
-    trigger
-        .write(1)
-        .map_err(|e| format!("write to an eventfd: {e}"))
+    trigger.write(1).map_err(|e| format!("write to an eventfd: {e}"))
 }
 
 fn accept_mode() -> Result<(), String> {
@@ -165,9 +153,7 @@ fn genuine_lapic_eoi() -> Result<(), String> {
         }
     };
     if taken != Some(VECTOR) {
-        return Err(format!(
-            "the CPU took {taken:?} instead of vector {VECTOR:#x}"
-        ));
+        return Err(format!("the CPU took {taken:?} instead of vector {VECTOR:#x}"));
     }
     ended_only_by("the LAPIC", &resample, || drop(machine.eoi()))
 }
@@ -187,10 +173,7 @@ fn genuine_pic_eoi() -> Result<(), String> {
         }
     };
     if taken != Some(0x20 + IRQ) {
-        return Err(format!(
-            "the CPU took {taken:?} instead of vector {:#x}",
-            0x20 + IRQ
-        ));
+        return Err(format!("the CPU took {taken:?} instead of vector {:#x}", 0x20 + IRQ));
     }
     ended_only_by("the 8259", &resample, || machine.pic_eoi(PicChip::Master))
 }
@@ -198,9 +181,7 @@ fn genuine_pic_eoi() -> Result<(), String> {
 /// The negative control: in service, without the EOI, nothing may have been resampled.
 fn ended_only_by(chip: &str, resample: &EventFd, eoi: impl FnOnce()) -> Result<(), String> {
     if count(resample) != 0 {
-        return Err(format!(
-            "{chip} of this host ends interrupts as it injects them"
-        ));
+        return Err(format!("{chip} of this host ends interrupts as it injects them"));
     }
     eoi();
     match count(resample) {
@@ -215,9 +196,7 @@ fn kernel_at_least(major: u32, minor: u32) -> Result<(), String> {
     match version(&release) {
         Some(have) if have >= (major, minor) => Ok(()),
         Some(_) => Err(format!("needs Linux {major}.{minor}, this is {release}")),
-        None => Err(format!(
-            "needs Linux {major}.{minor}, cannot read version {release:?}"
-        )),
+        None => Err(format!("needs Linux {major}.{minor}, cannot read version {release:?}")),
     }
 }
 

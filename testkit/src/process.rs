@@ -23,12 +23,8 @@ pub struct ThreadIo {
 ///
 /// Asking is itself one read, counted after its answer is made: subtract with [`ThreadIo::since`].
 pub fn thread_io() -> ThreadIo {
-    let file = open(
-        "/proc/thread-self/io",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .expect("/proc/thread-self/io, which needs CONFIG_TASK_IO_ACCOUNTING");
+    let file = open("/proc/thread-self/io", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .expect("/proc/thread-self/io, which needs CONFIG_TASK_IO_ACCOUNTING");
     // One read call, whatever the content: seven short lines fit.
     let mut text = [0; 512];
     let n = rustix::io::read(&file, &mut text).expect("read /proc/thread-self/io");
@@ -64,24 +60,12 @@ mod tests {
     fn thread_io_counts_exactly() {
         let event = EventFd::new(0).unwrap();
         let before = thread_io();
-        assert_eq!(
-            thread_io().since(before),
-            ThreadIo {
-                reads: 0,
-                writes: 0
-            }
-        );
+        assert_eq!(thread_io().since(before), ThreadIo { reads: 0, writes: 0 });
         let before = thread_io();
         for _ in 0..3 {
             event.write(1).unwrap();
         }
         event.read().unwrap();
-        assert_eq!(
-            thread_io().since(before),
-            ThreadIo {
-                reads: 1,
-                writes: 3
-            }
-        );
+        assert_eq!(thread_io().since(before), ThreadIo { reads: 1, writes: 3 });
     }
 }

@@ -44,10 +44,7 @@ pub(crate) const CATCHER_SIZE: u64 = 4;
 ///
 /// # Panics
 /// When an instruction cannot be encoded, with the assembler's message.
-pub fn assemble(
-    at: u64,
-    body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Vec<u8> {
+pub fn assemble(at: u64, body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let assembled = CodeAssembler::new(16).and_then(|mut assembler| {
         body(&mut assembler)?;
         assembler.assemble(at)

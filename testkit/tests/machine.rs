@@ -20,11 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn main() -> ExitCode {
     Suite::new("machine")
-        .test(
-            "run_gives_exits_and_answers",
-            &[Need::Kvm],
-            run_gives_exits_and_answers,
-        )
+        .test("run_gives_exits_and_answers", &[Need::Kvm], run_gives_exits_and_answers)
         .test(
             "registers_by_guest_instructions",
             &[Need::FullIrqchip],
@@ -35,11 +31,7 @@ fn main() -> ExitCode {
             &[Need::AcceptMode],
             accept_mode,
         )
-        .test(
-            "pic_interrupt_stays_until_ocw2",
-            &[Need::GenuinePicEoi],
-            pic_interrupt,
-        )
+        .test("pic_interrupt_stays_until_ocw2", &[Need::GenuinePicEoi], pic_interrupt)
         .test(
             "handler_replaces_catcher",
             &[Need::FullIrqchip],
@@ -50,11 +42,7 @@ fn main() -> ExitCode {
             &[Need::SplitIrqchip],
             split_eoi_exit,
         )
-        .test(
-            "bare_ioctls_give_the_kernels_errno",
-            &[Need::FullIrqchip],
-            bare_ioctls,
-        )
+        .test("bare_ioctls_give_the_kernels_errno", &[Need::FullIrqchip], bare_ioctls)
         .run()
 }
 
@@ -91,10 +79,7 @@ fn run_gives_exits_and_answers() {
                     port: 0x300,
                     data: vec![0xef, 0xbe]
                 },
-                Exit::PioRead {
-                    port: 0x300,
-                    len: 1
-                },
+                Exit::PioRead { port: 0x300, len: 1 },
             ]
         );
         assert_eq!(run.end, End::Exit(0x5a));
@@ -156,10 +141,7 @@ fn pic_interrupt() {
     trigger.write(1).unwrap();
     let deadline = soon();
     while machine.pic(PicChip::Master).irr & (1 << 5) == 0 {
-        assert!(
-            Instant::now() < deadline,
-            "the trigger did not reach the 8259"
-        );
+        assert!(Instant::now() < deadline, "the trigger did not reach the 8259");
     }
     assert_eq!(machine.take_interrupt(), Some(0x25));
     assert_eq!(machine.pic(PicChip::Master).isr, 1 << 5);

@@ -50,6 +50,8 @@ pub(crate) enum Resample {
 /// One irqfd, with everything that its deassign needs.
 #[derive(Debug)]
 pub(crate) struct Irqfd {
+    // First, so that it is given back before the eventfd is closed: the kernel gives the number to another one then.
+    _claim: Claim,
     pub(crate) token: u64,
     pub(crate) purpose: Use,
     pub(crate) trigger: Arc<Event>,
@@ -57,7 +59,6 @@ pub(crate) struct Irqfd {
     pub(crate) key: Option<SourceKey>,
     /// A listener is bound by key.
     pub(crate) has_listener: bool,
-    _claim: Claim,
 }
 
 impl Irqfd {
@@ -65,13 +66,13 @@ impl Irqfd {
     pub(crate) fn new(token: u64, purpose: Use, gsi: Gsi, trigger: Arc<Event>, resample: Resample) -> Result<Self> {
         let claim = Claim::new(&trigger, "KVM_IRQFD", gsi)?;
         Ok(Self {
+            _claim: claim,
             token,
             purpose,
             trigger,
             resample,
             key: None,
             has_listener: false,
-            _claim: claim,
         })
     }
 

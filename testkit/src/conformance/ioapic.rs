@@ -129,6 +129,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
                     line.trigger();
                     asserted += 1;
                 }
+                thread::yield_now();
                 resampled += line.n();
                 assert!(
                     resampled <= asserted,
@@ -138,10 +139,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
             asserted
         }
     };
-    let device = thread::Builder::new()
-        .name("device".into())
-        .spawn(device)
-        .unwrap();
+    let device = thread::Builder::new().name("device".into()).spawn(device).unwrap();
     let mut interrupts = 0;
     let mut last = Instant::now();
     while !device.is_finished() {
@@ -386,10 +384,7 @@ pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
         let mut accepted = rig.accept();
         if accepted.is_none() {
             while accepted.is_none() {
-                assert!(
-                    start.elapsed() < Duration::from_secs(5),
-                    "no interrupt after EOI {eoi}"
-                );
+                assert!(start.elapsed() < Duration::from_secs(5), "no interrupt after EOI {eoi}");
                 accepted = rig.accept();
             }
             pauses.push((eoi, start.elapsed()));
@@ -423,11 +418,7 @@ pub fn row_50_delivery_status_of_a_plain_line(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
     rig.set_rte(PIN, EDGE_ENTRY);
     assert_eq!(rig.set_line(PIN, true), Delivery::Delivered, "edge");
-    assert_eq!(
-        rig.set_line(PIN, true),
-        Delivery::Coalesced,
-        "edge, high already"
-    );
+    assert_eq!(rig.set_line(PIN, true), Delivery::Coalesced, "edge, high already");
 }
 
 /// Every source of a GSI is told, also one that did not assert.

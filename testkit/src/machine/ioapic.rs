@@ -15,9 +15,7 @@ impl Machine {
             chip_id: KVM_IRQCHIP_IOAPIC,
             ..Default::default()
         };
-        self.vm
-            .get_irqchip(&mut chip)
-            .expect("KVM_GET_IRQCHIP(IOAPIC)");
+        self.vm.get_irqchip(&mut chip).expect("KVM_GET_IRQCHIP(IOAPIC)");
         // SAFETY: every bit pattern is a valid `kvm_ioapic_state`, and the kernel has written one for this chip_id.
         unsafe { chip.chip.ioapic }
     }

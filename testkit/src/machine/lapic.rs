@@ -61,10 +61,7 @@ impl Lapic {
     /// Registers hold 32 vectors each, 16 bytes apart; each of their bytes holds 8.
     fn place(register: usize, vector: u8) -> (usize, u8) {
         let vector = usize::from(vector);
-        (
-            register + vector / 32 * 16 + vector % 32 / 8,
-            1 << (vector % 8),
-        )
+        (register + vector / 32 * 16 + vector % 32 / 8, 1 << (vector % 8))
     }
 
     fn bit(&self, register: usize, vector: u8) -> bool {
@@ -106,6 +103,8 @@ impl Machine {
             if accepted.is_some() || Instant::now() >= deadline {
                 return accepted;
             }
+            // The kernel's work queue may need this very CPU to bring the interrupt.
+            std::thread::yield_now();
         }
     }
 
@@ -121,10 +120,7 @@ impl Machine {
 
     /// Sets or clears the software enable bit of the LAPIC (the spurious vector is 0xff).
     pub fn set_lapic_enabled(&mut self, enabled: bool) {
-        self.wrmsr(
-            MSR_SVR,
-            SPURIOUS_VECTOR | if enabled { SVR_ENABLE } else { 0 },
-        );
+        self.wrmsr(MSR_SVR, SPURIOUS_VECTOR | if enabled { SVR_ENABLE } else { 0 });
     }
 
     /// Lets the 8259's output reach the CPU through LVT0, or not.

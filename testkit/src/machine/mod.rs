@@ -14,17 +14,14 @@ use std::sync::Arc;
 
 use iced_x86::code_asm::{al, dx, eax, ebx, ecx, ptr};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 
-use crate::program::{
-    CATCHER_SIZE, CATCHERS, EXIT_PORT, IRQ_PORT, PROGRAM, STACK, STUBS, assemble,
-};
+use crate::program::{CATCHER_SIZE, CATCHERS, EXIT_PORT, IRQ_PORT, PROGRAM, STACK, STUBS, assemble};
 
 pub use lapic::Lapic;
 pub use pic::PicChip;
@@ -100,14 +97,12 @@ impl MachineBuilder {
         let kvm = Kvm::new().map_err(at_step("open /dev/kvm"))?;
         let vm = kvm.create_vm().map_err(at_step("KVM_CREATE_VM"))?;
         // Outside the memory of any test; only Intel hosts without unrestricted guests use it.
-        vm.set_tss_address(0xfffb_d000)
-            .map_err(at_step("KVM_SET_TSS_ADDR"))?;
+        vm.set_tss_address(0xfffb_d000).map_err(at_step("KVM_SET_TSS_ADDR"))?;
         match self.irqchip {
-            Irqchip::Full => vm
-                .create_irq_chip()
-                .map_err(at_step("KVM_CREATE_IRQCHIP"))?,
-            Irqchip::Split => enable_cap(&vm, KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS.into())
-                .map_err(at_step("KVM_CAP_SPLIT_IRQCHIP"))?,
+            Irqchip::Full => vm.create_irq_chip().map_err(at_step("KVM_CREATE_IRQCHIP"))?,
+            Irqchip::Split => {
+                enable_cap(&vm, KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS.into()).map_err(at_step("KVM_CAP_SPLIT_IRQCHIP"))?
+            }
             Irqchip::None => {}
         }
         for (cap, argument) in self.caps {
@@ -125,8 +120,7 @@ impl MachineBuilder {
             };
             // SAFETY: the range is a mapping owned by `memory`. Only a vCPU reaches it through KVM, and the machine owns the
             // one vCPU beside `memory` and drops it first.
-            unsafe { vm.set_user_memory_region(region) }
-                .map_err(at_step("KVM_SET_USER_MEMORY_REGION"))?;
+            unsafe { vm.set_user_memory_region(region) }.map_err(at_step("KVM_SET_USER_MEMORY_REGION"))?;
         }
 
         let vcpu = vm.create_vcpu(0).map_err(at_step("KVM_CREATE_VCPU"))?;
@@ -379,20 +373,8 @@ impl Machine {
                     },
                     None,
                 ),
-                VcpuExit::IoIn(port, data) => (
-                    Exit::PioRead {
-                        port,
-                        len: data.len(),
-                    },
-                    Some(data),
-                ),
-                VcpuExit::MmioRead(addr, data) => (
-                    Exit::MmioRead {
-                        addr,
-                        len: data.len(),
-                    },
-                    Some(data),
-                ),
+                VcpuExit::IoIn(port, data) => (Exit::PioRead { port, len: data.len() }, Some(data)),
+                VcpuExit::MmioRead(addr, data) => (Exit::MmioRead { addr, len: data.len() }, Some(data)),
                 VcpuExit::IoapicEoi(vector) => (Exit::IoapicEoi(vector), None),
                 other => panic!("unexpected exit {other:?}"),
             };

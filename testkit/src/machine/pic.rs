@@ -17,11 +17,7 @@ pub enum PicChip {
 impl PicChip {
     /// The chip an IRQ (0-15) is on.
     pub fn of(irq: u8) -> Self {
-        if irq < 8 {
-            PicChip::Master
-        } else {
-            PicChip::Slave
-        }
+        if irq < 8 { PicChip::Master } else { PicChip::Slave }
     }
 
     fn command_port(self) -> u16 {
@@ -54,9 +50,7 @@ impl Machine {
             chip_id,
             ..Default::default()
         };
-        self.vm
-            .get_irqchip(&mut state)
-            .expect("KVM_GET_IRQCHIP(PIC)");
+        self.vm.get_irqchip(&mut state).expect("KVM_GET_IRQCHIP(PIC)");
         // SAFETY: every bit pattern is a valid `kvm_pic_state`, and the kernel has written one for this chip_id.
         unsafe { state.chip.pic }
     }

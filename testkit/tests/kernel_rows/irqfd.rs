@@ -9,9 +9,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use testkit::counter::{HoldsEventFd, count};
 use testkit::harness::Suite;
-use testkit::ioctl::{
-    self, KVM_IRQFD_FLAG_DEASSIGN as DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE as RESAMPLE,
-};
+use testkit::ioctl::{self, KVM_IRQFD_FLAG_DEASSIGN as DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE as RESAMPLE};
 use testkit::machine::{Irqchip, Machine};
 use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED};
@@ -30,16 +28,8 @@ pub fn add(suite: Suite) -> Suite {
             row_01,
         )
         .test("irqfd::row_02_no_irqchip", any, row_02)
-        .test(
-            "irqfd::row_03_split_refuses_resample",
-            &[Need::SplitIrqchip],
-            row_03,
-        )
-        .test(
-            "irqfd::row_04_split_claims_resample",
-            &[Need::SplitIrqchip],
-            row_04,
-        )
+        .test("irqfd::row_03_split_refuses_resample", &[Need::SplitIrqchip], row_03)
+        .test("irqfd::row_04_split_claims_resample", &[Need::SplitIrqchip], row_04)
         .test("irqfd::row_05_bad_trigger", full, row_05)
         .test("irqfd::row_06_bad_resamplefd_leaves_nothing", full, row_06)
         .test("irqfd::row_07_bound_is_busy", full, row_07)
@@ -56,30 +46,14 @@ pub fn add(suite: Suite) -> Suite {
         .test("irqfd::row_10_deassign_of_nothing_succeeds", full, row_10)
         .test("irqfd::row_11_deassign_of_bad_fd", full, row_11)
         .test("irqfd::row_12_deassign_ignores_resamplefd", full, row_12)
-        .test(
-            "irqfd::row_13_any_gsi_is_taken_and_swallows",
-            accept,
-            row_13,
-        )
+        .test("irqfd::row_13_any_gsi_is_taken_and_swallows", accept, row_13)
         .test("irqfd::row_16_vm_gone_frees_the_trigger", full, row_16)
-        .test(
-            "irqfd::row_19_resamplefd_closed_by_its_owner",
-            accept,
-            row_19,
-        )
-        .test(
-            "irqfd::row_20_count_before_assign_is_injected_and_kept",
-            accept,
-            row_20,
-        )
+        .test("irqfd::row_19_resamplefd_closed_by_its_owner", accept, row_19)
+        .test("irqfd::row_20_count_before_assign_is_injected_and_kept", accept, row_20)
         .test("irqfd::row_21_nobody_else_sees_the_trigger", accept, row_21)
         .test("irqfd::row_22_resample_wakes_epoll", accept, row_22)
         .test("irqfd::row_24_any_count_is_one_event", accept, row_24)
-        .test(
-            "irqfd::row_25_own_resamplefd_as_trigger_never_ends",
-            accept,
-            row_25,
-        )
+        .test("irqfd::row_25_own_resamplefd_as_trigger_never_ends", accept, row_25)
         .test("irqfd::row_26_irqchip_after_a_failed_assign", full, row_26)
 }
 
@@ -111,13 +85,7 @@ fn row_01() {
         let machine = machine(irqchip);
         for unknown in [1 << 2, 1 << 31] {
             for flags in [unknown, unknown | DEASSIGN, unknown | RESAMPLE] {
-                let answer = ioctl::irqfd(
-                    machine.vm(),
-                    trigger.as_raw_fd(),
-                    GSI,
-                    flags,
-                    trigger.as_raw_fd(),
-                );
+                let answer = ioctl::irqfd(machine.vm(), trigger.as_raw_fd(), GSI, flags, trigger.as_raw_fd());
                 assert_eq!(answer, Err(Errno::INVAL), "{irqchip:?}, flags {flags:#x}");
             }
         }
@@ -127,10 +95,7 @@ fn row_01() {
 fn row_02() {
     let machine = machine(Irqchip::None);
     let (trigger, resample) = (eventfd(), eventfd());
-    assert_eq!(
-        ioctl::assign_edge(machine.vm(), &trigger, GSI),
-        Err(Errno::INVAL)
-    );
+    assert_eq!(ioctl::assign_edge(machine.vm(), &trigger, GSI), Err(Errno::INVAL));
     assert_eq!(
         ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI),
         Err(Errno::INVAL)
@@ -151,12 +116,7 @@ fn row_03() {
 
 fn row_04() {
     let machine = machine(Irqchip::Split);
-    assert_eq!(
-        machine
-            .vm()
-            .check_extension_raw(KVM_CAP_IRQFD_RESAMPLE.into()),
-        1
-    );
+    assert_eq!(machine.vm().check_extension_raw(KVM_CAP_IRQFD_RESAMPLE.into()), 1);
 }
 
 fn row_05() {
@@ -170,8 +130,7 @@ fn row_05() {
 fn row_06() {
     let machine = Machine::full();
     let trigger = eventfd();
-    let assign =
-        |resamplefd| ioctl::irqfd(machine.vm(), trigger.as_raw_fd(), GSI, RESAMPLE, resamplefd);
+    let assign = |resamplefd| ioctl::irqfd(machine.vm(), trigger.as_raw_fd(), GSI, RESAMPLE, resamplefd);
     assert_eq!(assign(-1), Err(Errno::BADF));
     assert_eq!(assign(pipe().as_raw_fd()), Err(Errno::INVAL));
     assert_eq!(ioctl::assign_edge(machine.vm(), &trigger, GSI), Ok(0));
@@ -188,10 +147,7 @@ fn row_07() {
         ioctl::assign_edge(vm, &trigger.try_clone().unwrap(), GSI),
         Err(Errno::BUSY)
     );
-    assert_eq!(
-        ioctl::assign_resample(vm, &trigger, &resample, GSI),
-        Err(Errno::BUSY)
-    );
+    assert_eq!(ioctl::assign_resample(vm, &trigger, &resample, GSI), Err(Errno::BUSY));
     ioctl::deassign(vm, &trigger, GSI).unwrap();
     assert_eq!(ioctl::assign_resample(vm, &trigger, &resample, GSI), Ok(0));
 }
@@ -200,10 +156,7 @@ fn row_08() {
     let (first, second) = (Machine::full(), Machine::full());
     let trigger = eventfd();
     assert_eq!(ioctl::assign_edge(first.vm(), &trigger, GSI), Ok(0));
-    assert_eq!(
-        ioctl::assign_edge(second.vm(), &trigger, GSI),
-        Err(Errno::BUSY)
-    );
+    assert_eq!(ioctl::assign_edge(second.vm(), &trigger, GSI), Err(Errno::BUSY));
     ioctl::deassign(first.vm(), &trigger, GSI).unwrap();
     assert_eq!(ioctl::assign_edge(second.vm(), &trigger, GSI), Ok(0));
 }
@@ -234,20 +187,11 @@ fn row_11() {
 fn row_12() {
     let (machine, trigger, resample) = level_machine();
     assert_eq!(
-        ioctl::irqfd(
-            machine.vm(),
-            trigger.as_raw_fd(),
-            GSI,
-            DEASSIGN | RESAMPLE,
-            -1
-        ),
+        ioctl::irqfd(machine.vm(), trigger.as_raw_fd(), GSI, DEASSIGN | RESAMPLE, -1),
         Ok(0)
     );
     // Really unbound: it can be bound again.
-    assert_eq!(
-        ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI),
-        Ok(0)
-    );
+    assert_eq!(ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI), Ok(0));
 }
 
 fn row_13() {
@@ -376,10 +320,7 @@ fn row_25() {
     let mut machine = Machine::full();
     machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
     let trigger = eventfd();
-    assert_eq!(
-        ioctl::assign_resample(machine.vm(), &trigger, &trigger, GSI),
-        Ok(0)
-    );
+    assert_eq!(ioctl::assign_resample(machine.vm(), &trigger, &trigger, GSI), Ok(0));
     trigger.write(1).unwrap();
     for round in 0..100 {
         assert_eq!(machine.accept_by(soon()), Some(VECTOR), "round {round}");
@@ -397,10 +338,7 @@ fn row_25() {
 fn row_26() {
     let vm = Kvm::new().unwrap().create_vm().unwrap();
     let (trigger, resample) = (eventfd(), eventfd());
-    assert_eq!(
-        ioctl::assign_resample(&vm, &trigger, &resample, GSI),
-        Err(Errno::INVAL)
-    );
+    assert_eq!(ioctl::assign_resample(&vm, &trigger, &resample, GSI), Err(Errno::INVAL));
     vm.create_irq_chip().unwrap();
     assert_eq!(ioctl::assign_resample(&vm, &trigger, &resample, GSI), Ok(0));
 }

@@ -39,11 +39,7 @@ pub fn add(suite: Suite) -> Suite {
             &[Need::AcceptMode],
             row_62,
         )
-        .test(
-            "lines::row_63_flaw_plain_level_lost_at_unmask",
-            unmask_resample,
-            row_63,
-        )
+        .test("lines::row_63_flaw_plain_level_lost_at_unmask", unmask_resample, row_63)
         .test(
             "lines::row_64_flaw_phantom_after_unmask_resample",
             unmask_resample,

@@ -28,16 +28,8 @@ pub fn add(suite: Suite) -> Suite {
             &[Need::AcceptMode],
             row_68,
         )
-        .test(
-            "routing::row_69_last_gsi_of_a_pin_is_told",
-            &[Need::AcceptMode],
-            row_69,
-        )
-        .test(
-            "routing::row_70_resample_on_an_msi_route",
-            &[Need::AcceptMode],
-            row_70,
-        )
+        .test("routing::row_69_last_gsi_of_a_pin_is_told", &[Need::AcceptMode], row_69)
+        .test("routing::row_70_resample_on_an_msi_route", &[Need::AcceptMode], row_70)
         .test(
             "routing::row_71_refused_tables",
             &[Need::FullIrqchip, Need::SplitIrqchip],
@@ -132,17 +124,11 @@ fn row_69() {
 fn row_70() {
     let mut machine = Machine::full();
     assert_eq!(
-        ioctl::set_gsi_routing(
-            machine.vm(),
-            &[route_to_msi(GSI, 0xfee0_0000, VECTOR.into())]
-        ),
+        ioctl::set_gsi_routing(machine.vm(), &[route_to_msi(GSI, 0xfee0_0000, VECTOR.into())]),
         Ok(0)
     );
     let (trigger, resample) = (eventfd(), eventfd());
-    assert_eq!(
-        ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI),
-        Ok(0)
-    );
+    assert_eq!(ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI), Ok(0));
     for round in 0..3 {
         trigger.write(1).unwrap();
         flush(&machine, &trigger, Some(&resample), GSI);
@@ -160,10 +146,7 @@ fn row_71() {
     let ioapic = |gsi, pin| route_to_chip(gsi, KVM_IRQCHIP_IOAPIC, pin);
     assert_eq!(set(&[ioapic(4095, 4)]), Ok(0));
     assert_eq!(set(&[ioapic(4096, 4)]), Err(Errno::INVAL));
-    assert_eq!(
-        set(&[ioapic(4, 4), route_to_chip(4, KVM_IRQCHIP_PIC_MASTER, 4)]),
-        Ok(0)
-    );
+    assert_eq!(set(&[ioapic(4, 4), route_to_chip(4, KVM_IRQCHIP_PIC_MASTER, 4)]), Ok(0));
     assert_eq!(set(&[ioapic(4, 4), ioapic(4, 5)]), Err(Errno::INVAL));
     assert_eq!(
         set(&[ioapic(4, 4), route_to_msi(4, 0xfee0_0000, 0x41)]),
@@ -173,10 +156,7 @@ fn row_71() {
     assert_eq!(set(&[ioapic(4, 24)]), Err(Errno::INVAL));
     assert_eq!(set(&[]), Ok(0));
     let split = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
-    assert_eq!(
-        ioctl::set_gsi_routing(split.vm(), &[ioapic(4, 4)]),
-        Err(Errno::INVAL)
-    );
+    assert_eq!(ioctl::set_gsi_routing(split.vm(), &[ioapic(4, 4)]), Err(Errno::INVAL));
     assert_eq!(
         ioctl::set_gsi_routing(split.vm(), &[route_to_msi(4, 0xfee0_0000, 0x41)]),
         Ok(0)
