@@ -10,8 +10,9 @@ use crate::irq_line::IrqLinePin;
 use crate::irqfds::{Resample, Use};
 use crate::{Error, Result, Route, Routes};
 
-/// A change of the routing table that is being put together. It holds the configuration lock; sources and notifiers go on
-/// working, and none can be added until it is [committed](Self::commit) or dropped.
+/// A change of the routing table that is being put together. It holds the configuration lock: sources and notifiers go on
+/// working, but adding or dropping one waits until this is [committed](Self::commit) or dropped. A thread that does so while it
+/// holds a change of its own waits for itself.
 ///
 /// A line whose route changes is off while the table is exchanged: a level that KVM still held for the old pin would be delivered
 /// for ever, and nothing would lower it. Nothing is lost by that. A trigger that is signalled meanwhile fires after it, and
