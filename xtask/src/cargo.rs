@@ -69,8 +69,10 @@ impl Workspace {
         Ok(Self { packages })
     }
 
-    /// Builds the test programs of `packages` (all when empty) with all features, and lists them in cargo's order.
+    /// Builds the test programs of `packages` (all when empty) with all features, and lists them by
+    /// package, unit tests first.
     pub fn build_tests(&self, packages: &[String]) -> Result<Vec<TestProgram>> {
+        self.check(packages)?;
         let output = cargo()
             .args(["test", "--no-run", "--all-features"])
             .arg("--message-format=json-render-diagnostics")
@@ -88,7 +90,30 @@ impl Workspace {
             };
             programs.extend(self.test_program(&message));
         }
+        // Cargo announces what it compiled in the order in which that was ready.
+        programs.sort_by(|a, b| (&a.package, &a.source).cmp(&(&b.package, &b.source)));
         Ok(programs)
+    }
+
+    /// Refuses a name that is no package of the workspace, in clearer words than cargo's.
+    fn check(&self, packages: &[String]) -> Result<()> {
+        let names: Vec<&str> = self
+            .packages
+            .iter()
+            .map(|package| package.name.as_str())
+            .collect();
+        match packages
+            .iter()
+            .find(|package| !names.contains(&package.as_str()))
+        {
+            None => Ok(()),
+            Some(unknown) => {
+                bail!(
+                    "the workspace has no package `{unknown}`; it has {}",
+                    names.join(", ")
+                )
+            }
+        }
     }
 
     /// The test program that one message of cargo announces, if it announces one.

@@ -20,7 +20,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Run every test of the workspace and count passes, failures and skips apart
     Test(test::Options),
 }
 

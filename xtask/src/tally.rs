@@ -69,7 +69,12 @@ impl Outcome {
             "ok" => Some(Self::Ok),
             "FAILED" => Some(Self::Failed),
             "ignored" => Some(Self::Ignored("ignored".to_owned())),
-            other => Some(Self::Ignored(other.strip_prefix("ignored, ")?.to_owned())),
+            other => {
+                // The comma is libtest's, the parentheses are libtest-mimic's.
+                let bracketed = || other.strip_prefix("ignored (")?.strip_suffix(')');
+                let reason = other.strip_prefix("ignored, ").or_else(bracketed)?;
+                Some(Self::Ignored(reason.to_owned()))
+            }
         }
     }
 }
@@ -358,11 +363,14 @@ mod tests {
     #[test]
     fn a_skip_announced_and_reported_ignored_counts_once() {
         let tally = count(&format!(
-            "running 1 test\nskip: s::needs_kvm: no /dev/kvm\nskip: s::needs_kvm: no /dev/kvm\n\
-             test needs_kvm ... ignored, no /dev/kvm\n\n\
-             test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; {RESULT}\n"
+            "running 2 tests\nskip: s::a: no /dev/kvm\nskip: s::a: no /dev/kvm\n\
+             test a ... ignored (no /dev/kvm)\ntest b ... ignored (no VFIO)\n\n\
+             test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; {RESULT}\n"
         ));
-        assert_eq!(tally.skipped, [skip("s::needs_kvm", "no /dev/kvm")]);
+        assert_eq!(
+            tally.skipped,
+            [skip("s::b", "no VFIO"), skip("s::a", "no /dev/kvm")]
+        );
         assert!(!tally.all_is_well());
     }
 
