@@ -290,9 +290,7 @@ fn is_named(id: &str, name: &str) -> bool {
 /// Name and rest of a line `test NAME ... REST`.
 fn test_line(line: &str) -> Option<(String, &str)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    let name = name.trim_end();
-    let name = name.strip_suffix(" - should panic").unwrap_or(name);
-    Some((name.to_owned(), rest))
+    Some((name.trim_end().to_owned(), rest))
 }
 
 /// Test and reason of a line `skip: <suite>::<test>: <reason>`, also behind a `test NAME ... ` that was being printed.
@@ -388,6 +386,36 @@ mod tests {
                 failed: vec![],
                 skipped: vec![skip("s::a", "no KVM")]
             }
+        );
+    }
+
+    #[test]
+    fn a_torn_failure_keeps_its_name() {
+        let tally = count_ended(
+            &format!(
+                "running 1 test\ntest a ... skip: s::a: no KVM\nFAILED\n\nfailures:\n\nfailures:\n    a\n\n\
+                 test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; {RESULT}\n"
+            ),
+            false,
+        );
+        assert_eq!(
+            tally,
+            Tally {
+                failed: vec!["s::a".to_owned()],
+                ..Tally::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_lost_line_of_an_ignored_test_is_one_skip() {
+        let tally = count(&format!(
+            "running 2 tests\nskip: s::a: no KVM\nnoise test a ... ignored\nnoise test b ... ignored\n\n\
+             test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; {RESULT}\n"
+        ));
+        assert_eq!(
+            tally.skipped,
+            [skip("s::a", "no KVM"), skip("s::?", "ignored")]
         );
     }
 
