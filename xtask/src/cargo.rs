@@ -12,6 +12,7 @@ use serde_json::Value;
 #[derive(Debug)]
 pub struct Workspace {
     packages: Vec<Package>,
+    target: PathBuf,
 }
 
 #[derive(Debug)]
@@ -21,6 +22,7 @@ struct Package {
     version: String,
     directory: PathBuf,
     has_doctests: bool,
+    binaries: Vec<String>,
 }
 
 /// One compiled test program: unit tests, or one file of `tests/`.
@@ -36,8 +38,17 @@ pub struct TestProgram {
     pub source: PathBuf,
     /// Name of the target: the crate for unit tests, the file for an integration test.
     pub suite: String,
+    /// Whether it is a file of `tests/`.
+    pub is_integration: bool,
     /// The program.
     pub executable: PathBuf,
+}
+
+impl TestProgram {
+    /// The line that announces its run.
+    pub fn heading(&self) -> String {
+        format!("     Running {} ({})", self.source.display(), self.package)
+    }
 }
 
 impl Workspace {
@@ -63,10 +74,51 @@ impl Workspace {
                     directory: manifest.parent().unwrap_or(manifest).to_owned(),
                     has_doctests: array(package, "targets")
                         .any(|target| target.get("doctest") == Some(&Value::Bool(true))),
+                    binaries: array(package, "targets")
+                        .filter(|target| has_kind(target, "bin"))
+                        .filter_map(|target| Some(target.get("name")?.as_str()?.to_owned()))
+                        .collect(),
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { packages })
+        let target = PathBuf::from(text(&metadata, "target_directory")?);
+        Ok(Self { packages, target })
+    }
+
+    /// The directory that cargo builds in.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Those of `names` that are packages of the workspace.
+    pub fn existing<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let exists = |name: &&str| self.packages.iter().any(|package| package.name == *name);
+        names.filter(exists).map(str::to_owned).collect()
+    }
+
+    /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that name.
+    pub fn build_binary(&self, name: &str) -> Result<Option<String>> {
+        let has_it = |package: &&Package| package.binaries.iter().any(|binary| binary == name);
+        let Some(package) = self.packages.iter().find(has_it) else {
+            return Ok(None);
+        };
+        let output = cargo()
+            .args([
+                "build",
+                "--release",
+                "--message-format=json-render-diagnostics",
+            ])
+            .args(["--package", &package.name, "--bin", name])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("{name} does not build");
+        }
+        messages(&output.stdout)
+            .filter_map(|message| Some(message.get("executable")?.as_str()?.to_owned()))
+            .last()
+            .map_or_else(|| bail!("cargo built no {name}"), |path| Ok(Some(path)))
     }
 
     /// Builds the test programs of `packages` (all when empty) with all features, and lists them by
@@ -84,10 +136,7 @@ impl Workspace {
             bail!("the tests do not build");
         }
         let mut programs = Vec::new();
-        for line in output.stdout.split(|&byte| byte == b'\n') {
-            let Ok(message) = serde_json::from_slice::<Value>(line) else {
-                continue;
-            };
+        for message in messages(&output.stdout) {
             programs.extend(self.test_program(&message));
         }
         // Cargo announces what it compiled in the order in which that was ready.
@@ -141,6 +190,7 @@ impl Workspace {
                 .pointer("/target/name")
                 .and_then(Value::as_str)?
                 .to_owned(),
+            is_integration: has_kind(message.get("target")?, "test"),
             executable: executable.into(),
         })
     }
@@ -183,6 +233,17 @@ fn selection(packages: &[String]) -> Vec<String> {
         .iter()
         .map(|package| format!("--package={package}"))
         .collect()
+}
+
+/// The messages of a cargo that was asked for JSON; a build script may have printed between them.
+fn messages(output: &[u8]) -> impl Iterator<Item = Value> {
+    output
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+fn has_kind(target: &Value, kind: &str) -> bool {
+    array(target, "kind").any(|value| value == kind)
 }
 
 fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {

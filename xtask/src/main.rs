@@ -2,6 +2,7 @@
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 
 mod cargo;
+mod lab;
 mod program;
 mod tally;
 mod test;
@@ -21,11 +22,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Test(test::Options),
+    Lab(lab::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
+        Task::Lab(options) => Ok(lab::run(&options)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

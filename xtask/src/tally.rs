@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::process::ExitCode;
 
 /// What some test programs reported.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,26 @@ impl Tally {
         self.skipped.extend(other.skipped);
     }
 
-    /// Whether at least one test ran and none failed.
-    pub fn all_is_well(&self) -> bool {
+    /// Adds one failure.
+    pub fn fail(&mut self, test: String) {
+        self.failed.push(test);
+    }
+
+    /// Adds one test that did not run, and why.
+    pub fn skip(&mut self, test: &str, reason: &str) {
+        self.skipped.push((test.to_owned(), reason.to_owned()));
+    }
+
+    /// Success when at least one test ran and none failed.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.all_is_well() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
+    fn all_is_well(&self) -> bool {
         self.passed > 0 && self.failed.is_empty()
     }
 }
