@@ -126,7 +126,7 @@ impl IoeventBus {
     /// * [`Error::Collision`] (`EEXIST`): a store could match this and an earlier registration of this bus.
     /// * [`Error::Event`] (`EBADF`, `EINVAL`): `event` is closed, or is not an eventfd.
     pub fn register(&self, at: Match, event: Arc<EventFd>) -> Result<Registration, Error> {
-        let event = Event::new(event).map_err(|source| Error::Event { at, source })?;
+        let event = checked(at, event)?;
         let mut books = self.shared.books();
         books.admit_all(&[at])?;
         self.shared
@@ -148,14 +148,10 @@ impl IoeventBus {
         &self,
         set: impl IntoIterator<Item = (Match, Arc<EventFd>)>,
     ) -> Result<Vec<Registration>, Error> {
-        let event = |(at, fd)| match Event::new(fd) {
-            Ok(event) => Ok((at, event)),
-            Err(source) => Err(Error::Event { at, source }),
-        };
         let set = set
             .into_iter()
-            .map(event)
-            .collect::<Result<Vec<(Match, Event)>, Error>>()?;
+            .map(|(at, event)| Ok((at, checked(at, event)?)));
+        let set = set.collect::<Result<Vec<(Match, Event)>, Error>>()?;
         let mut books = self.shared.books();
         books.admit_all(&set.iter().map(|(at, _)| *at).collect::<Vec<_>>())?;
         let inserts: Vec<_> = set
@@ -224,11 +220,12 @@ impl IoeventBus {
             if !registration.is_on(&self.shared) {
                 return Err(Error::OtherBus { at });
             }
-            moves.push((
-                at,
-                at.moved(from, to)
-                    .map_err(|why| Error::Rejected { at, why })?,
-            ));
+            let new = at
+                .moved(from, to)
+                .map_err(|why| Error::Rejected { at, why })?;
+            new.check()
+                .map_err(|why| Error::Rejected { at: new, why })?;
+            moves.push((at, new));
         }
         if from == to {
             return Ok(());
@@ -288,6 +285,12 @@ impl IoeventBus {
     pub fn find(&self, space: Space, address: u64, data: &[u8]) -> Option<Match> {
         Some(self.shared.tables.read().find(space, address, data)?.at)
     }
+}
+
+/// What can be told without the books. In KVM's order: a bad length is reported before a bad fd.
+fn checked(at: Match, event: Arc<EventFd>) -> Result<Event, Error> {
+    at.check().map_err(|why| Error::Rejected { at, why })?;
+    Event::new(event).map_err(|source| Error::Event { at, source })
 }
 
 /// What the handles and the registrations of one bus share.
@@ -395,7 +398,6 @@ impl Books {
     }
 
     fn admit(&mut self, at: &Match) -> Result<(), Error> {
-        at.check().map_err(|why| Error::Rejected { at: *at, why })?;
         if let Some(&window) = self.windows.iter().find(|window| window.touches(at)) {
             return Err(Error::Rejected {
                 at: *at,

@@ -172,7 +172,7 @@ impl Hasher for Folded {
     fn write_u64(&mut self, address: u64) {
         // The fractional part of the golden ratio: odd, and its bits are spread.
         let product = u128::from(self.0 ^ address) * 0x9e37_79b9_7f4a_7c15;
-        #[allow(clippy::cast_possible_truncation, reason = "folding takes both halves")]
+        // Folded from both halves: the low one alone does not see the high bits of the address, nor the high one the low.
         let folded = (product as u64) ^ ((product >> 64) as u64);
         self.0 = folded;
     }
