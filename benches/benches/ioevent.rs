@@ -79,7 +79,7 @@ fn lookups(c: &mut Criterion) {
     }
     group.finish();
 
-    // One address that carries them all, told apart by the value: a walk in KVM, a binary search here.
+    // One address that carries them all, told apart by the value: a walk in KVM, a second lookup here.
     let mut group = c.benchmark_group("find/datamatch");
     for count in [16u32, 256, 4096] {
         let bus = IoeventBus::userspace();

@@ -94,7 +94,7 @@ impl TryFrom<u32> for Length {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Match {
     // The order of the fields is the order of the derived `Ord`: all registrations of one address are neighbours, and
-    // among them all of one length, the one without datamatch first. `collision` and `table` rely on it.
+    // among them all of one length. `collision` relies on it.
     /// The address space.
     pub space: Space,
     /// The guest address of the first byte written.

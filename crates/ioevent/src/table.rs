@@ -2,8 +2,8 @@
 //! The lookup table: from a store to the registration that it matches.
 //!
 //! A hash table by address, one for each space, because a trapped store is looked up far more often than a registration
-//! changes, and nearly every address carries one registration. An address that carries several keeps them sorted, so
-//! that a fan of datamatches costs a binary search here where it costs KVM a walk.
+//! changes, and nearly every address carries one registration. An address that carries several has a second hash table
+//! by value, so that a fan of datamatches costs one more lookup here where it costs KVM a walk.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -94,8 +94,8 @@ pub(crate) struct Row {
 #[derive(Clone, Debug)]
 enum Group {
     One(Row),
-    /// Two or more, sorted by [`Match`]: by length, the one without datamatch before those with.
-    Many(Vec<Row>),
+    /// Since the second one came, until the last one goes.
+    Several(Box<Fan>),
 }
 
 impl Group {
@@ -103,21 +103,19 @@ impl Group {
     fn find(&self, data: &[u8]) -> Option<&Row> {
         match self {
             Self::One(row) => row.at.matches_bytes(data).then_some(row),
-            Self::Many(rows) => find_among(rows, data),
+            Self::Several(fan) => fan.find(data),
         }
     }
 
     fn insert(&mut self, row: Row) {
         match self {
             Self::One(first) => {
-                let mut rows = vec![first.clone(), row];
-                rows.sort_unstable_by_key(|row| row.at);
-                *self = Self::Many(rows);
+                let mut fan = Fan::new();
+                fan.insert(first.clone());
+                fan.insert(row);
+                *self = Self::Several(Box::new(fan));
             }
-            Self::Many(rows) => {
-                let position = rows.partition_point(|other| other.at < row.at);
-                rows.insert(position, row);
-            }
+            Self::Several(fan) => fan.insert(row),
         }
     }
 
@@ -125,35 +123,87 @@ impl Group {
     fn remove(&mut self, at: &Match) -> bool {
         match self {
             Self::One(row) => row.at == *at,
-            Self::Many(rows) => {
-                rows.retain(|row| row.at != *at);
-                if let [last] = rows.as_slice() {
-                    *self = Self::One(last.clone());
-                }
-                false
-            }
+            Self::Several(fan) => fan.remove(at),
         }
     }
 }
 
-/// Out of line: one address with several registrations is the rare case.
-#[inline(never)]
-fn find_among<'a>(rows: &'a [Row], data: &[u8]) -> Option<&'a Row> {
-    // A registration of any length collides with every other, so there is none among several, and only a length that a
-    // registration can name can match.
-    let Written { length, value } = Written::new(data)?;
-    let key = |row: &Row| (row.at.length, row.at.datamatch);
-    // The row with this datamatch, or the one without that precedes where it would be: at most one of them exists.
-    let position = rows.partition_point(|row| key(row) <= (length, Some(value)));
-    let row = rows.get(position.checked_sub(1)?)?;
-    row.at.matches_bytes(data).then_some(row)
+/// Several registrations of one address. None of them is of any length: that one would collide with the rest.
+#[derive(Clone, Debug)]
+struct Fan {
+    /// By [`Length`](crate::Length).
+    lengths: [Values; 5],
+    rows: usize,
 }
 
-/// Hashes one address by a folded multiplication. The seed is random, because a guest chooses where its BARs lie and
+/// The registrations of one address and one length.
+#[derive(Clone, Debug)]
+enum Values {
+    /// The one without datamatch. It collides with those that have one.
+    Any(Row),
+    /// Those with a datamatch, by its value.
+    Each(HashMap<u64, Row, AddressHash>),
+}
+
+impl Values {
+    fn none() -> Self {
+        Self::Each(HashMap::with_hasher(AddressHash::new()))
+    }
+}
+
+impl Fan {
+    fn new() -> Self {
+        Self {
+            lengths: std::array::from_fn(|_| Values::none()),
+            rows: 0,
+        }
+    }
+
+    fn find(&self, data: &[u8]) -> Option<&Row> {
+        let Written { length, value } = Written::new(data)?;
+        match &self.lengths[length as usize] {
+            Values::Any(row) => Some(row),
+            Values::Each(rows) => rows.get(&value),
+        }
+    }
+
+    fn insert(&mut self, row: Row) {
+        self.rows += 1;
+        let values = &mut self.lengths[row.at.length as usize];
+        match (row.at.datamatch, values) {
+            (Some(value), Values::Each(rows)) => {
+                rows.insert(value, row);
+            }
+            (_, values) => *values = Values::Any(row),
+        }
+    }
+
+    fn remove(&mut self, at: &Match) -> bool {
+        self.rows -= 1;
+        let values = &mut self.lengths[at.length as usize];
+        match (at.datamatch, values) {
+            (Some(value), Values::Each(rows)) => {
+                rows.remove(&value);
+            }
+            (_, values) => *values = Values::none(),
+        }
+        self.rows == 0
+    }
+}
+
+/// Hashes one address, or one value, by a folded multiplication. The seed is random, because a guest chooses where its BARs lie and
 /// could otherwise choose addresses that meet in one bucket.
 #[derive(Clone, Copy, Debug)]
 struct AddressHash {
     seed: u64,
+}
+
+impl AddressHash {
+    fn new() -> Self {
+        Self {
+            seed: RandomState::new().hash_one(0),
+        }
+    }
 }
 
 impl BuildHasher for AddressHash {
