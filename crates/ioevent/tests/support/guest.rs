@@ -210,6 +210,21 @@ impl Guest {
         seen
     }
 
+    /// Runs a program of the test's own that only stores, and hands every store that exits to `exit`.
+    pub fn run_with(&mut self, code: &[u8], mut exit: impl FnMut(u64, &[u8])) {
+        let machine = self.machine.as_mut().unwrap();
+        machine.load(Self::PROGRAM, code);
+        machine.set_exit_limit(usize::MAX);
+        machine.run_with(Self::PROGRAM, |seen| {
+            match seen {
+                Exit::MmioWrite { addr, data } => exit(*addr, data),
+                Exit::PioWrite { port, data } => exit((*port).into(), data),
+                other => panic!("{other:?}"),
+            }
+            u64::MAX
+        });
+    }
+
     /// Asserts that a registration on `path` took the one store of `seen`: no exit when the kernel serves it, exactly
     /// one when the exit path does.
     pub fn assert_taken(&self, seen: &Seen, path: Path) {
