@@ -7,10 +7,7 @@
 //! * `dispatch/hit` against `eventfd write`: what dispatch adds to the system call that it cannot avoid.
 //! * `register`: one registration and its removal, beside so many others.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot start has to stop"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -35,12 +32,7 @@ struct Doorbells {
 fn doorbells(count: u64) -> Doorbells {
     let bus = IoeventBus::userspace();
     let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let set = (0..count).map(|n| {
-        (
-            Match::mmio(BASE + n * STRIDE, Length::Bytes4),
-            event.clone(),
-        )
-    });
+    let set = (0..count).map(|n| (Match::mmio(BASE + n * STRIDE, Length::Bytes4), event.clone()));
     let registrations = bus.register_all(set).unwrap();
     let mut addresses: Vec<_> = (0..count).map(|n| BASE + n * STRIDE).collect();
     shuffle(&mut addresses);

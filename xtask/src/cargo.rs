@@ -62,8 +62,7 @@ impl Workspace {
         if !output.status.success() {
             bail!("cargo metadata failed");
         }
-        let metadata: Value =
-            serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
         let packages = array(&metadata, "packages")
             .map(|package| {
                 let manifest = Path::new(text(package, "manifest_path")?);
@@ -103,11 +102,7 @@ impl Workspace {
             return Ok(None);
         };
         let output = cargo()
-            .args([
-                "build",
-                "--release",
-                "--message-format=json-render-diagnostics",
-            ])
+            .args(["build", "--release", "--message-format=json-render-diagnostics"])
             .args(["--package", &package.name, "--bin", name])
             .stderr(Stdio::inherit())
             .output()
@@ -146,21 +141,11 @@ impl Workspace {
 
     /// Refuses a name that is no package of the workspace, in clearer words than cargo's.
     fn check(&self, packages: &[String]) -> Result<()> {
-        let names: Vec<&str> = self
-            .packages
-            .iter()
-            .map(|package| package.name.as_str())
-            .collect();
-        match packages
-            .iter()
-            .find(|package| !names.contains(&package.as_str()))
-        {
+        let names: Vec<&str> = self.packages.iter().map(|package| package.name.as_str()).collect();
+        match packages.iter().find(|package| !names.contains(&package.as_str())) {
             None => Ok(()),
             Some(unknown) => {
-                bail!(
-                    "the workspace has no package `{unknown}`; it has {}",
-                    names.join(", ")
-                )
+                bail!("the workspace has no package `{unknown}`; it has {}", names.join(", "))
             }
         }
     }
@@ -174,22 +159,14 @@ impl Workspace {
         }
         let id = message.get("package_id").and_then(Value::as_str)?;
         let package = self.packages.iter().find(|package| package.id == id)?;
-        let source = message
-            .pointer("/target/src_path")
-            .and_then(Value::as_str)?;
+        let source = message.pointer("/target/src_path").and_then(Value::as_str)?;
         let source = Path::new(source);
         Some(TestProgram {
             package: package.name.clone(),
             version: package.version.clone(),
             directory: package.directory.clone(),
-            source: source
-                .strip_prefix(&package.directory)
-                .unwrap_or(source)
-                .to_owned(),
-            suite: message
-                .pointer("/target/name")
-                .and_then(Value::as_str)?
-                .to_owned(),
+            source: source.strip_prefix(&package.directory).unwrap_or(source).to_owned(),
+            suite: message.pointer("/target/name").and_then(Value::as_str)?.to_owned(),
             is_integration: has_kind(message.get("target")?, "test"),
             executable: executable.into(),
         })
@@ -208,11 +185,7 @@ impl Workspace {
             return None;
         }
         // The selection of `build_tests` where cargo accepts it, so that features resolve alike and nothing is built twice.
-        let packages = if packages.is_empty() {
-            packages
-        } else {
-            &with_doctests
-        };
+        let packages = if packages.is_empty() { packages } else { &with_doctests };
         let mut command = cargo();
         command.args(["test", "--doc", "--no-fail-fast", "--all-features"]);
         command.args(selection(packages));
@@ -229,10 +202,7 @@ fn selection(packages: &[String]) -> Vec<String> {
     if packages.is_empty() {
         return vec!["--workspace".to_owned()];
     }
-    packages
-        .iter()
-        .map(|package| format!("--package={package}"))
-        .collect()
+    packages.iter().map(|package| format!("--package={package}")).collect()
 }
 
 /// The messages of a cargo that was asked for JSON; a build script may have printed between them.
@@ -247,11 +217,7 @@ fn has_kind(target: &Value, kind: &str) -> bool {
 }
 
 fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value
-        .get(key)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {

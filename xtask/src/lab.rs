@@ -91,11 +91,7 @@ pub fn run(options: &Options) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         let struck = error.is::<TimeLimitStruck>();
-        ExitCode::from(if struck {
-            TIME_LIMIT_STRUCK
-        } else {
-            LAB_FAILED
-        })
+        ExitCode::from(if struck { TIME_LIMIT_STRUCK } else { LAB_FAILED })
     })
 }
 
@@ -170,8 +166,7 @@ impl Lab {
     /// An error says why there can be no lab on this machine, and how to mend that.
     pub fn open(target: &Path, patience: Duration) -> Result<Self> {
         let directory = target.join("lab");
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(&directory.join("lock"), patience)?;
         let parts = Parts::provide(&directory.join("cache"))?;
         Ok(Self {
@@ -202,10 +197,7 @@ fn lock(path: &Path, patience: Duration) -> Result<File> {
         }
         let holder = fs::read_to_string(path).unwrap_or_default();
         if start.elapsed() >= patience {
-            bail!(
-                "process {holder} still uses the lab after {} s",
-                patience.as_secs()
-            );
+            bail!("process {holder} still uses the lab after {} s", patience.as_secs());
         }
         if !told {
             eprintln!("lab: process {holder} uses the lab of this checkout; waiting for its end");

@@ -110,9 +110,7 @@ impl Totals {
     fn parse(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let count = |what: &str| {
-            let number = counts
-                .split(';')
-                .find_map(|part| part.trim().strip_suffix(what))?;
+            let number = counts.split(';').find_map(|part| part.trim().strip_suffix(what))?;
             number.trim_end().parse().ok()
         };
         Some(Self {
@@ -178,9 +176,7 @@ impl Parser {
             if !self.announced.iter().any(|(test, _)| *test == skip.0) {
                 self.announced.push(skip);
             }
-            self.pending = test_line(line)
-                .map(|(name, _)| name)
-                .or(self.pending.take());
+            self.pending = test_line(line).map(|(name, _)| name).or(self.pending.take());
         } else if line.starts_with("test result: ") {
             self.end_group(line);
         } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
@@ -219,8 +215,7 @@ impl Parser {
             self.feed(b"\n");
         }
         let suite = std::mem::take(&mut self.suite);
-        let seen =
-            |outcome: fn(&Outcome) -> bool| self.outcomes.values().filter(|o| outcome(o)).count();
+        let seen = |outcome: fn(&Outcome) -> bool| self.outcomes.values().filter(|o| outcome(o)).count();
         let (seen_ok, seen_failed, seen_ignored) = (
             seen(|o| *o == Outcome::Ok),
             seen(|o| *o == Outcome::Failed),
@@ -251,9 +246,7 @@ impl Parser {
                 Outcome::Ignored(reason) => {
                     // A test that announced its skip and then reported itself ignored is one skip, listed below.
                     if !self.announced.iter().any(|(test, _)| is_named(test, name)) {
-                        tally
-                            .skipped
-                            .push((format!("{suite}::{name}"), reason.clone()));
+                        tally.skipped.push((format!("{suite}::{name}"), reason.clone()));
                     }
                 }
             }
@@ -273,19 +266,14 @@ impl Parser {
             tally.skipped.push((test, reason));
         }
         for _ in 0..unseen_ignored {
-            tally
-                .skipped
-                .push((format!("{suite}::?"), "ignored".to_owned()));
+            tally.skipped.push((format!("{suite}::?"), "ignored".to_owned()));
         }
         for _ in seen_failed..totals.failed {
             tally.failed.push(format!("{suite}::?"));
         }
 
         if self.in_group {
-            let during = self
-                .pending
-                .map(|name| format!(" during {name}"))
-                .unwrap_or_default();
+            let during = self.pending.map(|name| format!(" during {name}")).unwrap_or_default();
             tally
                 .failed
                 .push(format!("{suite}: ended{during} before its summary: {how}"));
@@ -300,10 +288,7 @@ impl Parser {
 
 /// Whether the announced test `id`, `<suite>::<test>`, is the one that the harness calls `name`.
 fn is_named(id: &str, name: &str) -> bool {
-    id == name
-        || id
-            .strip_suffix(name)
-            .is_some_and(|suite| suite.ends_with("::"))
+    id == name || id.strip_suffix(name).is_some_and(|suite| suite.ends_with("::"))
 }
 
 /// Name and rest of a line `test NAME ... REST`.
@@ -316,8 +301,7 @@ fn test_line(line: &str) -> Option<(String, &str)> {
 fn announced_skip(line: &str) -> Option<(String, String)> {
     let line = test_line(line).map_or(line, |(_, rest)| rest);
     let (test, reason) = line.strip_prefix("skip: ")?.split_once(": ")?;
-    test.contains("::")
-        .then(|| (test.to_owned(), reason.to_owned()))
+    test.contains("::").then(|| (test.to_owned(), reason.to_owned()))
 }
 
 #[cfg(test)]
@@ -384,10 +368,7 @@ mod tests {
              test a ... ignored (no /dev/kvm)\ntest b ... ignored (no VFIO)\n\n\
              test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; {RESULT}\n"
         ));
-        assert_eq!(
-            tally.skipped,
-            [skip("s::b", "no VFIO"), skip("s::a", "no /dev/kvm")]
-        );
+        assert_eq!(tally.skipped, [skip("s::b", "no VFIO"), skip("s::a", "no /dev/kvm")]);
         assert!(!tally.all_is_well());
     }
 
@@ -432,10 +413,7 @@ mod tests {
             "running 2 tests\nskip: s::a: no KVM\nnoise test a ... ignored\nnoise test b ... ignored\n\n\
              test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; {RESULT}\n"
         ));
-        assert_eq!(
-            tally.skipped,
-            [skip("s::a", "no KVM"), skip("s::?", "ignored")]
-        );
+        assert_eq!(tally.skipped, [skip("s::a", "no KVM"), skip("s::?", "ignored")]);
     }
 
     #[test]
@@ -499,10 +477,7 @@ mod tests {
     fn a_program_that_dies_in_the_middle_has_failed() {
         let tally = count_ended("running 3 tests\ntest a ... ok\ntest b ... \n", false);
         assert_eq!(tally.passed, 1);
-        assert_eq!(
-            tally.failed,
-            ["s: ended during b before its summary: exit status: 101"]
-        );
+        assert_eq!(tally.failed, ["s: ended during b before its summary: exit status: 101"]);
         // Also when it says that all is well.
         assert_eq!(count("running 3 tests\ntest a ... ok\n").failed.len(), 1);
     }
@@ -510,9 +485,7 @@ mod tests {
     #[test]
     fn a_failing_status_is_a_failure_whatever_was_printed() {
         let tally = count_ended(
-            &format!(
-                "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; {RESULT}\n"
-            ),
+            &format!("running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; {RESULT}\n"),
             false,
         );
         assert_eq!(tally.failed, ["s: exit status: 101"]);
@@ -522,11 +495,8 @@ mod tests {
     #[test]
     fn several_groups_add_up() {
         // Doctests: one group per package, and one for those that cannot be merged.
-        let group = |n: usize| {
-            format!(
-                "running {n} tests\n\ntest result: ok. {n} passed; 0 failed; 0 ignored; 0 measured\n"
-            )
-        };
+        let group =
+            |n: usize| format!("running {n} tests\n\ntest result: ok. {n} passed; 0 failed; 0 ignored; 0 measured\n");
         assert_eq!(count(&(group(2) + &group(3))).passed, 5);
     }
 
@@ -558,10 +528,7 @@ mod tests {
     fn prose_that_begins_with_skip_is_no_skip() {
         assert_eq!(announced_skip("skip: this one: for now"), None);
         assert_eq!(announced_skip("skip: a::b"), None);
-        assert_eq!(
-            announced_skip("skip: a::b::c d: r: s"),
-            Some(skip("a::b::c d", "r: s"))
-        );
+        assert_eq!(announced_skip("skip: a::b::c d: r: s"), Some(skip("a::b::c d", "r: s")));
     }
 
     #[test]
@@ -569,10 +536,7 @@ mod tests {
         let output = "running 1 test\ntest ü ... ignored, wörd\n\ntest result: ok. 0 passed; 0 failed; 1 ignored; x\n";
         let whole = count(output);
         let mut parser = Parser::new("s");
-        output
-            .as_bytes()
-            .chunks(1)
-            .for_each(|byte| parser.feed(byte));
+        output.as_bytes().chunks(1).for_each(|byte| parser.feed(byte));
         assert_eq!(parser.finish(true, ""), whole);
         assert_eq!(whole.skipped, [skip("s::ü", "wörd")]);
     }

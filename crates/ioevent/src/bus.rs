@@ -129,9 +129,7 @@ impl IoeventBus {
         let event = checked(at, event)?;
         let mut books = self.shared.books();
         books.admit_all(&[at])?;
-        self.shared
-            .tables
-            .change(&[Change::Insert(at, event.clone())]);
+        self.shared.tables.change(&[Change::Insert(at, event.clone())]);
         Ok(self.start(&mut books, at, event))
     }
 
@@ -148,9 +146,7 @@ impl IoeventBus {
         &self,
         set: impl IntoIterator<Item = (Match, Arc<EventFd>)>,
     ) -> Result<Vec<Registration>, Error> {
-        let set = set
-            .into_iter()
-            .map(|(at, event)| Ok((at, checked(at, event)?)));
+        let set = set.into_iter().map(|(at, event)| Ok((at, checked(at, event)?)));
         let set = set.collect::<Result<Vec<(Match, Event)>, Error>>()?;
         let mut books = self.shared.books();
         books.admit_all(&set.iter().map(|(at, _)| *at).collect::<Vec<_>>())?;
@@ -220,11 +216,8 @@ impl IoeventBus {
             if !registration.is_on(&self.shared) {
                 return Err(Error::OtherBus { at });
             }
-            let new = at
-                .moved(from, to)
-                .map_err(|why| Error::Rejected { at, why })?;
-            new.check()
-                .map_err(|why| Error::Rejected { at: new, why })?;
+            let new = at.moved(from, to).map_err(|why| Error::Rejected { at, why })?;
+            new.check().map_err(|why| Error::Rejected { at: new, why })?;
             moves.push((at, new));
         }
         if from == to {
@@ -242,9 +235,7 @@ impl IoeventBus {
             .iter()
             .zip(&registrations)
             .map(|((_, new), r)| Change::Insert(*new, r.event().clone()));
-        self.shared
-            .tables
-            .change(&removals.chain(inserts).collect::<Vec<_>>());
+        self.shared.tables.change(&removals.chain(inserts).collect::<Vec<_>>());
         for ((_, new), registration) in moves.iter().zip(registrations) {
             let path = self.shared.assign(&mut books, new, registration.event());
             registration.settle(*new, path);
@@ -322,9 +313,7 @@ impl Shared {
                     if self.refusal_reported.swap(true, Ordering::Relaxed) {
                         debug!("ioevent {at}: served from the exit path: {refusal}");
                     } else {
-                        warn!(
-                            "ioevent {at}: served from the exit path: {refusal}; more of the kind at level debug"
-                        );
+                        warn!("ioevent {at}: served from the exit path: {refusal}; more of the kind at level debug");
                     }
                 }
                 Path::Trapped(refusal)
@@ -333,11 +322,7 @@ impl Shared {
     }
 
     /// Takes all of `registrations` from the kernel, or none.
-    fn deassign_all(
-        &self,
-        registrations: &mut [&mut Registration],
-        books: &mut Books,
-    ) -> Result<(), Error> {
+    fn deassign_all(&self, registrations: &mut [&mut Registration], books: &mut Books) -> Result<(), Error> {
         for index in 0..registrations.len() {
             let registration = &registrations[index];
             let at = registration.at();
@@ -349,10 +334,7 @@ impl Shared {
                 // have it, and would take the same registration for a collision.
                 let lost = errno.errno() == Code::NOENT.raw_os_error();
                 let again = if lost { index + 1 } else { index };
-                for registration in registrations[..again]
-                    .iter_mut()
-                    .filter(|r| r.path() == Path::Kernel)
-                {
+                for registration in registrations[..again].iter_mut().filter(|r| r.path() == Path::Kernel) {
                     let path = self.assign(books, &registration.at(), registration.event());
                     registration.settle(registration.at(), path);
                 }

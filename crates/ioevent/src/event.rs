@@ -74,22 +74,13 @@ impl Event {
 }
 
 fn writable(fd: BorrowedFd<'_>) -> Result<bool, Code> {
-    const NOW: Timespec = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    Ok(poll(
-        &mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)],
-        Some(&NOW),
-    )? > 0)
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(&NOW))? > 0)
 }
 
 /// The file status flags of an open eventfd.
 fn file_status(fd: RawFd) -> Result<OFlags, NotAnEventFd> {
-    let not = |code| NotAnEventFd {
-        fd,
-        errno: errno(code),
-    };
+    let not = |code| NotAnEventFd { fd, errno: errno(code) };
     if fd < 0 {
         return Err(not(Code::BADF));
     }
@@ -102,11 +93,7 @@ fn file_status(fd: RawFd) -> Result<OFlags, NotAnEventFd> {
         Ok(target) => target == Path::new("anon_inode:[eventfd]"),
         Err(_) => rustix::fs::fstat(borrowed).map_err(not)?.st_mode & 0o170_000 == 0,
     };
-    if eventfd {
-        Ok(flags)
-    } else {
-        Err(not(Code::INVAL))
-    }
+    if eventfd { Ok(flags) } else { Err(not(Code::INVAL)) }
 }
 
 #[cfg(test)]

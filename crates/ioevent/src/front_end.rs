@@ -60,16 +60,14 @@ impl<D> FrontEnd<D> {
 
     /// Whether a registration took the write. One whose eventfd is broken did: the write was not meant for the device.
     fn takes(&self, space: Space, address: u64, data: &[u8]) -> bool {
-        self.bus
-            .dispatch(space, address, data)
-            .unwrap_or_else(|failure| {
-                if self.failure_reported.swap(true, Ordering::Relaxed) {
-                    debug!("{failure}");
-                } else {
-                    error!("{failure}; more of the kind at level debug");
-                }
-                true
-            })
+        self.bus.dispatch(space, address, data).unwrap_or_else(|failure| {
+            if self.failure_reported.swap(true, Ordering::Relaxed) {
+                debug!("{failure}");
+            } else {
+                error!("{failure}; more of the kind at level debug");
+            }
+            true
+        })
     }
 }
 

@@ -9,8 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
-    kvm_ioeventfd_flag_nr_pio,
+    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::errno::Error as Errno;
@@ -58,11 +57,7 @@ impl Kvm {
         };
         // SAFETY: KVM_IOEVENTFD reads one `kvm_ioeventfd`, which `request` is, and writes nothing to our memory.
         let result = unsafe { ioctl_with_ref(self.vm.as_ref(), KVM_IOEVENTFD(), &request) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(Errno::last())
-        }
+        if result == 0 { Ok(()) } else { Err(Errno::last()) }
     }
 }
 

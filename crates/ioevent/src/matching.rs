@@ -151,8 +151,7 @@ impl Match {
             (Length::Any, _) => (1..=8).contains(&data.len()),
             (_, None) => false,
             (length, Some(written)) => {
-                length == written.length
-                    && self.datamatch.is_none_or(|value| value == written.value)
+                length == written.length && self.datamatch.is_none_or(|value| value == written.value)
             }
         }
     }
@@ -164,9 +163,7 @@ impl Match {
             Length::Any => Some(self.address),
             length => {
                 // KVM rejects `addr + len < addr`, and so also a range whose last byte is 2^64 - 1.
-                self.address
-                    .checked_add(u64::from(length.bytes()))
-                    .map(|end| end - 1)
+                self.address.checked_add(u64::from(length.bytes())).map(|end| end - 1)
             }
         }
     }
@@ -180,9 +177,7 @@ impl Match {
         match (self.length, self.datamatch) {
             (_, None) | (Length::Bytes8, _) => Ok(()),
             (Length::Any, Some(_)) => Err(Rejection::DatamatchWithoutLength),
-            (length, Some(value)) if value >> (8 * length.bytes()) != 0 => {
-                Err(Rejection::DatamatchBeyondLength)
-            }
+            (length, Some(value)) if value >> (8 * length.bytes()) != 0 => Err(Rejection::DatamatchBeyondLength),
             (_, Some(_)) => Ok(()),
         }
     }
@@ -230,9 +225,7 @@ impl Written {
             [a] => (Length::Bytes1, u64::from(a)),
             [a, b] => (Length::Bytes2, u64::from(u16::from_ne_bytes([a, b]))),
             [a, b, c, d] => (Length::Bytes4, u64::from(u32::from_ne_bytes([a, b, c, d]))),
-            [a, b, c, d, e, f, g, h] => {
-                (Length::Bytes8, u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
-            }
+            [a, b, c, d, e, f, g, h] => (Length::Bytes8, u64::from_ne_bytes([a, b, c, d, e, f, g, h])),
             _ => return None,
         };
         Some(Self { length, value })
@@ -285,9 +278,7 @@ pub(crate) fn collision(registered: &BTreeSet<Match>, new: &Match) -> Option<Mat
     match (new.length, new.datamatch) {
         (Length::Any, _) => anything_there(),
         (_, None) => any_length().or_else(same_length),
-        (_, Some(_)) => any_length()
-            .or_else(any_value)
-            .or_else(|| registered.get(new)),
+        (_, Some(_)) => any_length().or_else(any_value).or_else(|| registered.get(new)),
     }
     .copied()
 }
@@ -308,10 +299,7 @@ mod tests {
             (0x1002, &[1, 2]),
             (0x1000, &[]),
         ] {
-            assert!(
-                !any_value.matches(Space::Mmio, address, data),
-                "{address:#x} {data:?}"
-            );
+            assert!(!any_value.matches(Space::Mmio, address, data), "{address:#x} {data:?}");
         }
         assert!(!any_value.matches(Space::Pio, 0x1000, &[1, 2, 3, 4]));
 
@@ -325,10 +313,7 @@ mod tests {
     fn any_length_takes_every_length_of_one_store() {
         let any = Match::mmio(u64::MAX, Length::Any);
         for length in 1..=8 {
-            assert!(
-                any.matches(Space::Mmio, u64::MAX, &[0; 8][..length]),
-                "{length}"
-            );
+            assert!(any.matches(Space::Mmio, u64::MAX, &[0; 8][..length]), "{length}");
         }
         assert!(!any.matches(Space::Mmio, u64::MAX, &[]));
         assert!(!any.matches(Space::Mmio, u64::MAX, &[0; 9]));
@@ -357,34 +342,19 @@ mod tests {
                 Match::mmio(0, Length::Bytes4).with_datamatch(u64::MAX),
                 Err(Rejection::DatamatchBeyondLength),
             ),
-            (
-                Match::mmio(0, Length::Bytes8).with_datamatch(u64::MAX),
-                Ok(()),
-            ),
+            (Match::mmio(0, Length::Bytes8).with_datamatch(u64::MAX), Ok(())),
             (
                 Match::mmio(0, Length::Any).with_datamatch(0),
                 Err(Rejection::DatamatchWithoutLength),
             ),
             (Match::pio(0xffff, Length::Bytes1), Ok(())),
             (Match::pio(0xffff, Length::Any), Ok(())),
-            (
-                Match::pio(0xffff, Length::Bytes2),
-                Err(Rejection::PortBeyond16Bits),
-            ),
-            (
-                Match::pio(0x1_0000, Length::Any),
-                Err(Rejection::PortBeyond16Bits),
-            ),
+            (Match::pio(0xffff, Length::Bytes2), Err(Rejection::PortBeyond16Bits)),
+            (Match::pio(0x1_0000, Length::Any), Err(Rejection::PortBeyond16Bits)),
             (Match::mmio(u64::MAX, Length::Any), Ok(())),
             (Match::mmio(u64::MAX - 4, Length::Bytes4), Ok(())),
-            (
-                Match::mmio(u64::MAX - 3, Length::Bytes4),
-                Err(Rejection::Overflow),
-            ),
-            (
-                Match::pio(u64::MAX, Length::Bytes1),
-                Err(Rejection::Overflow),
-            ),
+            (Match::mmio(u64::MAX - 3, Length::Bytes4), Err(Rejection::Overflow)),
+            (Match::pio(u64::MAX, Length::Bytes1), Err(Rejection::Overflow)),
         ];
         for (at, expected) in cases {
             assert_eq!(at.check(), expected, "{at}");
@@ -405,10 +375,7 @@ mod tests {
         assert_eq!(collides(four.with_datamatch(1)), Some(four));
         assert_eq!(collides(Match::mmio(0x1000, Length::Any)), Some(four));
         assert_eq!(collides(Match::mmio(0x1000, Length::Bytes2)), None);
-        assert_eq!(
-            collides(Match::mmio(0x1000, Length::Bytes8).with_datamatch(0)),
-            None
-        );
+        assert_eq!(collides(Match::mmio(0x1000, Length::Bytes8).with_datamatch(0)), None);
         assert_eq!(collides(Match::mmio(0x1002, Length::Bytes4)), None);
         assert_eq!(collides(Match::pio(0x1000, Length::Bytes4)), None);
 
@@ -431,10 +398,7 @@ mod tests {
     fn a_match_reads_like_a_sentence() {
         let at = Match::pio(0xc010, Length::Bytes2).with_datamatch(2);
         assert_eq!(at.to_string(), "PIO 0xc010 length 2 datamatch 0x2");
-        assert_eq!(
-            Match::mmio(0x1000, Length::Any).to_string(),
-            "MMIO 0x1000 length any"
-        );
+        assert_eq!(Match::mmio(0x1000, Length::Any).to_string(), "MMIO 0x1000 length any");
     }
 
     #[test]

@@ -126,10 +126,7 @@ mod tests {
     #[test]
     fn a_reader_sees_all_of_a_change_or_none() {
         let published = Published::new();
-        let (here, there) = (
-            Match::mmio(0x1000, Length::Any),
-            Match::mmio(0x2000, Length::Any),
-        );
+        let (here, there) = (Match::mmio(0x1000, Length::Any), Match::mmio(0x2000, Length::Any));
         published.change(&[insert(here)]);
         let done = AtomicBool::new(false);
         let (mut at_here, mut at_there) = (0u32, 0u32);
@@ -143,8 +140,7 @@ mod tests {
             });
             while !done.load(Ordering::Acquire) {
                 let table = published.read();
-                let found =
-                    [here, there].map(|at| table.find(Space::Mmio, at.address, &[0]).is_some());
+                let found = [here, there].map(|at| table.find(Space::Mmio, at.address, &[0]).is_some());
                 match found {
                     [true, false] => at_here += 1,
                     [false, true] => at_there += 1,

@@ -261,14 +261,12 @@ mod tests {
             Length::Bytes4,
             Length::Bytes8,
         ]);
-        (any::<bool>(), 0u64..4, length, prop::option::of(0u64..4)).prop_map(
-            |(pio, address, length, value)| Match {
-                space: if pio { Space::Pio } else { Space::Mmio },
-                address,
-                length,
-                datamatch: value.filter(|_| length != Length::Any),
-            },
-        )
+        (any::<bool>(), 0u64..4, length, prop::option::of(0u64..4)).prop_map(|(pio, address, length, value)| Match {
+            space: if pio { Space::Pio } else { Space::Mmio },
+            address,
+            length,
+            datamatch: value.filter(|_| length != Length::Any),
+        })
     }
 
     proptest! {
@@ -331,9 +329,8 @@ mod tests {
             seed: RandomState::new().hash_one(0),
         };
         for stride in [1u64, 4, 4096, 1 << 21, 1 << 40] {
-            let buckets: std::collections::HashSet<u64> = (0..1024)
-                .map(|n| hash.hash_one(n * stride) & 0x3fff)
-                .collect();
+            let buckets: std::collections::HashSet<u64> =
+                (0..1024).map(|n| hash.hash_one(n * stride) & 0x3fff).collect();
             assert!(
                 buckets.len() > 800,
                 "stride {stride:#x}: {} buckets of 1024 addresses",

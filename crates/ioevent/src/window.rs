@@ -110,11 +110,7 @@ impl Display for Window {
             Space::Pio => "PIO",
             Space::Mmio => "MMIO",
         };
-        write!(
-            f,
-            "{owner} at {space} {:#x} to {:#x}",
-            self.first, self.last
-        )
+        write!(f, "{owner} at {space} {:#x} to {:#x}", self.first, self.last)
     }
 }
 

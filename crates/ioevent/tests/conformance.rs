@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use ioevent::{
-    Error, FrontEnd, InvalidLength, IoeventBus, Length, Match, Path, Refusal, Rejection, Space,
-    Unclaimed, Window,
+    Error, FrontEnd, InvalidLength, IoeventBus, Length, Match, Path, Refusal, Rejection, Space, Unclaimed, Window,
 };
 use log::Level;
 use rustix::io::Errno as Code;
@@ -23,9 +22,7 @@ use support::guest::{Guest, Setup, vm};
 use support::{Doorbell, eventfd, logged};
 use testkit::counter::{count, wait_count};
 use testkit::harness::Suite;
-use testkit::ioctl::{
-    self, KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN, KVM_IOEVENTFD_FLAG_PIO,
-};
+use testkit::ioctl::{self, KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN, KVM_IOEVENTFD_FLAG_PIO};
 use testkit::machine::Irqchip;
 use testkit::need::Need;
 use testkit::program::{DATA, EXIT_PORT, assemble};
@@ -40,25 +37,16 @@ fn main() -> ExitCode {
     logged::start();
     let everywhere: [(&str, fn(Guest)); 14] = [
         ("106_bad_arguments", bad_arguments),
-        (
-            "107_any_length",
-            any_length_is_accepted_and_has_no_datamatch,
-        ),
+        ("107_any_length", any_length_is_accepted_and_has_no_datamatch),
         ("108_collisions", collisions),
         ("111_exact_match_only", exact_match_only),
         (
             "112_datamatch_beyond_the_length",
             datamatch_beyond_the_length_is_rejected,
         ),
-        (
-            "113_any_length_signals_each_width",
-            any_length_signals_each_width,
-        ),
+        ("113_any_length_signals_each_width", any_length_signals_each_width),
         ("115_windows", windows_are_rejected),
-        (
-            "117_all_or_nothing",
-            a_bad_one_at_each_position_registers_none,
-        ),
+        ("117_all_or_nothing", a_bad_one_at_each_position_registers_none),
         ("121_many_addresses_and_a_fan", many_addresses_and_a_fan),
         ("o1_to_o13", ioevent_cases),
         ("every_width_and_space", every_width_and_space),
@@ -66,14 +54,8 @@ fn main() -> ExitCode {
             "several_registrations_on_one_eventfd",
             several_registrations_on_one_eventfd,
         ),
-        (
-            "sixteen_thousand_registrations",
-            sixteen_thousand_registrations,
-        ),
-        (
-            "after_removal_a_store_is_nobodys",
-            after_removal_a_store_is_nobodys,
-        ),
+        ("sixteen_thousand_registrations", sixteen_thousand_registrations),
+        ("after_removal_a_store_is_nobodys", after_removal_a_store_is_nobodys),
     ];
     let guests: [(&str, fn(Guest)); 2] = [
         ("111_reads_never_match", reads_never_match),
@@ -82,19 +64,15 @@ fn main() -> ExitCode {
     let mut suite = Suite::new("conformance");
     for setup in Setup::ALL {
         for (name, body) in everywhere {
-            suite = suite.test(
-                format!("{}/{name}", setup.name()),
-                setup.needs(),
-                move || body(Guest::new(setup)),
-            );
+            suite = suite.test(format!("{}/{name}", setup.name()), setup.needs(), move || {
+                body(Guest::new(setup))
+            });
         }
         if setup != Setup::Model {
             for (name, body) in guests {
-                suite = suite.test(
-                    format!("{}/{name}", setup.name()),
-                    setup.needs(),
-                    move || body(Guest::new(setup)),
-                );
+                suite = suite.test(format!("{}/{name}", setup.name()), setup.needs(), move || {
+                    body(Guest::new(setup))
+                });
             }
             suite = suite.test(
                 format!("{}/122_a_store_becomes_an_interrupt", setup.name()),
@@ -129,11 +107,7 @@ fn main() -> ExitCode {
             &[Need::Kvm],
             a_foreign_registration_is_a_refusal,
         )
-        .test(
-            "kernel/121_the_warning",
-            &[Need::Kvm],
-            a_fan_is_warned_of_once,
-        )
+        .test("kernel/121_the_warning", &[Need::Kvm], a_fan_is_warned_of_once)
         .test(
             "kernel/overlapping_registrations_that_kvm_misses",
             &[Need::Kvm],
@@ -148,13 +122,7 @@ fn main() -> ExitCode {
 fn rings(guest: &mut Guest, doorbell: &Doorbell, address: u64, data: &[u8]) {
     let seen = guest.store(doorbell.registration.at().space, address, data);
     guest.assert_taken(&seen, doorbell.registration.path());
-    assert_eq!(
-        doorbell.rings(),
-        1,
-        "{:?} {}",
-        guest.setup,
-        doorbell.registration.at()
-    );
+    assert_eq!(doorbell.rings(), 1, "{:?} {}", guest.setup, doorbell.registration.at());
 }
 
 /// Nobody takes the store: it exits, and no event is signalled.
@@ -163,13 +131,7 @@ fn passes(guest: &mut Guest, doorbells: &[&Doorbell], space: Space, address: u64
     let seen = guest.store(space, address, data);
     guest.assert_passed(&seen, space, address, data);
     for doorbell in doorbells {
-        assert_eq!(
-            doorbell.rings(),
-            0,
-            "{:?} {}",
-            guest.setup,
-            doorbell.registration.at()
-        );
+        assert_eq!(doorbell.rings(), 0, "{:?} {}", guest.setup, doorbell.registration.at());
     }
 }
 
@@ -194,19 +156,13 @@ fn bad_arguments(guest: Guest) {
     // SAFETY: the fd was just given up by its owner.
     let pipe = Arc::new(unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) });
     let error = guest.bus.register(at, pipe.clone()).unwrap_err();
-    assert_eq!(
-        (error.at(), error.errno().errno()),
-        (at, Code::INVAL.raw_os_error())
-    );
+    assert_eq!((error.at(), error.errno().errno()), (at, Code::INVAL.raw_os_error()));
 
     // A number that no file has: above the limit, so that no other test of this process can open it meanwhile.
     // SAFETY: nothing else owns the number; it is forgotten below, so that nothing closes it.
     let closed = Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) });
     let error = guest.bus.register(at, closed.clone()).unwrap_err();
-    assert_eq!(
-        (error.at(), error.errno().errno()),
-        (at, Code::BADF.raw_os_error())
-    );
+    assert_eq!((error.at(), error.errno().errno()), (at, Code::BADF.raw_os_error()));
 
     // The length is reported before the fd.
     let error = guest.bus.register(overflow, closed.clone()).unwrap_err();
@@ -243,10 +199,7 @@ fn the_kernels_own_answers() {
     assert_eq!(assign(pipe.as_raw_fd(), A, 4, 0), Err(Code::INVAL));
     assert_eq!(assign(i32::MAX, A, 3, 0), Err(Code::INVAL));
     assert_eq!(assign(i32::MAX, A, 4, 1 << 31), Err(Code::INVAL));
-    assert_eq!(
-        assign(fd, A, 0, KVM_IOEVENTFD_FLAG_DATAMATCH),
-        Err(Code::INVAL)
-    );
+    assert_eq!(assign(fd, A, 0, KVM_IOEVENTFD_FLAG_DATAMATCH), Err(Code::INVAL));
     // What the library rejects and the kernel takes.
     assert_eq!(assign(fd, 0xfffe, 4, KVM_IOEVENTFD_FLAG_PIO), Ok(0));
     assert_eq!(assign(fd, 0x1_0000_0000, 4, KVM_IOEVENTFD_FLAG_PIO), Ok(0));
@@ -254,10 +207,7 @@ fn the_kernels_own_answers() {
 
 fn any_length_is_accepted_and_has_no_datamatch(guest: Guest) {
     for at in [Match::mmio(A, Length::Any), Match::pio(0x300, Length::Any)] {
-        let error = guest
-            .bus
-            .register(at.with_datamatch(0), eventfd())
-            .unwrap_err();
+        let error = guest.bus.register(at.with_datamatch(0), eventfd()).unwrap_err();
         assert_eq!(
             error,
             Error::Rejected {
@@ -293,10 +243,7 @@ fn collisions(mut guest: Guest) {
         guest.bus.register(at, eventfd()).unwrap_err();
     }
 
-    assert_eq!(
-        guest.bus.find(Space::Mmio, A, &[0; 2]),
-        Some(beside.registration.at())
-    );
+    assert_eq!(guest.bus.find(Space::Mmio, A, &[0; 2]), Some(beside.registration.at()));
     rings(&mut guest, &overlapping, A + 2, &[0; 4]);
     rings(&mut guest, &port, 0x300, &[0; 4]);
     rings(&mut guest, &eight, A + 0x10, &8u32.to_ne_bytes());
@@ -312,8 +259,7 @@ fn collisions(mut guest: Guest) {
 /// the library's promise holds where the kernel's does not.
 fn overlapping_registrations_that_kvm_misses() {
     let mut guest = Guest::new(Setup::Kernel);
-    let _before =
-        [0x20, 0x10].map(|n| Doorbell::on(&guest.bus, Match::mmio(A - n, Length::Bytes4)));
+    let _before = [0x20, 0x10].map(|n| Doorbell::on(&guest.bus, Match::mmio(A - n, Length::Bytes4)));
     let _eight = Doorbell::on(&guest.bus, Match::mmio(A, Length::Bytes8));
     let _one = Doorbell::on(&guest.bus, Match::mmio(A + 1, Length::Bytes1));
     let four = Doorbell::on(&guest.bus, Match::mmio(A + 4, Length::Bytes4));
@@ -359,10 +305,7 @@ fn reads_never_match(mut guest: Guest) {
     for length in [1, 2, 4] {
         for (space, address) in [(Space::Mmio, A), (Space::Pio, 0x300)] {
             let seen = guest.read(space, address, length);
-            assert_eq!(
-                (seen.reads, seen.dispatched, seen.unmatched.len()),
-                (1, 0, 0)
-            );
+            assert_eq!((seen.reads, seen.dispatched, seen.unmatched.len()), (1, 0, 0));
         }
     }
     assert_eq!((mmio.rings(), pio.rings()), (0, 0));
@@ -384,12 +327,7 @@ fn datamatch_beyond_the_length_is_rejected(guest: Guest) {
                     why: Rejection::DatamatchBeyondLength
                 }
             );
-            drop(
-                guest
-                    .bus
-                    .register(at.with_datamatch(value - 1), eventfd())
-                    .unwrap(),
-            );
+            drop(guest.bus.register(at.with_datamatch(value - 1), eventfd()).unwrap());
         }
     }
 }
@@ -398,15 +336,7 @@ fn the_kernel_never_matches_beyond_the_length() {
     let mut guest = Guest::new(Setup::Kernel);
     let vm = vm(&mut guest);
     let event = eventfd();
-    ioctl::ioeventfd(
-        &vm,
-        event.as_raw_fd(),
-        A,
-        1,
-        KVM_IOEVENTFD_FLAG_DATAMATCH,
-        0x107,
-    )
-    .unwrap();
+    ioctl::ioeventfd(&vm, event.as_raw_fd(), A, 1, KVM_IOEVENTFD_FLAG_DATAMATCH, 0x107).unwrap();
     let seen = guest.store(Space::Mmio, A, &[7]);
     guest.assert_passed(&seen, Space::Mmio, A, &[7]);
     assert_eq!(count(event.as_ref()), 0);
@@ -438,11 +368,7 @@ fn rep_outs_signals_for_each_element(mut guest: Guest) {
         a.out(i32::from(EXIT_PORT), al)
     });
     let seen = guest.run(&code);
-    let exits = if any.registration.path() == Path::Kernel {
-        0
-    } else {
-        5
-    };
+    let exits = if any.registration.path() == Path::Kernel { 0 } else { 5 };
     assert_eq!((seen.dispatched, seen.unmatched.len()), (exits, 0));
     assert_eq!(any.rings(), 5);
 
@@ -488,16 +414,10 @@ fn windows_are_rejected(guest: Guest) {
         Match::pio(0x22, Length::Bytes1),
         Match::pio(0xfec0, Length::Any),
     ];
-    let registered = guest
-        .bus
-        .register_all(beside.map(|at| (at, eventfd())))
-        .unwrap();
+    let registered = guest.bus.register_all(beside.map(|at| (at, eventfd()))).unwrap();
 
     // A window over a registration is refused, and leaves nothing behind.
-    let late = [
-        Window::ram(0x10_0000..=0x1f_ffff),
-        Window::ram(0..=0x1_0000),
-    ];
+    let late = [Window::ram(0x10_0000..=0x1f_ffff), Window::ram(0..=0x1_0000)];
     let error = guest.bus.exclude(&late).unwrap_err();
     assert_eq!(
         error,
@@ -515,30 +435,19 @@ fn windows_are_rejected(guest: Guest) {
     drop(registered);
 
     guest.bus.readmit(&ram);
-    drop(
-        guest
-            .bus
-            .register(Match::mmio(0x8000, Length::Any), eventfd())
-            .unwrap(),
-    );
+    drop(guest.bus.register(Match::mmio(0x8000, Length::Any), eventfd()).unwrap());
 }
 
 fn what_the_kernel_gets_wrong_in_windows() {
     let mut guest = Guest::with_irqchip(Setup::Kernel, Irqchip::Full);
     let vm = vm(&mut guest);
     let (ram, ioapic) = (eventfd(), eventfd());
-    let assign = |event: &EventFd, address| {
-        ioctl::ioeventfd(&vm, event.as_raw_fd(), address, 4, 0, 0).unwrap()
-    };
+    let assign = |event: &EventFd, address| ioctl::ioeventfd(&vm, event.as_raw_fd(), address, 4, 0, 0).unwrap();
 
     assign(&ram, 0x9000);
     let seen = guest.store(Space::Mmio, 0x9000, &[1, 2, 3, 4]);
     assert_eq!(seen, support::guest::Seen::default(), "RAM takes the store");
-    assert_eq!(
-        count(ram.as_ref()),
-        0,
-        "and the ioeventfd over it never fires"
-    );
+    assert_eq!(count(ram.as_ref()), 0, "and the ioeventfd over it never fires");
 
     // Select register 1, the version. With an ioeventfd over the select register the guest's write is lost.
     const SELECT: u32 = 0xfec0_0000;
@@ -547,11 +456,7 @@ fn what_the_kernel_gets_wrong_in_windows() {
     assign(&ioapic, SELECT.into());
     guest.machine().store(SELECT, 0);
     assert_eq!(count(ioapic.as_ref()), 1);
-    assert_eq!(
-        guest.machine().fetch(SELECT),
-        1,
-        "the IOAPIC did not get the write"
-    );
+    assert_eq!(guest.machine().fetch(SELECT), 1, "the IOAPIC did not get the write");
 }
 
 fn exactly_this_is_removed() {
@@ -617,15 +522,7 @@ fn a_foreign_registration_is_a_refusal() {
     let mut guest = Guest::new(Setup::Kernel);
     let vm = vm(&mut guest);
     let foreign = eventfd();
-    ioctl::ioeventfd(
-        &vm,
-        foreign.as_raw_fd(),
-        A,
-        4,
-        KVM_IOEVENTFD_FLAG_DATAMATCH,
-        7,
-    )
-    .unwrap();
+    ioctl::ioeventfd(&vm, foreign.as_raw_fd(), A, 4, KVM_IOEVENTFD_FLAG_DATAMATCH, 7).unwrap();
 
     let doorbell = Doorbell::on(&guest.bus, Match::mmio(A, Length::Bytes4));
     let refusal = match doorbell.registration.path() {
@@ -640,10 +537,7 @@ fn a_foreign_registration_is_a_refusal() {
         "what the foreign one leaves is served"
     );
     let seen = guest.store(Space::Mmio, A, &7u32.to_ne_bytes());
-    assert_eq!(
-        (seen.dispatched, doorbell.rings(), count(foreign.as_ref())),
-        (0, 0, 1)
-    );
+    assert_eq!((seen.dispatched, doorbell.rings(), count(foreign.as_ref())), (0, 0, 1));
 
     // Removing ours leaves the foreign one alone.
     doorbell.registration.remove().unwrap();
@@ -654,10 +548,7 @@ fn a_foreign_registration_is_a_refusal() {
 fn a_bad_one_at_each_position_registers_none(mut guest: Guest) {
     const N: usize = 5;
     let port = |n: usize| Match::pio(0x300 + 4 * n as u64, Length::Bytes4);
-    let taken = guest
-        .bus
-        .register(Match::pio(0x400, Length::Any), eventfd())
-        .unwrap();
+    let taken = guest.bus.register(Match::pio(0x400, Length::Any), eventfd()).unwrap();
     let file = File::open("/dev/null").unwrap();
     // SAFETY: the fd was just given up by its owner.
     let no_event = Arc::new(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) });
@@ -674,10 +565,7 @@ fn a_bad_one_at_each_position_registers_none(mut guest: Guest) {
             set[bad] = wrong.clone();
             let error = guest.bus.register_all(set).unwrap_err();
             // Of a pair that collides, the later one is named.
-            assert!(
-                error.at() == wrong.0 || error.at() == port((bad + 1) % N),
-                "{error}"
-            );
+            assert!(error.at() == wrong.0 || error.at() == port((bad + 1) % N), "{error}");
             for n in 0..N {
                 let seen = guest.store(Space::Pio, port(n).address, &[0; 4]);
                 guest.assert_passed(&seen, Space::Pio, port(n).address, &[0; 4]);
@@ -715,20 +603,10 @@ fn many_addresses_and_a_fan(mut guest: Guest) {
     drop(registrations);
 
     let fan: Vec<_> = (0..256)
-        .map(|value| {
-            Doorbell::on(
-                &guest.bus,
-                Match::pio(0x300, Length::Bytes2).with_datamatch(value),
-            )
-        })
+        .map(|value| Doorbell::on(&guest.bus, Match::pio(0x300, Length::Bytes2).with_datamatch(value)))
         .collect();
     for value in [0u16, 1, 2, 127, 254, 255] {
-        rings(
-            &mut guest,
-            &fan[usize::from(value)],
-            0x300,
-            &value.to_ne_bytes(),
-        );
+        rings(&mut guest, &fan[usize::from(value)], 0x300, &value.to_ne_bytes());
     }
     passes(
         &mut guest,
@@ -785,63 +663,32 @@ fn ioevent_cases(mut guest: Guest) {
     let by_value = matches.map(|at| Doorbell::on(&guest.bus, at));
     rings(&mut guest, &by_value[0], 0xc1, &[0x7f]);
     rings(&mut guest, &by_value[1], 0xc2, &0x1337u16.to_ne_bytes());
-    rings(
-        &mut guest,
-        &by_value[2],
-        0xc4,
-        &0xdead_beefu32.to_ne_bytes(),
-    );
-    passes(
-        &mut guest,
-        &[&by_value[1]],
-        Space::Pio,
-        0xc2,
-        &0x1338u16.to_ne_bytes(),
-    );
+    rings(&mut guest, &by_value[2], 0xc4, &0xdead_beefu32.to_ne_bytes());
+    passes(&mut guest, &[&by_value[1]], Space::Pio, 0xc2, &0x1338u16.to_ne_bytes());
     // No instruction stores 8 bytes to a port; the table knows it all the same.
     let wide = 0xdead_beef_dead_beef_u64.to_ne_bytes();
     assert_eq!(guest.bus.find(Space::Pio, 0xc8, &wide), Some(matches[3]));
 
     // O5: distinct values at one address stand side by side; what could match the same store does not.
-    let five = Doorbell::on(
-        &guest.bus,
-        Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(5),
-    );
-    let six = Doorbell::on(
-        &guest.bus,
-        Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(6),
-    );
+    let five = Doorbell::on(&guest.bus, Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(5));
+    let six = Doorbell::on(&guest.bus, Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(6));
     rings(&mut guest, &five, A + 0x2000, &5u32.to_ne_bytes());
     rings(&mut guest, &six, A + 0x2000, &6u32.to_ne_bytes());
     let again = Match::mmio(A + 0x1000, Length::Any);
     assert_eq!(
-        guest
-            .bus
-            .register(again, eventfd())
-            .unwrap_err()
-            .errno()
-            .errno(),
+        guest.bus.register(again, eventfd()).unwrap_err().errno().errno(),
         Code::EXIST.raw_os_error()
     );
 
     // O6: "1 byte, any value", which kvm-ioctls cannot say, and "4 bytes, 0xf6".
     let byte = Doorbell::on(&guest.bus, Match::pio(0xd0, Length::Bytes1));
-    let value = Doorbell::on(
-        &guest.bus,
-        Match::pio(0xd4, Length::Bytes4).with_datamatch(0xf6),
-    );
+    let value = Doorbell::on(&guest.bus, Match::pio(0xd4, Length::Bytes4).with_datamatch(0xf6));
     rings(&mut guest, &byte, 0xd0, &[0]);
     rings(&mut guest, &byte, 0xd0, &[0xff]);
     passes(&mut guest, &[&byte], Space::Pio, 0xd0, &[0, 0]);
     rings(&mut guest, &value, 0xd4, &0xf6u32.to_ne_bytes());
     passes(&mut guest, &[&value], Space::Pio, 0xd4, &[0xf6]);
-    passes(
-        &mut guest,
-        &[&value],
-        Space::Pio,
-        0xd4,
-        &0xf7u32.to_ne_bytes(),
-    );
+    passes(&mut guest, &[&value], Space::Pio, 0xd4, &0xf7u32.to_ne_bytes());
 
     // O9, O10, O11.
     rings(&mut guest, &port, 0xf4, &[1]);
@@ -853,10 +700,7 @@ fn ioevent_cases(mut guest: Guest) {
     passes(&mut guest, &[&port, &page], Space::Mmio, A + 0xf4, &[1]);
 
     // O3, O8: a guard cannot be asked to remove anything but its own (O7), and that the kernel agrees.
-    for doorbell in [port, page, five, six, byte, value]
-        .into_iter()
-        .chain(by_value)
-    {
+    for doorbell in [port, page, five, six, byte, value].into_iter().chain(by_value) {
         doorbell.registration.remove().unwrap();
     }
     // O13, the other way round: nothing is left anywhere.
@@ -867,12 +711,7 @@ fn ioevent_cases(mut guest: Guest) {
 
 fn every_width_and_space(mut guest: Guest) {
     let value = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
-    let lengths = [
-        Length::Bytes1,
-        Length::Bytes2,
-        Length::Bytes4,
-        Length::Bytes8,
-    ];
+    let lengths = [Length::Bytes1, Length::Bytes2, Length::Bytes4, Length::Bytes8];
     for length in lengths {
         let width = length.bytes() as usize;
         let data = &value[..width];
@@ -918,11 +757,7 @@ fn several_registrations_on_one_eventfd(mut guest: Guest) {
     for registration in &registrations {
         let at = registration.at();
         let data = [0; 4];
-        let data = if at.space == Space::Pio {
-            &data[..1]
-        } else {
-            &data[..]
-        };
+        let data = if at.space == Space::Pio { &data[..1] } else { &data[..] };
         let seen = guest.store(at.space, at.address, data);
         guest.assert_taken(&seen, registration.path());
     }
@@ -934,11 +769,7 @@ fn several_registrations_on_one_eventfd(mut guest: Guest) {
     let second = registrations.next().unwrap();
     let seen = guest.store(Space::Mmio, A + 4, &[0; 4]);
     guest.assert_taken(&seen, second.path());
-    assert_eq!(
-        count(event.as_ref()),
-        1,
-        "its neighbour's end did not end it"
-    );
+    assert_eq!(count(event.as_ref()), 1, "its neighbour's end did not end it");
 }
 
 fn sixteen_thousand_registrations(mut guest: Guest) {
@@ -978,10 +809,7 @@ fn after_removal_a_store_is_nobodys(mut guest: Guest) {
         rings(&mut guest, &second, A + 8, &[0; 4]);
         // A signal that was not read yet outlives the registration.
         guest.store(Space::Mmio, A, &[0; 4]);
-        let Doorbell {
-            registration,
-            event,
-        } = first;
+        let Doorbell { registration, event } = first;
         registration.remove().unwrap();
         passes(&mut guest, &[&second], Space::Mmio, A, &[0; 4]);
         assert_eq!(count(event.as_ref()), 1);
@@ -996,8 +824,7 @@ fn after_removal_a_store_is_nobodys(mut guest: Guest) {
 fn a_store_becomes_an_interrupt(mut guest: Guest) {
     const GSI: u32 = 10;
     const VECTOR: u8 = 0x31;
-    let doorbells =
-        [0, 8].map(|offset| Doorbell::on(&guest.bus, Match::mmio(A + offset, Length::Bytes4)));
+    let doorbells = [0, 8].map(|offset| Doorbell::on(&guest.bus, Match::mmio(A + offset, Length::Bytes4)));
     for doorbell in doorbells {
         let vm = vm(&mut guest);
         ioctl::assign_edge(&vm, doorbell.event.as_ref(), GSI).unwrap();
@@ -1034,10 +861,7 @@ impl DeviceMmio for Behind {
         data.fill(offset as u8);
     }
     fn mmio_write(&self, base: MmioAddress, offset: u64, data: &[u8]) {
-        self.0
-            .lock()
-            .unwrap()
-            .push((base.0 + offset, data.to_vec()));
+        self.0.lock().unwrap().push((base.0 + offset, data.to_vec()));
     }
 }
 
@@ -1046,10 +870,7 @@ impl DevicePio for Behind {
         data.fill(offset as u8);
     }
     fn pio_write(&self, base: PioAddress, offset: u16, data: &[u8]) {
-        self.0
-            .lock()
-            .unwrap()
-            .push((u64::from(base.0 + offset), data.to_vec()));
+        self.0.lock().unwrap().push((u64::from(base.0 + offset), data.to_vec()));
     }
 }
 
@@ -1061,24 +882,17 @@ fn front_end() {
     let front = Arc::new(FrontEnd::new(bus.clone(), device.clone()));
     let mut devices = IoManager::new();
     devices
-        .register_mmio(
-            MmioRange::new(MmioAddress(A), 0x1000).unwrap(),
-            front.clone(),
-        )
+        .register_mmio(MmioRange::new(MmioAddress(A), 0x1000).unwrap(), front.clone())
         .unwrap();
     devices
         .register_pio(PioRange::new(PioAddress(0x300), 8).unwrap(), front.clone())
         .unwrap();
 
     devices.mmio_write(MmioAddress(A + 4), &[0; 4]).unwrap();
-    devices
-        .pio_write(PioAddress(0x302), &9u16.to_ne_bytes())
-        .unwrap();
+    devices.pio_write(PioAddress(0x302), &9u16.to_ne_bytes()).unwrap();
     assert_eq!((mmio.rings(), pio.rings()), (1, 1));
     devices.mmio_write(MmioAddress(A + 4), &[1, 2]).unwrap();
-    devices
-        .pio_write(PioAddress(0x302), &8u16.to_ne_bytes())
-        .unwrap();
+    devices.pio_write(PioAddress(0x302), &8u16.to_ne_bytes()).unwrap();
     assert_eq!((mmio.rings(), pio.rings()), (0, 0));
     let mut data = [0; 4];
     devices.mmio_read(MmioAddress(A + 4), &mut data).unwrap();

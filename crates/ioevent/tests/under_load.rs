@@ -33,9 +33,7 @@ fn main() -> ExitCode {
             each_store_is_seen_once_while_registrations_come_and_go(Guest::new(setup));
         });
     }
-    suite
-        .test("model/removal_is_final", &[], removal_is_final)
-        .run()
+    suite.test("model/removal_is_final", &[], removal_is_final).run()
 }
 
 /// What became of one store, in the guest's order.
@@ -148,10 +146,7 @@ fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Spac
         datamatch: None,
     };
     let events = [eventfd(), eventfd()];
-    let set = [
-        (at(here, 0), events[0].clone()),
-        (at(here, 8), events[1].clone()),
-    ];
+    let set = [(at(here, 0), events[0].clone()), (at(here, 8), events[1].clone())];
     let bus = guest.bus.clone();
     let mut registrations = bus.register_all(set).unwrap();
 
@@ -166,13 +161,7 @@ fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Spac
             }
         });
         let _done = Done(&done);
-        store_all_the_time(
-            &mut guest,
-            space,
-            [here, there, here + 8, there + 8],
-            &latest,
-            &moves,
-        )
+        store_all_the_time(&mut guest, space, [here, there, here + 8, there + 8], &latest, &moves)
     });
 
     let moves = moves.into_inner() as usize;
@@ -227,8 +216,7 @@ fn each_store_is_seen_once_while_registrations_come_and_go(mut guest: Guest) {
     let address = 0xd000_0000;
     let event = eventfd();
     let bus = guest.bus.clone();
-    let (latest, changes_made, done) =
-        (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    let (latest, changes_made, done) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
     // The other three addresses are nobody's: their exits show how far the guest is.
     let addresses = [address, address + 0x10, address + 0x20, address + 0x30];
     let fates = std::thread::scope(|scope| {
@@ -253,10 +241,7 @@ fn each_store_is_seen_once_while_registrations_come_and_go(mut guest: Guest) {
     });
     let changes_made = changes_made.into_inner() as usize;
     let mine: Vec<_> = fates.iter().step_by(4).collect();
-    let signalled = mine
-        .iter()
-        .filter(|fate| ***fate != Fate::Unmatched)
-        .count();
+    let signalled = mine.iter().filter(|fate| ***fate != Fate::Unmatched).count();
     assert_eq!(count(event.as_ref()), signalled as u64);
     let there = |fate: &Fate| *fate != Fate::Unmatched;
     let changes = mine.windows(2).filter(|pair| there(pair[0]) != there(pair[1])).count()
@@ -290,10 +275,7 @@ fn removal_is_final() {
             while dispatched.load(Ordering::Relaxed) < before + 3 {
                 std::thread::yield_now();
             }
-            let Doorbell {
-                registration,
-                event,
-            } = doorbell;
+            let Doorbell { registration, event } = doorbell;
             registration.remove().unwrap();
             count(event.as_ref());
             // A dispatch that was let go before the removal had time for a write to an eventfd.

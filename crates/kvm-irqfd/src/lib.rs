@@ -66,3 +66,9 @@ pub use resample::ResampleSource;
 pub use routes::{Chip, MAX_ROUTES, Route, Routes};
 pub use routing::{Committed, Routing};
 pub use wait::{WaitMode, Waiter};
+
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+struct Readme;

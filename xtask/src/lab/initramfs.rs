@@ -36,25 +36,10 @@ impl Archive {
         let name_size = u32::try_from(name.len() + 1).context("a file name is too long")?;
         self.entries += 1;
         // inode, mode, uid, gid, links, mtime, size, device (2), device of a special file (2), size of the name, checksum
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            size,
-            0,
-            0,
-            0,
-            0,
-            name_size,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -101,12 +86,7 @@ mod tests {
         archive.file("bin/a", b"12345").unwrap();
         archive.file("bin/bcd", b"").unwrap();
         archive.file("x", b"1234").unwrap();
-        let expected = [
-            ("bin", &b""[..]),
-            ("bin/a", b"12345"),
-            ("bin/bcd", b""),
-            ("x", b"1234"),
-        ];
+        let expected = [("bin", &b""[..]), ("bin/a", b"12345"), ("bin/bcd", b""), ("x", b"1234")];
         let expected = expected.map(|(name, content)| (name.to_owned(), content.to_vec()));
         assert_eq!(unpack(&archive.finish().unwrap()), expected);
     }

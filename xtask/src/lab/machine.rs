@@ -67,11 +67,7 @@ enum Stream {
 #[derive(Debug)]
 enum Event {
     Up,
-    Exit {
-        status: u8,
-        stdout: u64,
-        stderr: u64,
-    },
+    Exit { status: u8, stdout: u64, stderr: u64 },
     Passed(Stream, usize),
     Closed,
     Unwritable(Stream, io::Error),
@@ -87,12 +83,7 @@ impl Lab {
         let path = self.log();
         let context = || format!("cannot write {}", path.display());
         fs::write(&path, "").with_context(context)?;
-        let log = || {
-            OpenOptions::new()
-                .append(true)
-                .open(&path)
-                .with_context(context)
-        };
+        let log = || OpenOptions::new().append(true).open(&path).with_context(context);
         let stderr: Sink = Box::new(|bytes| io::stderr().write_all(bytes));
         let console: Sink = if run.verbose {
             Box::new(|bytes| io::stderr().write_all(bytes))
@@ -157,11 +148,7 @@ impl Lab {
                         eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
                     }
                 }
-                Ok(Event::Exit {
-                    status,
-                    stdout,
-                    stderr,
-                }) => announced = Some((status, stdout, stderr)),
+                Ok(Event::Exit { status, stdout, stderr }) => announced = Some((status, stdout, stderr)),
                 Ok(Event::Passed(Stream::Stdout, bytes)) => stdout_bytes += bytes as u64,
                 Ok(Event::Passed(Stream::Stderr, bytes)) => stderr_bytes += bytes as u64,
                 Ok(Event::Passed(Stream::Console, _)) => {}
@@ -174,19 +161,14 @@ impl Lab {
             }
             if open == 0 {
                 let how = qemu.wait()?;
-                bail!(
-                    "the PC went down {}; {}",
-                    stage(booted),
-                    self.last_words(how)
-                );
+                bail!("the PC went down {}; {}", stage(booted), self.last_words(how));
             }
         }
     }
 
     fn write_initramfs(&self, script: &str) -> Result<()> {
         let base = &self.parts.initramfs;
-        let mut bytes =
-            fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
+        let mut bytes = fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
         let mut archive = Archive::default();
         archive.file("init", include_bytes!("init.sh"))?;
         archive.file("command", script.as_bytes())?;
@@ -230,26 +212,15 @@ impl Lab {
             "2048",
         ]);
         command.args(["-cpu", "EPYC-Rome,+svm"]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-        ]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // Without interrupt remapping vfio_iommu_type1 refuses the group with EPERM.
         command.args(["-device", "intel-iommu,intremap=on"]);
         for index in 0..run.edu {
-            command
-                .arg("-device")
-                .arg(format!("edu,addr={:#x}", 2 + index));
+            command.arg("-device").arg(format!("edu,addr={:#x}", 2 + index));
         }
         let host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
         command.args(["-fsdev", host]);
-        command.args([
-            "-device",
-            "virtio-9p-pci,fsdev=host,mount_tag=host,addr=0x10",
-        ]);
+        command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host,addr=0x10"]);
         command.args(["-device", "virtio-serial-pci,addr=0x11"]);
         for (name, end) in ["console", "stdout", "stderr", "control"].iter().zip(ends) {
             command
@@ -266,9 +237,9 @@ impl Lab {
         command.arg("-kernel").arg(&self.parts.kernel);
         command.arg("-initrd").arg(self.initramfs());
         let quiet = if run.verbose { "" } else { " quiet" };
-        command.arg("-append").arg(format!(
-            "console=ttyS0 panic=-1 intel_iommu=on mitigations=off{quiet}"
-        ));
+        command
+            .arg("-append")
+            .arg(format!("console=ttyS0 panic=-1 intel_iommu=on mitigations=off{quiet}"));
         command
     }
 
@@ -314,8 +285,7 @@ impl Drop for Running {
 
 /// A pipe: our end, and the end that QEMU inherits.
 fn pipe() -> Result<(File, OwnedFd)> {
-    let (ours, qemus) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (ours, qemus) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     rustix::io::fcntl_setfd(&qemus, FdFlags::empty()).context("cannot pass a pipe to QEMU")?;
     Ok((ours.into(), qemus))
 }

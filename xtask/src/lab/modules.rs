@@ -77,12 +77,7 @@ kernel/y/d.ko: kernel/y/c.ko kernel/x/b.ko
         let order = load_order(&["a_mod", "d"], DEP, "").unwrap();
         assert_eq!(
             order,
-            [
-                "kernel/y/c.ko",
-                "kernel/x/b.ko",
-                "kernel/x/a-mod.ko",
-                "kernel/y/d.ko"
-            ]
+            ["kernel/y/c.ko", "kernel/x/b.ko", "kernel/x/a-mod.ko", "kernel/y/d.ko"]
         );
     }
 
@@ -105,10 +100,7 @@ kernel/y/d.ko: kernel/y/c.ko kernel/x/b.ko
 
     #[test]
     fn a_compressed_module_is_found() {
-        assert_eq!(
-            load_order(&["e"], "k/e.ko.xz:\n", "").unwrap(),
-            ["k/e.ko.xz"]
-        );
+        assert_eq!(load_order(&["e"], "k/e.ko.xz:\n", "").unwrap(), ["k/e.ko.xz"]);
     }
 
     #[test]

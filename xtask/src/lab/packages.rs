@@ -100,9 +100,7 @@ fn replace(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<(
 /// Fetches kernel and busybox and writes `vmlinuz`, `initramfs` and `modules` (what the latter was made for).
 fn provide_kernel(directory: &Path) -> Result<()> {
     let kernel = with_package_lists(newest_kernel)?;
-    note(&format!(
-        "fetching {kernel} and busybox-static, once (70 MB)"
-    ));
+    note(&format!("fetching {kernel} and busybox-static, once (70 MB)"));
     let files = directory.join("unpacked");
     with_package_lists(|| fetch(&[kernel.clone(), "busybox-static".to_owned()], &files))?;
 
@@ -110,16 +108,9 @@ fn provide_kernel(directory: &Path) -> Result<()> {
     let modules = files.join("lib/modules").join(version);
     let busybox = files.join("bin/busybox");
     // The package leaves this to its installation.
-    run(Command::new(&busybox)
-        .args(["depmod", "-b"])
-        .arg(&files)
-        .arg(version))?;
-    let read = |path: &Path| {
-        fs::read(path).with_context(|| format!("{} has no {}", kernel, path.display()))
-    };
-    let text = |name: &str| {
-        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read(&modules.join(name))?).into_owned())
-    };
+    run(Command::new(&busybox).args(["depmod", "-b"]).arg(&files).arg(version))?;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("{} has no {}", kernel, path.display()));
+    let text = |name: &str| Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read(&modules.join(name))?).into_owned());
     let order = modules::load_order(&MODULES, &text("modules.dep")?, &text("modules.builtin")?)?;
 
     let mut archive = Archive::default();
@@ -139,10 +130,7 @@ fn provide_kernel(directory: &Path) -> Result<()> {
         let path = directory.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
     };
-    write(
-        "vmlinuz",
-        &read(&files.join(format!("boot/vmlinuz-{version}")))?,
-    )?;
+    write("vmlinuz", &read(&files.join(format!("boot/vmlinuz-{version}")))?)?;
     write("initramfs", &archive.finish()?)?;
     write("modules", MODULES.join(" ").as_bytes())?;
     fs::remove_dir_all(&files).context("cannot remove the unpacked kernel")
@@ -173,26 +161,15 @@ fn provide_qemu(directory: &Path) -> Result<Qemu> {
         replace(directory, |directory| {
             // apt tells which packages an installation on this machine would add.
             let packages = with_package_lists(|| {
-                let arguments = [
-                    "-s",
-                    "install",
-                    "--no-install-recommends",
-                    "qemu-system-x86",
-                ];
-                Ok(packages_to_install(&run(
-                    Command::new("apt-get").args(arguments)
-                )?))
+                let arguments = ["-s", "install", "--no-install-recommends", "qemu-system-x86"];
+                Ok(packages_to_install(&run(Command::new("apt-get").args(arguments))?))
             })?;
-            note(&format!(
-                "fetching QEMU, {} packages, once (20 MB)",
-                packages.len()
-            ));
+            note(&format!("fetching QEMU, {} packages, once (20 MB)", packages.len()));
             with_package_lists(|| fetch(&packages, directory))
         })
         .context("qemu-system-x86_64 is missing (or install the package qemu-system-x86)")?;
     }
-    let libraries =
-        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| directory.join(path));
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| directory.join(path));
     Ok(Qemu {
         program: directory.join("usr/bin").join(QEMU),
         libraries: Some(std::env::join_paths(libraries)?),
@@ -219,10 +196,7 @@ fn fetch(packages: &[String], directory: &Path) -> Result<()> {
         .map(drop)
     })?;
     for deb in fs::read_dir(&debs).context("cannot read what was fetched")? {
-        run(Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(deb?.path())
-            .arg(directory))?;
+        run(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(directory))?;
     }
     fs::remove_dir_all(&debs).context("cannot remove what was unpacked")
 }
@@ -267,10 +241,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
-        .find(|file| {
-            fs::metadata(file)
-                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
-        })
+        .find(|file| fs::metadata(file).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
 /// Tells what takes a while.
@@ -302,10 +273,7 @@ Conf seabios (1.16.2-1 Debian:12.12/stable [all])
         replace(&directory, write("old")).unwrap();
         replace(&directory, write("new")).unwrap();
         assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "new");
-        replace(&directory, |at| {
-            write("half")(at).and_then(|()| bail!("no network"))
-        })
-        .unwrap_err();
+        replace(&directory, |at| write("half")(at).and_then(|()| bail!("no network"))).unwrap_err();
         assert!(!directory.exists());
         replace(&directory, write("again")).unwrap();
         assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "again");

@@ -56,27 +56,12 @@ mod tests {
     #[test]
     fn words_reach_the_command_as_they_are() {
         let directory = std::env::temp_dir();
-        let words = [
-            "printf",
-            "%s|",
-            "",
-            "a b",
-            "it's",
-            "$HOME `x` \\ \"",
-            "*",
-            "é\nü",
-        ];
+        let words = ["printf", "%s|", "", "a b", "it's", "$HOME `x` \\ \"", "*", "é\nü"];
         let script = command(&directory, &words.map(str::to_owned));
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout).unwrap(),
-            words[2..].join("|") + "|"
-        );
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), words[2..].join("|") + "|");
 
-        let script = command(
-            &directory,
-            &["sh", "-c", "pwd; echo $IRQ_TEST_LAB"].map(str::to_owned),
-        );
+        let script = command(&directory, &["sh", "-c", "pwd; echo $IRQ_TEST_LAB"].map(str::to_owned));
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
         let expected = format!("{}\n1\n", directory.display());
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);

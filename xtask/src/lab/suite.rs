@@ -39,8 +39,7 @@ pub fn packages() -> impl Iterator<Item = &'static str> {
 pub fn select(programs: &[TestProgram]) -> Vec<&TestProgram> {
     let is_listed = |program: &TestProgram| {
         SUITE.iter().any(|(package, tests)| {
-            *package == program.package
-                && (tests.is_empty() || tests.contains(&program.suite.as_str()))
+            *package == program.package && (tests.is_empty() || tests.contains(&program.suite.as_str()))
         })
     };
     programs
@@ -228,28 +227,22 @@ mod tests {
         for piece in output.as_bytes().chunks(size) {
             count.feed(piece, &mut out).unwrap();
         }
-        (
-            count.finish(trouble).to_string(),
-            String::from_utf8(out).unwrap(),
-        )
+        (count.finish(trouble).to_string(), String::from_utf8(out).unwrap())
     }
 
-    const A_PASSES: &str = "running 1 test\ntest x ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\n";
+    const A_PASSES: &str =
+        "running 1 test\ntest x ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\n";
 
     #[test]
     fn programs_are_told_apart_and_markers_not_shown() {
-        let output =
-            format!("\x1ebegin 0\n{A_PASSES}no newline\x1eend 0\n\x1ebegin 1\nboo\n\x1eend 101\n");
+        let output = format!("\x1ebegin 0\n{A_PASSES}no newline\x1eend 0\n\x1ebegin 1\nboo\n\x1eend 101\n");
         for size in [1, 2, 7, 1000] {
             let (tally, out) = after(&output, size, None);
             assert_eq!(
                 tally,
                 "failed:\n  lab: b: exit status: 101\n1 passed, 1 failed, 0 skipped\n"
             );
-            assert_eq!(
-                out,
-                format!("\nRunning a\n{A_PASSES}no newline\nRunning b\nboo\n")
-            );
+            assert_eq!(out, format!("\nRunning a\n{A_PASSES}no newline\nRunning b\nboo\n"));
         }
     }
 
@@ -275,21 +268,15 @@ mod tests {
             "failed:\n  lab: no boot\n  lab: a: did not run\n  lab: b: did not run\n0 passed, 3 failed, 0 skipped\n"
         );
         let (tally, _) = after("\x1ebegin 0\n\x1eend 0\n", 1, None);
-        assert_eq!(
-            tally,
-            "failed:\n  lab: b: did not run\n1 passed, 1 failed, 0 skipped\n"
-        );
+        assert_eq!(tally, "failed:\n  lab: b: did not run\n1 passed, 1 failed, 0 skipped\n");
     }
 
     #[test]
     fn a_program_that_hangs_is_named_with_its_limit() {
-        let output =
-            "\x1ebegin 0\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin 1\n\x1eend 0\n";
+        let output = "\x1ebegin 0\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin 1\n\x1eend 0\n";
         let (tally, _) = after(output, 9, None);
         assert!(
-            tally.contains(
-                "lab: a: ended during x before its summary: killed, or longer than 300 s\n"
-            ),
+            tally.contains("lab: a: ended during x before its summary: killed, or longer than 300 s\n"),
             "{tally}"
         );
     }

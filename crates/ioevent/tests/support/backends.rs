@@ -40,8 +40,7 @@ pub fn kvm_collides(a: &Match, b: &Match) -> bool {
         && a.address == b.address
         && (a.length == Length::Any
             || b.length == Length::Any
-            || (a.length == b.length
-                && (a.datamatch.is_none() || b.datamatch.is_none() || a.datamatch == b.datamatch)))
+            || (a.length == b.length && (a.datamatch.is_none() || b.datamatch.is_none() || a.datamatch == b.datamatch)))
 }
 
 impl Backend for Books {
@@ -56,10 +55,7 @@ impl Backend for Books {
 
     fn deassign(&self, at: &Match, _event: &EventFd) -> Result<(), Errno> {
         let mut held = self.0.lock().unwrap();
-        let position = held
-            .iter()
-            .position(|other| other == at)
-            .ok_or(errno(Code::NOENT))?;
+        let position = held.iter().position(|other| other == at).ok_or(errno(Code::NOENT))?;
         held.remove(position);
         Ok(())
     }
@@ -85,10 +81,7 @@ impl std::fmt::Debug for Faulty {
 }
 
 impl Faulty {
-    pub fn new(
-        inner: impl Backend + 'static,
-        fault: impl FnMut(Call) -> Option<Code> + Send + 'static,
-    ) -> Self {
+    pub fn new(inner: impl Backend + 'static, fault: impl FnMut(Call) -> Option<Code> + Send + 'static) -> Self {
         Self {
             inner: Arc::new(inner),
             calls: Arc::default(),

@@ -81,13 +81,7 @@ impl Guest {
 
     /// On [`Setup::Model`] there is no machine and so no irqchip.
     pub fn with_irqchip(setup: Setup, irqchip: Irqchip) -> Self {
-        let machine = (setup != Setup::Model).then(|| {
-            Machine::builder()
-                .irqchip(irqchip)
-                .memory(RAM)
-                .build()
-                .unwrap()
-        });
+        let machine = (setup != Setup::Model).then(|| Machine::builder().irqchip(irqchip).memory(RAM).build().unwrap());
         let kvm = |machine: &Machine| Kvm::new(machine.vm().clone());
         let bus = match (setup, &machine) {
             (Setup::Kernel, Some(machine)) => IoeventBus::kvm(machine.vm().clone()),

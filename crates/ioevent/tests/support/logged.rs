@@ -15,10 +15,7 @@ impl Log for Collector {
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.0
-            .lock()
-            .unwrap()
-            .push((record.level(), record.args().to_string()));
+        self.0.lock().unwrap().push((record.level(), record.args().to_string()));
     }
 
     fn flush(&self) {}

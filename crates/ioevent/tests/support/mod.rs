@@ -26,10 +26,7 @@ impl Doorbell {
     pub fn on(bus: &IoeventBus, at: Match) -> Self {
         let event = eventfd();
         let registration = bus.register(at, event.clone()).unwrap();
-        Self {
-            registration,
-            event,
-        }
+        Self { registration, event }
     }
 
     /// Signals since the last call.
