@@ -29,6 +29,8 @@ pub enum Need {
     GenuinePicEoi,
     /// The kernel's version, from uname(2), is at least this one.
     KernelAtLeast(u32, u32),
+    /// Anything else that KVM on every host is expected to have: a name, and a probe that gives the reason when it is not there.
+    Facility(&'static str, fn() -> Result<(), String>),
     /// Anything else that not every host has: a name, and a probe that gives the reason when it is not there.
     Host(&'static str, fn() -> Result<(), String>),
 }
@@ -79,9 +81,14 @@ impl Need {
                 elsewhere(once(&PIC_EOI, genuine_pic_eoi))
             }
             Need::KernelAtLeast(major, minor) => elsewhere(kernel_at_least(major, minor)),
-            Need::Host(name, probe) => elsewhere(probe().map_err(|reason| format!("{name}: {reason}"))),
+            Need::Facility(name, probe) => facility(named(name, probe)),
+            Need::Host(name, probe) => elsewhere(named(name, probe)),
         }
     }
+}
+
+fn named(name: &str, probe: fn() -> Result<(), String>) -> Result<(), String> {
+    probe().map_err(|reason| format!("{name}: {reason}"))
 }
 
 fn build(irqchip: Irqchip) -> Result<Machine, String> {
