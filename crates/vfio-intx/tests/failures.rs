@@ -10,11 +10,13 @@ use std::sync::Arc;
 use common::model_rig::{level, pulse};
 use common::new_eventfd;
 use common::rows::MOMENTS;
-use common::world::{PATHS, World, line_for};
+use common::world::World;
 use interrupt_core::double::{ManualNotifier, RecordingSource};
 use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
 use vfio_intx::irq_set::{IrqInfo, flags};
 use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
+
+const STATES: [State; 3] = [State::Relay, State::KernelLoop, State::SplitKick];
 
 const ENOENT: i32 = 2;
 const EIO: i32 = 5;
@@ -56,8 +58,8 @@ fn row_87_no_pin_no_eventfd() {
 
 #[test]
 fn row_87_not_automasked_is_a_pulse_and_nothing_assumes_a_mask() {
-    let mut world = World::new(pulse());
-    world.intx.set_line(Some(world.a.kernel())).unwrap();
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
     assert!(matches!(world.intx.status().because, Because::Pulse));
     world.works(50);
@@ -73,16 +75,16 @@ fn row_87_not_automasked_is_a_pulse_and_nothing_assumes_a_mask() {
 
 #[test]
 fn a_pulse_in_service_is_followed_by_another_handler_run() {
-    let mut world = World::new(pulse());
-    world.intx.set_line(Some(world.a.relay())).unwrap();
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
     world.intx.enable().unwrap();
     world.rig.raise(1);
-    world.until("the interrupt is taken", |world| world.a.accept());
+    world.until("the interrupt is taken", |world| world.guest.a.accept());
     world.serve();
     // After the handler's look at the device, and before its EOI.
     world.rig.raise(2);
     world.settle();
-    world.a.eoi();
+    world.guest.a.eoi();
     world.until("the second pulse is served", |world| {
         world.guest_step();
         world.rig.status() == 0
@@ -94,8 +96,8 @@ fn a_pulse_in_service_is_followed_by_another_handler_run() {
 #[test]
 fn a_pulse_is_kept_while_the_wires_change() {
     for moment in ["masked", "rerouted"] {
-        let mut world = World::new(pulse());
-        world.intx.set_line(Some(world.a.relay())).unwrap();
+        let mut world = World::soft(pulse());
+        world.intx.set_line(Some(world.guest.a.relay())).unwrap();
         world.intx.enable().unwrap();
         match moment {
             "masked" => {
@@ -107,9 +109,9 @@ fn a_pulse_is_kept_while_the_wires_change() {
             }
             _ => {
                 world.rig.raise(1);
-                world.until("the line rises", |world| world.a.is_high());
-                world.intx.set_line(Some(world.b.relay())).unwrap();
-                assert!(!world.a.is_high());
+                world.until("the line rises", |world| world.guest.a.is_high());
+                world.intx.set_line(Some(world.guest.b.relay())).unwrap();
+                assert!(!world.guest.a.is_high());
             }
         }
         world.until(moment, |world| world.guest_step());
@@ -127,19 +129,19 @@ fn a_pulse_is_kept_while_the_wires_change() {
 
 #[test]
 fn a_pulse_that_is_pending_survives_a_snapshot() {
-    let mut world = World::new(pulse());
-    world.intx.set_line(Some(world.a.relay())).unwrap();
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
     world.intx.enable().unwrap();
     world.rig.raise(1);
-    world.until("the line rises", |world| world.a.is_high());
+    world.until("the line rises", |world| world.guest.a.is_high());
     let saved = world.intx.save();
     assert!(saved.pulse_pending);
     let World { rig, intx, relay, .. } = world;
     drop((intx, relay));
-    let mut world = World::new(rig);
+    let mut world = World::soft(rig);
     world.intx.restore(&saved).unwrap();
     assert!(matches!(world.intx.status().because, Because::NoRoute));
-    world.intx.set_line(Some(world.a.relay())).unwrap();
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
     world.until("the pulse is served", |world| world.guest_step());
     assert_eq!((world.served, world.spurious), (1, 0));
 }
@@ -149,14 +151,14 @@ fn a_pulse_that_is_pending_survives_a_snapshot() {
 fn row_97_any_step_fails() {
     let mut fallbacks = 0;
     let mut refusals = 0;
-    for (_, from) in PATHS {
-        for (_, to) in PATHS {
+    for from in STATES {
+        for to in STATES {
             for moment in MOMENTS {
                 for step in 0.. {
-                    let mut world = World::in_state(level(), from);
+                    let mut world = World::soft_in(level(), from);
                     moment.bring_about(&mut world);
                     world.rig.refuse(step, 1, EIO);
-                    let outcome = world.intx.set_line(Some(line_for(&world.b, to)));
+                    let outcome = world.intx.set_line(Some(world.guest.b.leading_to(to)));
                     // Whether the refusal has been used up: one that is left over is no failure.
                     let requests = world.rig.recent_requests();
                     world.rig.refuse(0, 0, 0);
@@ -180,7 +182,7 @@ fn row_97_any_step_fails() {
                     }
                     let served = world.served;
                     if moment.in_service() {
-                        world.a.eoi();
+                        world.guest.a.eoi();
                     }
                     world.settle();
                     while world.guest_step() {
@@ -205,11 +207,11 @@ fn row_97_any_step_fails() {
 
 #[test]
 fn row_97_enable_fails_at_each_step() {
-    for (_, to) in PATHS {
+    for to in STATES {
         let mut reached = Vec::new();
         for step in 0..12 {
-            let mut world = World::new(level());
-            world.intx.set_line(Some(line_for(&world.a, to))).unwrap();
+            let mut world = World::soft(level());
+            world.intx.set_line(Some(world.guest.a.leading_to(to))).unwrap();
             world.rig.raise(1);
             world.rig.refuse(step, 1, EIO);
             let outcome = world.intx.enable();
@@ -241,14 +243,14 @@ fn row_97_enable_fails_at_each_step() {
 /// The second half of an unwinding fails too, and everything after it: INTx is disabled or works, never masked.
 #[test]
 fn any_step_and_all_after_it_fail() {
-    for (_, from) in PATHS {
-        for (_, to) in PATHS {
+    for from in STATES {
+        for to in STATES {
             for times in [2, 3, 4, usize::MAX] {
                 for step in 0..12 {
-                    let mut world = World::in_state(level(), from);
+                    let mut world = World::soft_in(level(), from);
                     world.rig.raise(1);
                     world.rig.refuse(step, times, EIO);
-                    let outcome = world.intx.set_line(Some(line_for(&world.b, to)));
+                    let outcome = world.intx.set_line(Some(world.guest.b.leading_to(to)));
                     world.rig.refuse(0, 0, 0);
                     let status = world.intx.status();
                     let what = format!("{from} to {to}, {times} from {step}: {status}");
@@ -258,7 +260,7 @@ fn any_step_and_all_after_it_fail() {
                     }
                     if status.state == State::Disabled {
                         assert!(matches!(status.because, Because::Failed(_)), "{what}");
-                        assert!(!world.a.is_high() && !world.b.is_high(), "{what}");
+                        assert!(!world.guest.a.is_high() && !world.guest.b.is_high(), "{what}");
                         world.intx.enable().unwrap();
                     }
                     world.until("it is served", |world| world.guest_step());
@@ -273,8 +275,8 @@ fn any_step_and_all_after_it_fail() {
 
 #[test]
 fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
-    let mut world = World::new(level());
-    world.intx.set_line(Some(world.a.kernel())).unwrap();
+    let mut world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     // Unmask (who has it?), trigger, mask, trigger; then the unmask eventfd.
     world.rig.refuse(4, 1, ENOMEM);
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
@@ -299,16 +301,16 @@ fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
 
 #[test]
 fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed() {
-    let mut world = World::new(level());
-    world.intx.set_line(Some(world.a.without_trigger())).unwrap();
+    let mut world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
     assert!(matches!(world.intx.status().because, Because::NoTriggerEventfd));
     world.works(3);
 
     let flags = flags::INFO_EVENTFD | flags::INFO_AUTOMASKED;
     let unmaskable = ModelIntx::with_info("unmaskable", IrqInfo { flags, count: 1 });
-    let mut world = World::new(Arc::new(unmaskable));
-    world.intx.set_line(Some(world.a.kernel())).unwrap();
+    let mut world = World::soft(Arc::new(unmaskable));
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
     assert!(matches!(world.intx.status().because, Because::NoUnmaskEventfd));
     world.works(3);
@@ -317,9 +319,9 @@ fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed
 #[test]
 fn a_second_user_is_refused_and_the_first_undisturbed() {
     let device = level();
-    let mut first = World::in_state(Arc::clone(&device), State::KernelLoop);
-    let second = World::new(device);
-    second.intx.set_line(Some(second.a.kernel())).unwrap();
+    let mut first = World::soft_in(Arc::clone(&device), State::KernelLoop);
+    let second = World::soft(device);
+    second.intx.set_line(Some(second.guest.a.kernel())).unwrap();
     let error = second.intx.enable().unwrap_err();
     assert!(matches!(error, Error::InUse { .. }));
     assert_eq!(error.errno(), Some(EBUSY));
@@ -331,16 +333,17 @@ fn a_second_user_is_refused_and_the_first_undisturbed() {
 
 #[test]
 fn a_line_that_refuses_leaves_the_old_one_working() {
-    let mut world = World::in_state(level(), State::KernelLoop);
+    let mut world = World::soft_in(level(), State::KernelLoop);
     // Its source has a listener already.
     let taken = world
+        .guest
         .b
         .line
-        .subscribe(world.b.irqfd.key().into(), Listener::callback(|_| {}));
-    let error = world.intx.set_line(Some(world.b.kernel())).unwrap_err();
+        .subscribe(world.guest.b.irqfd.key().into(), Listener::callback(|_| {}));
+    let error = world.intx.set_line(Some(world.guest.b.kernel())).unwrap_err();
     assert_eq!(error.errno(), Some(EBUSY));
     // And the notifier of another line does not know it.
-    let stranger = GuestLine::kernel(world.b.plain.clone(), world.a.line.clone());
+    let stranger = GuestLine::kernel(world.guest.b.plain.clone(), world.guest.a.line.clone());
     let error = world.intx.set_line(Some(stranger)).unwrap_err();
     assert_eq!(error.errno(), Some(ENOENT));
     assert!(
@@ -349,11 +352,14 @@ fn a_line_that_refuses_leaves_the_old_one_working() {
     );
     world.works(3);
     drop(taken.unwrap());
-    assert_eq!(world.intx.set_line(Some(world.b.kernel())).unwrap(), State::KernelLoop);
+    assert_eq!(
+        world.intx.set_line(Some(world.guest.b.kernel())).unwrap(),
+        State::KernelLoop
+    );
     world.works(3);
 
-    let world = World::new(level());
-    let stranger = GuestLine::kernel(world.b.plain.clone(), world.a.line.clone());
+    let world = World::soft(level());
+    let stranger = GuestLine::kernel(world.guest.b.plain.clone(), world.guest.a.line.clone());
     world.intx.set_line(Some(stranger)).unwrap();
     let error = world.intx.enable().unwrap_err();
     assert_eq!(error.errno(), Some(ENOENT));
@@ -373,22 +379,25 @@ fn another_handle_of_the_same_notifier_keeps_the_subscription() {
             self.0.subscribe(subject, listener)
         }
     }
-    let mut world = World::in_state(level(), State::Relay);
-    let handle = Arc::new(Handle(world.a.line.clone()));
-    let line = GuestLine::kernel(world.a.irqfd.clone(), handle);
+    let mut world = World::soft_in(level(), State::Relay);
+    let handle = Arc::new(Handle(world.guest.a.line.clone()));
+    let line = GuestLine::kernel(world.guest.a.irqfd.clone(), handle);
     assert_eq!(world.intx.set_line(Some(line)).unwrap(), State::KernelLoop);
     world.works(3);
 }
 
 #[test]
 fn without_a_relay_only_direct_paths_work() {
-    let mut world = World::in_state(level(), State::Relay);
+    let mut world = World::soft_in(level(), State::Relay);
     world.relay = None;
     assert_eq!(world.intx.status().state, State::Disabled);
     assert!(matches!(world.intx.status().because, Because::NoRelay));
     assert!(!world.rig.is_enabled());
     assert!(matches!(world.intx.enable().unwrap_err(), Error::NoRelay { .. }));
-    assert_eq!(world.intx.set_line(Some(world.a.kernel())).unwrap(), State::KernelLoop);
+    assert_eq!(
+        world.intx.set_line(Some(world.guest.a.kernel())).unwrap(),
+        State::KernelLoop
+    );
     world.works(3);
     // And a direct path that fails has nothing to fall back to.
     world.intx.disable().unwrap();
@@ -400,9 +409,10 @@ fn without_a_relay_only_direct_paths_work() {
 
 #[test]
 fn a_device_that_vanishes_leaves_the_line_low_and_every_operation_typed() {
-    for (path, state) in PATHS {
+    for state in STATES {
+        let path = state;
         for moment in MOMENTS {
-            let mut world = World::in_state(level(), state);
+            let mut world = World::soft_in(level(), state);
             moment.bring_about(&mut world);
             world.rig.vanish();
             let mut errors = Vec::new();
@@ -410,31 +420,34 @@ fn a_device_that_vanishes_leaves_the_line_low_and_every_operation_typed() {
                 if let Err(error) = world.relay.as_mut().unwrap().wait(Some(std::time::Duration::ZERO)) {
                     errors.push(error);
                 }
-                world.a.irqfd.poll();
-                if world.a.accept() {
-                    world.a.eoi();
+                world.guest.a.irqfd.poll();
+                if world.guest.a.accept() {
+                    world.guest.a.eoi();
                 }
             }
-            errors.extend(world.intx.set_line(Some(world.b.kernel())).err());
+            errors.extend(world.intx.set_line(Some(world.guest.b.kernel())).err());
             for error in errors {
                 assert_eq!(error.errno(), Some(ENODEV), "{path}, {moment:?}: {error}");
                 assert!(error.to_string().contains("model"), "{error}");
             }
             world.intx.disable().unwrap();
             assert_eq!(world.intx.status().state, State::Disabled);
-            assert!(!world.a.is_high() && !world.b.is_high(), "{path}, {moment:?}");
+            assert!(
+                !world.guest.a.is_high() && !world.guest.b.is_high(),
+                "{path}, {moment:?}"
+            );
         }
     }
 }
 
 #[test]
 fn a_relayed_unmask_that_fails_is_replaced_by_a_set_up_from_scratch() {
-    let mut world = World::in_state(level(), State::Relay);
+    let mut world = World::soft_in(level(), State::Relay);
     world.rig.raise(1);
-    world.until("it is taken", |world| world.a.accept());
+    world.until("it is taken", |world| world.guest.a.accept());
     world.serve();
     world.rig.refuse(0, 1, EIO);
-    world.a.eoi();
+    world.guest.a.eoi();
     let error = world.relay.as_mut().unwrap().wait(None).unwrap_err();
     assert_eq!(error.errno(), Some(EIO));
     assert_eq!(
@@ -469,12 +482,13 @@ fn a_line_that_cannot_be_asserted_disables_the_device() {
 
 #[test]
 fn a_reset_behind_its_back_is_overcome() {
-    for (path, state) in PATHS {
-        let mut world = World::in_state(level(), state);
+    for state in STATES {
+        let path = state;
+        let mut world = World::soft_in(level(), state);
         world.rig.reset();
         assert!(!world.rig.is_enabled());
         assert_eq!(
-            world.intx.set_line(Some(line_for(&world.b, state))).unwrap(),
+            world.intx.set_line(Some(world.guest.b.leading_to(state))).unwrap(),
             state,
             "{path}"
         );
@@ -488,8 +502,8 @@ fn a_reset_behind_its_back_is_overcome() {
 
 #[test]
 fn a_saved_state_that_cannot_be_is_refused() {
-    let world = World::new(level());
-    world.intx.set_line(Some(world.a.kernel())).unwrap();
+    let world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     let good = IntxState {
         version: IntxState::VERSION,
         enabled: true,
@@ -520,8 +534,8 @@ fn a_saved_state_that_cannot_be_is_refused() {
 
 #[test]
 fn masked_before_it_is_enabled_is_masked_at_the_device() {
-    let world = World::new(level());
-    world.intx.set_line(Some(world.a.kernel())).unwrap();
+    let world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.mask().unwrap(), State::Disabled);
     world.rig.raise(1);
     assert_eq!(world.intx.enable().unwrap(), State::Masked);
@@ -531,7 +545,7 @@ fn masked_before_it_is_enabled_is_masked_at_the_device() {
 
 #[test]
 fn the_relay_ends_with_its_intx() {
-    let World { intx, relay, rig, .. } = World::in_state(level(), State::KernelLoop);
+    let World { intx, relay, rig, .. } = World::soft_in(level(), State::KernelLoop);
     let mut relay = relay.unwrap();
     let waiter = std::thread::spawn(move || while relay.wait(None).unwrap() {});
     drop(intx);
@@ -541,12 +555,12 @@ fn the_relay_ends_with_its_intx() {
 
 #[test]
 fn labels_reach_the_status() {
-    let world = World::new(level());
+    let world = World::soft(level());
     assert_eq!(
         world.intx.status().to_string(),
         "model: disabled: nobody has enabled it"
     );
-    world.intx.set_line(Some(world.a.split())).unwrap();
+    world.intx.set_line(Some(world.guest.a.split())).unwrap();
     world.intx.enable().unwrap();
     assert_eq!(
         format!("{:?}", world.intx),

@@ -3,8 +3,16 @@
 
 mod common;
 
+use std::sync::Arc;
+
+use common::guest::SoftGuest;
 use common::model_rig::{level, pulse};
 use common::{rows, vfio_rows};
+use vfio_intx::ModelIntx;
+
+fn soft() -> (Arc<ModelIntx>, SoftGuest) {
+    (level(), SoftGuest::new())
+}
 
 #[test]
 fn row_87_info() {
@@ -18,7 +26,7 @@ fn row_88_unmask_before_trigger() {
 
 #[test]
 fn row_88_trigger_before_unmask() {
-    rows::row_88_trigger_before_unmask(level);
+    rows::row_88_trigger_before_unmask(soft);
 }
 
 #[test]
@@ -53,22 +61,22 @@ fn row_94_the_mask_is_a_flag() {
 
 #[test]
 fn row_96_full_loop() {
-    rows::row_96_full_loop(level, 10_000);
+    rows::row_96_full_loop(soft, 10_000);
 }
 
 #[test]
 fn row_98_disable_at_any_moment() {
-    rows::row_98_disable_at_any_moment(level);
+    rows::row_98_disable_at_any_moment(soft);
 }
 
 #[test]
 fn row_99_route_change_at_any_moment() {
-    rows::row_99_route_change_at_any_moment(level);
+    rows::row_99_route_change_at_any_moment(soft);
 }
 
 #[test]
 fn row_99_path_change_at_any_moment() {
-    rows::row_99_path_change_at_any_moment(level);
+    rows::row_99_path_change_at_any_moment(soft);
 }
 
 #[test]
@@ -83,7 +91,7 @@ fn row_102_no_trigger() {
 
 #[test]
 fn row_104_no_access_after_eoi() {
-    rows::row_104_no_access_after_eoi(level);
+    rows::row_104_no_access_after_eoi(soft);
 }
 
 #[test]
@@ -93,7 +101,7 @@ fn row_105_msi_excludes_intx() {
 
 #[test]
 fn row_105_msi_and_back() {
-    rows::row_105_msi_and_back(level);
+    rows::row_105_msi_and_back(soft);
 }
 
 #[test]
@@ -108,27 +116,27 @@ fn disintx_suppresses() {
 
 #[test]
 fn reset_at_any_moment() {
-    rows::reset_at_any_moment(level, |device| device.reset());
+    rows::reset_at_any_moment(soft, |device| device.reset());
 }
 
 #[test]
 fn held_at_any_moment() {
-    rows::held_at_any_moment(level);
+    rows::held_at_any_moment(soft);
 }
 
 #[test]
 fn asserted_before_the_pin_is_enabled() {
-    rows::asserted_before_the_pin_is_enabled(level);
+    rows::asserted_before_the_pin_is_enabled(soft);
 }
 
 #[test]
 fn two_devices_on_one_line() {
-    rows::two_devices_on_one_line(level, level);
+    rows::two_devices_on_one_line(soft, level);
 }
 
 #[test]
 fn save_and_restore_at_any_moment() {
-    rows::save_and_restore_at_any_moment(level);
+    rows::save_and_restore_at_any_moment(soft);
 }
 
 #[test]

@@ -77,14 +77,14 @@ struct Machine {
 impl Machine {
     fn new(device: Arc<ModelIntx>) -> Self {
         Self {
-            world: World::new(device),
+            world: World::soft(device),
             in_service: [false; 2],
             message: common::new_eventfd(),
         }
     }
 
     fn line(&self, line: usize) -> &TestLine {
-        [&self.world.a, &self.world.b][line]
+        [&self.world.guest.a, &self.world.guest.b][line]
     }
 
     fn guest_line(&self, line: usize, kind: usize) -> GuestLine {
@@ -155,8 +155,8 @@ impl Machine {
                 }
             }
             Op::RunKernel => {
-                world.a.irqfd.poll();
-                world.b.irqfd.poll();
+                world.guest.a.irqfd.poll();
+                world.guest.b.irqfd.poll();
                 world.rig.poll_unmask();
             }
             Op::SnapshotAndRestore => {
@@ -176,7 +176,10 @@ impl Machine {
             // A device that refused even to be disabled may say what it likes.
             State::Disabled if world.rig.is_enabled() => assert!(status.last_error.is_some(), "{status}"),
             State::Disabled | State::Masked => {
-                assert!(!world.a.is_high() && !world.b.is_high(), "{status}: a line is high");
+                assert!(
+                    !world.guest.a.is_high() && !world.guest.b.is_high(),
+                    "{status}: a line is high"
+                );
             }
             State::Relay => assert!(
                 !world.rig.has_unmask_eventfd() || status.last_error.is_some(),
@@ -200,8 +203,8 @@ impl Machine {
         self.apply(Op::Mask(false));
         self.apply(Op::Msi(false));
         let world = &mut self.world;
-        if world.intx.set_line(Some(world.a.kernel())).is_err() {
-            world.intx.set_line(Some(world.a.kernel())).unwrap();
+        if world.intx.set_line(Some(world.guest.a.kernel())).is_err() {
+            world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
         }
         let state = world.intx.enable().unwrap();
         assert!(
@@ -215,7 +218,7 @@ impl Machine {
         }
         assert_eq!(world.rig.status(), 0, "lost: {:?} {:?}", world.intx, world.rig);
         assert!(!world.rig.is_masked(), "masked: {:?} {:?}", world.intx, world.rig);
-        assert!(!world.a.is_high() && !world.b.is_high());
+        assert!(!world.guest.a.is_high() && !world.guest.b.is_high());
         world.works(2);
     }
 }
@@ -314,6 +317,6 @@ proptest! {
             world.guest_step();
         }
         prop_assert_eq!(world.rig.status(), 0, "lost: {:?} {:?}", world.intx, world.rig);
-        prop_assert!(!world.a.is_high() && !world.b.is_high());
+        prop_assert!(!world.guest.a.is_high() && !world.guest.b.is_high());
     }
 }

@@ -1,17 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's end of a test: a controller's pin with a mask and an in-service bit, and a source of the pin's line that has
-//! a trigger eventfd, as an irqfd has.
+//! The guest's end of a test, and one in software: controller pins with a mask and an in-service bit, and sources that have a
+//! trigger eventfd, as an irqfd has.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use interrupt_core::{
     Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, Lowered, LoweredBy, Pin, Result, SourceKey,
 };
-use vfio_intx::GuestLine;
+use vfio_intx::{GuestLine, State};
 
 use super::{new_eventfd, signal, take};
+
+/// One of the guest's two lines. The second one has the higher priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineId {
+    A = 0,
+    B = 1,
+}
+
+pub const LINES: [LineId; 2] = [LineId::A, LineId::B];
+
+/// A guest with two level-triggered lines, on which the device under test has a source each. One thread moves it on.
+pub trait Guest {
+    /// The states that its lines lead to.
+    fn states(&self) -> &'static [State];
+    /// The line as the state machine sees it, so that INTx comes to `state` on it.
+    fn line(&self, line: LineId, state: State) -> GuestLine;
+    /// The same for another device on the line.
+    fn sharer(&mut self, line: LineId, state: State) -> GuestLine;
+    /// Whether the line is high.
+    fn is_high(&self, line: LineId) -> bool;
+    /// The processor takes the line's interrupt, if there is one to be taken.
+    fn accept(&mut self, line: LineId) -> bool;
+    /// The guest ends the interrupt that it has in service from the line; with none, an interrupt that is nobody's.
+    fn eoi(&mut self, line: LineId);
+    /// The guest masks or unmasks the pin.
+    fn set_masked(&mut self, line: LineId, masked: bool);
+    /// The kernel's part: what goes on without the guest.
+    fn pump(&mut self);
+    /// How long nothing must happen, to be called nothing.
+    fn quiet(&self) -> Duration;
+}
+
+/// The guest in software.
+pub struct SoftGuest {
+    pub a: TestLine,
+    pub b: TestLine,
+    sharers: Vec<Arc<Irqfd>>,
+}
+
+impl SoftGuest {
+    pub fn new() -> Self {
+        Self {
+            a: TestLine::new(10),
+            b: TestLine::new(11),
+            sharers: Vec::new(),
+        }
+    }
+
+    pub fn on(&self, line: LineId) -> &TestLine {
+        match line {
+            LineId::A => &self.a,
+            LineId::B => &self.b,
+        }
+    }
+}
+
+impl Guest for SoftGuest {
+    fn states(&self) -> &'static [State] {
+        &[State::Relay, State::KernelLoop, State::SplitKick]
+    }
+
+    fn line(&self, line: LineId, state: State) -> GuestLine {
+        self.on(line).leading_to(state)
+    }
+
+    fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
+        let sharer = TestLine::beside(self.on(line));
+        self.sharers.push(Arc::clone(&sharer.irqfd));
+        sharer.leading_to(state)
+    }
+
+    fn is_high(&self, line: LineId) -> bool {
+        self.on(line).is_high()
+    }
+
+    fn accept(&mut self, line: LineId) -> bool {
+        self.on(line).accept()
+    }
+
+    fn eoi(&mut self, line: LineId) {
+        self.on(line).eoi();
+    }
+
+    fn set_masked(&mut self, line: LineId, masked: bool) {
+        self.on(line).set_masked(masked);
+    }
+
+    fn pump(&mut self) {
+        for irqfd in [&self.a.irqfd, &self.b.irqfd].into_iter().chain(&self.sharers) {
+            irqfd.poll();
+        }
+    }
+
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
+    }
+}
 
 /// A level-triggered pin, and the processor behind it.
 #[derive(Debug)]
@@ -57,15 +155,15 @@ impl TestLine {
             masked: false,
             in_service: false,
         }));
-        Self::on(Line::new(Gsi(gsi), pin))
+        Self::of(Line::new(Gsi(gsi), pin))
     }
 
     /// The sources of another device on the same line.
     pub fn beside(other: &Self) -> Self {
-        Self::on(Arc::clone(&other.line))
+        Self::of(Arc::clone(&other.line))
     }
 
-    fn on(line: Arc<Line<GuestPin>>) -> Self {
+    fn of(line: Arc<Line<GuestPin>>) -> Self {
         Self {
             irqfd: Arc::new(Irqfd {
                 source: line.source("irqfd", LoweredBy::Eoi),
@@ -90,6 +188,14 @@ impl TestLine {
 
     pub fn relay(&self) -> GuestLine {
         GuestLine::relay(self.irqfd.clone(), self.notifier(), "the test wants a relay")
+    }
+
+    pub fn leading_to(&self, state: State) -> GuestLine {
+        match state {
+            State::KernelLoop => self.kernel(),
+            State::SplitKick => self.split(),
+            _ => self.relay(),
+        }
     }
 
     /// Wants a kernel loop, and has no trigger eventfd for it.

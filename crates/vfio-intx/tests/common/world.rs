@@ -4,47 +4,42 @@
 
 use std::time::{Duration, Instant};
 
-use vfio_intx::{GuestLine, Intx, Relay, State};
+use vfio_intx::{Intx, Relay, State};
 
-use super::guest::TestLine;
+use super::guest::{Guest, LINES, LineId, SoftGuest};
 use super::{PATIENCE, Rig};
 
-pub struct World<R> {
-    pub rig: R,
-    pub a: TestLine,
-    pub b: TestLine,
+// Fields go in this order: INTx before the device and the guest that it is wired to.
+pub struct World<R, G = SoftGuest> {
     pub intx: Intx,
     /// Run by [`World::pump`].
     pub relay: Option<Relay>,
+    pub rig: R,
+    pub guest: G,
     /// How often the guest's handler found its device asserting.
     pub served: u32,
     /// How often it found it quiet.
     pub spurious: u32,
 }
 
-/// The paths that a test goes through, by the line that leads to each.
-pub const PATHS: [(&str, State); 3] = [
-    ("relay", State::Relay),
-    ("kernel loop", State::KernelLoop),
-    ("split kick", State::SplitKick),
-];
+impl<R: Rig> World<R> {
+    /// With the guest in software.
+    pub fn soft(rig: R) -> Self {
+        Self::new(rig, SoftGuest::new())
+    }
 
-/// The line of `on` that leads to `state`.
-pub fn line_for(on: &TestLine, state: State) -> GuestLine {
-    match state {
-        State::KernelLoop => on.kernel(),
-        State::SplitKick => on.split(),
-        _ => on.relay(),
+    /// With the guest in software, enabled on line A, in `state`.
+    pub fn soft_in(rig: R, state: State) -> Self {
+        Self::in_state(rig, SoftGuest::new(), state)
     }
 }
 
-impl<R: Rig> World<R> {
-    pub fn new(rig: R) -> Self {
+impl<R: Rig, G: Guest> World<R, G> {
+    pub fn new(rig: R, guest: G) -> Self {
         let (intx, relay) = Intx::new(rig.interrupt()).unwrap();
         Self {
             rig,
-            a: TestLine::new(10),
-            b: TestLine::new(11),
+            guest,
             intx,
             relay: Some(relay),
             served: 0,
@@ -52,10 +47,10 @@ impl<R: Rig> World<R> {
         }
     }
 
-    /// Enabled on line `a`, in `state`.
-    pub fn in_state(rig: R, state: State) -> Self {
-        let world = Self::new(rig);
-        world.intx.set_line(Some(line_for(&world.a, state))).unwrap();
+    /// Enabled on line A, in `state`.
+    pub fn in_state(rig: R, guest: G, state: State) -> Self {
+        let world = Self::new(rig, guest);
+        world.intx.set_line(Some(world.guest.line(LineId::A, state))).unwrap();
         assert_eq!(world.intx.enable().unwrap(), state, "{}", world.intx.status());
         world
     }
@@ -65,8 +60,7 @@ impl<R: Rig> World<R> {
         if let Some(relay) = &mut self.relay {
             relay.wait(Some(Duration::ZERO)).unwrap();
         }
-        self.a.irqfd.poll();
-        self.b.irqfd.poll();
+        self.guest.pump();
         self.rig.pump();
     }
 
@@ -90,7 +84,7 @@ impl<R: Rig> World<R> {
 
     /// Steps for long enough that what was going to happen has.
     pub fn settle(&mut self) {
-        let end = Instant::now() + self.rig.quiet();
+        let end = Instant::now() + self.rig.quiet().max(self.guest.quiet());
         // A signal takes at most these steps round: the trigger, the line, the EOI, the unmask.
         for _ in 0..8 {
             self.pump();
@@ -103,10 +97,10 @@ impl<R: Rig> World<R> {
     /// The guest's handler, if there is an interrupt: acknowledges the device and ends the interrupt.
     pub fn guest_step(&mut self) -> bool {
         let mut ran = false;
-        for line in 0..2 {
-            if self.line(line).accept() {
+        for line in LINES {
+            if self.guest.accept(line) {
                 self.serve();
-                self.line(line).eoi();
+                self.guest.eoi(line);
                 ran = true;
             }
         }
@@ -122,10 +116,6 @@ impl<R: Rig> World<R> {
                 self.rig.acknowledge(status);
             }
         }
-    }
-
-    fn line(&self, index: usize) -> &TestLine {
-        [&self.a, &self.b][index]
     }
 
     /// Raises, and has the guest serve it.
@@ -150,15 +140,23 @@ impl<R: Rig> World<R> {
         assert_eq!((self.served, self.spurious), (before.0 + count, before.1));
     }
 
+    pub fn any_line_is_high(&self) -> bool {
+        LINES.into_iter().any(|line| self.guest.is_high(line))
+    }
+
+    /// The guest serves what comes until nothing more does.
+    pub fn serve_all(&mut self) {
+        self.settle();
+        while self.guest_step() {
+            self.settle();
+        }
+    }
+
     /// Nothing is asserted, and the guest sees nothing.
     #[track_caller]
     pub fn rests(&mut self) {
         self.settle();
         assert!(!self.guest_step(), "an interrupt that nobody raised: {:?}", self.intx);
-        assert!(
-            !self.a.is_high() && !self.b.is_high(),
-            "a line is high: {:?}",
-            self.intx
-        );
+        assert!(!self.any_line_is_high(), "a line is high: {:?}", self.intx);
     }
 }
