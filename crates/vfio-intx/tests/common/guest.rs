@@ -39,6 +39,9 @@ pub trait Guest {
     fn eoi(&mut self, line: LineId);
     /// The guest masks or unmasks the pin.
     fn set_masked(&mut self, line: LineId, masked: bool);
+    /// Whether an interrupt that has been sent to the processor, and not been taken yet, stays when its line falls, as it does in
+    /// a LAPIC.
+    fn keeps_what_was_sent(&self) -> bool;
     /// The kernel's part: what goes on without the guest.
     fn pump(&mut self);
     /// How long nothing must happen, to be called nothing.
@@ -98,6 +101,10 @@ impl Guest for SoftGuest {
 
     fn set_masked(&mut self, line: LineId, masked: bool) {
         self.on(line).set_masked(masked);
+    }
+
+    fn keeps_what_was_sent(&self) -> bool {
+        false
     }
 
     fn pump(&mut self) {

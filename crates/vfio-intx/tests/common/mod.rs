@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod guest;
+pub mod kvm_guest;
 pub mod model_rig;
 pub mod rows;
 pub mod vfio_rows;

@@ -102,6 +102,19 @@ impl Moment {
         }
     }
 
+    /// How many interrupts may have been sent to a processor that keeps them, and are taken after the line has fallen.
+    fn may_have_been_sent<G: Guest>(self, guest: &G) -> u32 {
+        u32::from(guest.keeps_what_was_sent() && self.owed() > 0 && !self.in_service())
+    }
+
+    /// The line has been lowered for good: takes what has been sent before, with a handler that does not look at the device.
+    fn take_what_was_sent<R: Rig, G: Guest>(self, world: &mut World<R, G>) {
+        world.settle();
+        if self.may_have_been_sent(&world.guest) > 0 && world.guest.accept(A) {
+            world.guest.eoi(A);
+        }
+    }
+
     /// Whether the guest is inside its handler.
     pub fn in_service(self) -> bool {
         matches!(self, Moment::InService | Moment::Acknowledged)
@@ -126,6 +139,7 @@ pub fn row_98_disable_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) 
             moment.bring_about(&mut world);
             assert_eq!(world.intx.disable().unwrap(), State::Disabled);
             assert!(!world.guest.is_high(A), "{path}, {moment:?}: the line is low at once");
+            moment.take_what_was_sent(&mut world);
             if moment.in_service() {
                 world.guest.eoi(A);
             }
@@ -167,7 +181,8 @@ pub fn row_99_route_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R,
                 while world.guest_step() {
                     world.settle();
                 }
-                assert_eq!((world.served, world.spurious), (served + moment.owed(), 0), "{what}");
+                assert_eq!(world.served, served + moment.owed(), "{what}");
+                assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
                 world.works(2);
                 assert_eq!(world.intx.status().line.map(|(gsi, _)| gsi.0), Some(11));
             }
@@ -194,7 +209,8 @@ pub fn row_99_path_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
                     world.guest.eoi(A);
                 }
                 world.serve_all();
-                assert_eq!((world.served, world.spurious), (served + moment.owed(), 0), "{what}");
+                assert_eq!(world.served, served + moment.owed(), "{what}");
+                assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
                 world.works(2);
             }
         }
@@ -231,6 +247,7 @@ pub fn row_105_msi_and_back<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
             moment.bring_about(&mut world);
             assert_eq!(world.intx.enter_msi().unwrap(), State::Disabled);
             assert!(!world.guest.is_high(A), "{what}");
+            moment.take_what_was_sent(&mut world);
             if moment.in_service() {
                 world.guest.eoi(A);
             }
@@ -270,6 +287,7 @@ pub fn reset_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G), reset: im
                 })
                 .unwrap();
             assert!(low, "{what}: the line is low before the device is reset");
+            moment.take_what_was_sent(&mut world);
             if moment.in_service() {
                 world.guest.eoi(A);
             }
@@ -298,6 +316,7 @@ pub fn held_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
                 };
                 assert_eq!(held.unwrap(), State::Masked, "{what}");
                 assert!(!world.guest.is_high(A), "{what}");
+                moment.take_what_was_sent(&mut world);
                 if moment.in_service() {
                     world.guest.eoi(A);
                 }
@@ -427,7 +446,8 @@ pub fn save_and_restore_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)
                 world.guest.eoi(A);
             }
             world.serve_all();
-            assert_eq!((world.served, world.spurious), (moment.owed(), 0), "{what}");
+            assert_eq!(world.served, moment.owed(), "{what}");
+            assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
             world.works(2);
         }
     }

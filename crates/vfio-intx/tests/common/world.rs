@@ -144,8 +144,14 @@ impl<R: Rig, G: Guest> World<R, G> {
         LINES.into_iter().any(|line| self.guest.is_high(line))
     }
 
-    /// The guest serves what comes until nothing more does.
+    /// The guest serves what the device asserts, and then what else comes.
+    #[track_caller]
     pub fn serve_all(&mut self) {
+        self.settle();
+        self.until("what the device asserts is served", |world| {
+            world.guest_step();
+            world.rig.status() == 0
+        });
         self.settle();
         while self.guest_step() {
             self.settle();
