@@ -414,7 +414,7 @@ fn takes_four_system_calls(event_loop: Loop) {
     assert_eq!(of(""), 6.0, "and nothing else");
 }
 
-/// Counts what is logged as an error: an event-manager has nobody else to tell.
+/// What the relay has added to an event-manager it takes out again when its INTx is gone.
 fn an_event_manager_is_left_clean() {
     let (intx, relay) = Intx::new(level()).unwrap();
     let guest = SoftGuest::new();
@@ -428,7 +428,6 @@ fn an_event_manager_is_left_clean() {
     drop(intx);
     assert_eq!(manager.run_with_timeout(1_000).unwrap(), 1, "it is told of the end");
     assert_eq!(manager.run_with_timeout(0).unwrap(), 0);
-    // Its eventfds can be added again, had they been left in that would be refused.
     let relay = manager.remove_subscriber(id).unwrap();
     let before = open_fds();
     drop(relay);
