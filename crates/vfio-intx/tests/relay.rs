@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::guest::{SoftGuest, TestLine};
-use common::model_rig::level;
+use common::model_rig::{level, pulse};
 use common::{PATIENCE, new_eventfd, open_fds, signal};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use interrupt_core::double::ManualNotifier;
@@ -41,14 +41,18 @@ fn main() -> ExitCode {
     Suite::new("relay")
         .serial()
         .test("nothing_is_lost_in_an_event_manager", &[], || {
-            on_threads(Loop::EventManager, 10_000, 0)
+            on_threads(Loop::EventManager, level(), 10_000, 0)
         })
         .test("nothing_is_lost_on_a_thread_of_its_own", &[], || {
-            on_threads(Loop::Wait, 10_000, 0)
+            on_threads(Loop::Wait, level(), 10_000, 0)
         })
         .test("nothing_is_lost_while_the_path_changes", &[], || {
-            on_threads(Loop::EventManager, 20_000, 50);
-            on_threads(Loop::Wait, 20_000, 50);
+            on_threads(Loop::EventManager, level(), 20_000, 50);
+            on_threads(Loop::Wait, level(), 20_000, 50);
+        })
+        .test("no_pulse_is_lost_while_the_line_changes", &[], || {
+            on_threads(Loop::EventManager, pulse(), 20_000, 5);
+            on_threads(Loop::Wait, pulse(), 20_000, 5);
         })
         .test("a_relayed_interrupt_allocates_nothing", &[], || {
             allocates_nothing(Loop::Wait);
@@ -121,8 +125,7 @@ impl Runner {
 
 /// A device, an event loop, the kernel and a guest, each on its own thread; and a thread that changes the path every
 /// `swap_every` interrupts, if that is not 0.
-fn on_threads(event_loop: Loop, count: u32, swap_every: u32) {
-    let device = level();
+fn on_threads(event_loop: Loop, device: Arc<ModelIntx>, count: u32, swap_every: u32) {
     let (intx, relay) = Intx::new(device.clone()).unwrap();
     let SoftGuest { a, b, .. } = SoftGuest::new();
     intx.set_line(Some(a.relay())).unwrap();
