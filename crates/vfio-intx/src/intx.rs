@@ -463,7 +463,7 @@ impl Shared {
             Wiring::Relay => self.relay(control, &line),
             Wiring::Direct(direct) => match self.direct(control, &line, direct) {
                 Ok(()) => Ok(()),
-                Err(error) => self.fall_back(control, &line, direct, error),
+                Err(error) => self.fall_back(control, direct, error),
             },
         }
     }
@@ -547,10 +547,6 @@ impl Shared {
 
     /// Parked -> Relay, unmasked.
     fn relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), Fault> {
-        if !control.relay {
-            self.off(control, Because::NoRelay);
-            return Err(Fault::NoRelay);
-        }
         let opened = self
             .forward
             .watch_eoi(true)
@@ -647,11 +643,10 @@ impl Shared {
         }
     }
 
-    /// The direct path has failed: the relay takes over.
+    /// The direct path has failed. Knowing that, it is decided again.
     fn fall_back(
         &self,
         control: &mut Control,
-        line: &GuestLine,
         wanted: Direct,
         error: interrupt_core::Error,
     ) -> std::result::Result<(), Fault> {
@@ -663,11 +658,10 @@ impl Shared {
             wanted,
             error: Arc::clone(&error),
         });
-        if control.wiring == Wiring::Off {
-            return Err(Fault::Step(error));
+        match control.wiring {
+            Wiring::Off => Err(Fault::Step(error)),
+            _ => self.settle(control),
         }
-        control.because = Because::FellBack;
-        self.relay(control, line)
     }
 
     /// Any -> Off. It cannot fail: what a step leaves undone is noted, and the next one is taken.

@@ -575,6 +575,42 @@ fn a_saved_state_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_change_of_path_has_the_device_state_its_level_once() {
+    let mut world = World::soft_in(level(), State::Relay);
+    world.works(5);
+    world.rig.raise(1);
+    let signals = world.rig.signals();
+    // The EOI eventfd has counted the five EOIs, which are not to be taken for new ones.
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    assert_eq!(world.rig.signals(), signals + 1);
+}
+
+#[test]
+fn asking_for_what_is_already_so_touches_nothing() {
+    for state in STATES {
+        let world = World::soft_in(level(), state);
+        let requests = world.rig.recent_requests();
+        assert_eq!(world.intx.enable().unwrap(), state);
+        assert_eq!(world.intx.unmask().unwrap(), state);
+        let line = world.guest.a.leading_to(state);
+        assert_eq!(world.intx.set_line(Some(line)).unwrap(), state);
+        assert_eq!(world.rig.recent_requests(), requests);
+    }
+}
+
+#[test]
+fn a_reset_ends_interrupt_disable_and_not_the_mask() {
+    let world = World::soft_in(level(), State::KernelLoop);
+    world.rig.set_disintx(true);
+    assert_eq!(world.intx.set_disintx(true).unwrap(), State::Masked);
+    world.intx.reset(|| world.rig.reset()).unwrap();
+    assert_eq!(world.intx.status().state, State::KernelLoop);
+    world.intx.mask().unwrap();
+    world.intx.reset(|| world.rig.reset()).unwrap();
+    assert_eq!(world.intx.status().state, State::Masked);
+}
+
+#[test]
 fn masked_before_it_is_enabled_is_masked_at_the_device() {
     let world = World::soft(level());
     world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
