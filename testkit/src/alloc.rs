@@ -72,3 +72,13 @@ pub fn allocations_on_this_thread() -> u64 {
     ALLOCATIONS.set(before);
     before
 }
+
+#[cfg(test)]
+mod tests {
+    /// This test program has the standard allocator.
+    #[test]
+    #[should_panic(expected = "CountingAllocator is not the #[global_allocator]")]
+    fn counting_without_the_allocator_is_refused() {
+        super::allocations_on_this_thread();
+    }
+}

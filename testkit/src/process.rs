@@ -49,23 +49,3 @@ impl ThreadIo {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use vmm_sys_util::eventfd::EventFd;
-
-    use super::*;
-
-    #[test]
-    fn thread_io_counts_exactly() {
-        let event = EventFd::new(0).unwrap();
-        let before = thread_io();
-        assert_eq!(thread_io().since(before), ThreadIo { reads: 0, writes: 0 });
-        let before = thread_io();
-        for _ in 0..3 {
-            event.write(1).unwrap();
-        }
-        event.read().unwrap();
-        assert_eq!(thread_io().since(before), ThreadIo { reads: 1, writes: 3 });
-    }
-}

@@ -25,11 +25,6 @@ pub const EXIT_PORT: u16 = 0xee;
 /// The catching handlers write their vector to this port, which ends a run with [`crate::machine::End::Interrupt`].
 pub const IRQ_PORT: u16 = 0xef;
 
-pub(crate) const STUBS: u64 = 0x500;
-pub(crate) const CATCHERS: u64 = 0xc00;
-/// `mov al, vector; out IRQ_PORT, al`
-pub(crate) const CATCHER_SIZE: u64 = 4;
-
 /// Assembles 16-bit code that will run at guest address `at` with a code segment base of 0.
 ///
 /// ```

@@ -6,13 +6,14 @@
 //!
 //! All methods that drive the machine panic when KVM does not do what they need: in a test that is the failure.
 
+mod firmware;
 mod ioapic;
 mod lapic;
 mod pic;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use iced_x86::code_asm::{al, dx, eax, ebx, ecx, ptr};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
@@ -21,7 +22,9 @@ use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 
-use crate::program::{CATCHER_SIZE, CATCHERS, EXIT_PORT, IRQ_PORT, PROGRAM, STACK, STUBS, assemble};
+use crate::program::{EXIT_PORT, IRQ_PORT, STACK};
+
+use firmware::{FIRMWARE, STUBS, Stubs, catcher};
 
 pub use lapic::Lapic;
 pub use pic::PicChip;
@@ -162,11 +165,10 @@ impl MachineBuilder {
             memory,
             vm: Arc::new(vm),
             irqchip: self.irqchip,
-            stubs: Stubs::default(),
+            stubs: FIRMWARE.stubs,
             exit_limit: 100_000,
         };
-        machine.lay_stubs();
-        machine.lay_catchers();
+        machine.lay_firmware();
         machine.rest();
         Ok(machine)
     }
@@ -233,19 +235,6 @@ pub struct Run {
     pub exits: Vec<Exit>,
     /// The end.
     pub end: End,
-}
-
-/// Addresses of the machine's own small programs.
-#[derive(Debug, Default)]
-struct Stubs {
-    outb: u64,
-    inb: u64,
-    wrmsr: u64,
-    rdmsr: u64,
-    store: u64,
-    load: u64,
-    ioapic_write: u64,
-    window: u64,
 }
 
 /// A VM with one vCPU in real mode. See the [module](self).
@@ -321,7 +310,7 @@ impl Machine {
 
     /// Lets `vector` end the run with [`End::Interrupt`] again.
     pub fn clear_handler(&mut self, vector: u8) {
-        self.set_handler(vector, CATCHERS + u64::from(vector) * CATCHER_SIZE);
+        self.set_handler(vector, catcher(vector));
     }
 
     /// Runs the code at `entry` with interrupts disabled and zeroed registers, to its end. Reads of ports and addresses nobody
@@ -402,6 +391,16 @@ impl Machine {
         }
     }
 
+    /// As [`Machine::take_interrupt`], again and again until the deadline. `None` costs the whole time.
+    pub fn take_interrupt_by(&mut self, deadline: Instant) -> Option<u8> {
+        loop {
+            let taken = self.take_interrupt();
+            if taken.is_some() || Instant::now() >= deadline {
+                return taken;
+            }
+        }
+    }
+
     /// `out port, value` by the guest.
     pub fn outb(&mut self, port: u16, value: u8) -> Vec<Exit> {
         self.call(self.stubs.outb, |r| {
@@ -470,82 +469,11 @@ impl Machine {
         }
     }
 
-    fn lay_stubs(&mut self) {
-        let mut at = STUBS;
-        let mut lay = |machine: &mut Self, code: &dyn Fn(u64) -> Vec<u8>| {
-            let here = at;
-            let code = code(here);
-            machine.load(here, &code);
-            at += code.len() as u64;
-            assert!(at <= CATCHERS, "the stubs fit below the catching handlers");
-            here
-        };
-        let exit = i32::from(EXIT_PORT);
-        self.stubs.outb = lay(self, &|at| {
-            assemble(at, |a| {
-                a.out(dx, al)?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.inb = lay(self, &|at| {
-            assemble(at, |a| {
-                a.in_(al, dx)?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.wrmsr = lay(self, &|at| {
-            assemble(at, |a| {
-                a.wrmsr()?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.rdmsr = lay(self, &|at| {
-            assemble(at, |a| {
-                a.rdmsr()?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.store = lay(self, &|at| {
-            assemble(at, |a| {
-                a.mov(ptr(ebx).es(), eax)?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.load = lay(self, &|at| {
-            assemble(at, |a| {
-                a.mov(eax, ptr(ebx).es())?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.ioapic_write = lay(self, &|at| {
-            assemble(at, |a| {
-                a.mov(ptr(ebx).es(), ecx)?;
-                a.mov(ptr(ebx + 0x10).es(), eax)?;
-                a.out(exit, al)
-            })
-        });
-        self.stubs.window = lay(self, &|at| {
-            assemble(at, |a| {
-                a.nop()?;
-                a.nop()?;
-                a.cli()?;
-                a.out(exit, al)
-            })
-        });
-    }
-
-    fn lay_catchers(&mut self) {
+    fn lay_firmware(&mut self) {
+        self.load(STUBS, &FIRMWARE.code);
         for vector in 0..=u8::MAX {
-            let at = CATCHERS + u64::from(vector) * CATCHER_SIZE;
-            let code = assemble(at, |a| {
-                a.mov(al, i32::from(vector))?;
-                a.out(i32::from(IRQ_PORT), al)
-            });
-            assert_eq!(code.len() as u64, CATCHER_SIZE);
-            self.load(at, &code);
             self.clear_handler(vector);
         }
-        const { assert!(CATCHERS + 256 * CATCHER_SIZE <= PROGRAM) };
     }
 
     fn rest(&mut self) {
