@@ -63,7 +63,7 @@ pub struct Options {
     edu: u8,
 
     /// End the run after so many seconds, counted from power-on
-    #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
     time_limit: u64,
 
     /// Show the console of the PC on standard error

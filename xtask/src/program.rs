@@ -3,10 +3,23 @@
 
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::tally::{Parser, Tally};
+
+/// One test program may take this long, here and in the lab, so that one that hangs does not hide the others.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// What the exit status of timeout(1) around a test program means.
+pub fn how(status: i32) -> String {
+    match status {
+        124 | 137 => format!("took longer than {} s", LIMIT.as_secs()),
+        129.. => format!("killed by signal {}", status - 128),
+        _ => format!("exit status {status}"),
+    }
+}
 
 /// Runs `command` to its end and counts what it reports under the name `suite`.
 ///
@@ -33,5 +46,6 @@ pub fn run(suite: &str, mut command: Command) -> Result<Tally> {
         parser.feed(&buffer[..count]);
     }
     let status = child.wait().context("cannot wait for the test program")?;
-    Ok(parser.finish(status.success(), &status.to_string()))
+    let how = status.code().map_or_else(|| status.to_string(), how);
+    Ok(parser.finish(status.success(), &how))
 }

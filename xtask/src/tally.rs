@@ -37,6 +37,18 @@ impl Tally {
         self.skipped.push((test.to_owned(), reason.to_owned()));
     }
 
+    /// The same count with `prefix` before every name.
+    pub fn prefixed(mut self, prefix: &str) -> Self {
+        for name in self
+            .failed
+            .iter_mut()
+            .chain(self.skipped.iter_mut().map(|(test, _)| test))
+        {
+            name.insert_str(0, prefix);
+        }
+        self
+    }
+
     /// Success when at least one test ran and none failed.
     pub fn exit_code(&self) -> ExitCode {
         if self.all_is_well() {

@@ -16,7 +16,7 @@ use crate::tally::Tally;
 /// Unit tests, integration tests and doctests are built with all features and run one program after the other. A test that
 /// cannot run here announces itself on standard output as `skip: <suite>::<test>: <reason>`; such a test, and one that is
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
-/// a test failed or when none ran.
+/// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
 ///
 /// Last, the tests that need KVM or VFIO run once more in the lab, an emulated PC that has both. Where there can be no lab
 /// that is one skip; with CI=true in the environment it is a failure.
@@ -49,23 +49,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if let Some(doctests) = workspace.doctests(&options.packages) {
         total.add(program::run("doctests", doctests)?);
     }
-    if !options.no_lab {
-        total.add(lab_suite(&workspace, &programs));
+    let in_lab = lab::suite::select(&programs);
+    if !options.no_lab && !in_lab.is_empty() {
+        total.add(lab_suite(&workspace, &in_lab));
+    } else if !options.no_lab && options.packages.is_empty() {
+        total.skip("lab", lab::suite::NONE_YET);
     }
     print!("\n{total}");
     Ok(total.exit_code())
 }
 
-/// The part of `programs` that runs in the lab. Where there can be no lab that is a skip, and in CI a failure.
-fn lab_suite(workspace: &Workspace, programs: &[TestProgram]) -> Tally {
+/// Runs `programs` in the lab. Where there can be no lab that is a skip, and in CI a failure.
+fn lab_suite(workspace: &Workspace, programs: &[&TestProgram]) -> Tally {
     let mut tally = Tally::default();
-    let suite = lab::suite::select(programs);
-    if suite.is_empty() {
-        tally.skip("lab", lab::suite::NONE_YET);
-        return tally;
-    }
     match Lab::open(workspace.target(), lab::TIME_LIMIT) {
-        Ok(lab) => tally.add(lab::suite::run(&lab, &suite, lab::TIME_LIMIT, false)),
+        Ok(lab) => tally = lab::suite::run(&lab, programs, lab::TIME_LIMIT, false),
         Err(error) if in_ci() => tally.fail(format!("lab: {error:#}")),
         Err(error) => tally.skip("lab", &format!("{error:#}")),
     }
@@ -76,10 +74,13 @@ fn in_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }
 
-/// The command that runs a test program where and how `cargo test` runs it.
+/// The command that runs a test program where and how `cargo test` runs it, for at most [`program::LIMIT`].
 fn command(program: &TestProgram) -> Command {
-    let mut command = Command::new(&program.executable);
+    let mut command = Command::new("timeout");
     command
+        // In the foreground it stays in our process group, and Ctrl-C reaches the test.
+        .args(["--foreground", "-k", "5", &program::LIMIT.as_secs().to_string()])
+        .arg(&program.executable)
         .current_dir(&program.directory)
         .env("CARGO_MANIFEST_DIR", &program.directory)
         .env("CARGO_PKG_NAME", &program.package)

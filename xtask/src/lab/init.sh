@@ -79,5 +79,7 @@ for process in /proc/[0-9]*; do
     fi
 done
 wait
-echo "exit $status $(cat /stdout.bytes) $(cat /stderr.bytes)" >&9
+stdout=$(cat /stdout.bytes) stderr=$(cat /stderr.bytes)
+# Nothing is counted when the command killed everything that it could reach.
+echo "exit $status ${stdout:-0} ${stderr:-0}" >&9
 while true; do sleep 60; done

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -161,7 +161,12 @@ impl Lab {
             }
             if open == 0 {
                 let how = qemu.wait()?;
-                bail!("the PC went down {}; {}", stage(booted), self.last_words(how));
+                let (stage, log) = (stage(booted), self.log());
+                bail!(
+                    "the PC went down {stage} ({how}); see {}\n{}",
+                    log.display(),
+                    last_words(&log)
+                );
             }
         }
     }
@@ -242,23 +247,18 @@ impl Lab {
             .arg(format!("console=ttyS0 panic=-1 intel_iommu=on mitigations=off{quiet}"));
         command
     }
+}
 
-    /// The end of the log, without what QEMU always says.
-    fn last_words(&self, how: ExitStatus) -> String {
-        let log = fs::read(self.log()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log
-            .lines()
-            .skip(1) // the command line
-            .filter(|line| !line.contains("TCG doesn't support requested feature"))
-            .collect();
-        let last = lines.len().saturating_sub(15);
-        format!(
-            "QEMU: {how}; {} ends with:\n{}",
-            self.log().display(),
-            lines[last..].join("\n")
-        )
-    }
+/// The end of the log, without what QEMU always says.
+fn last_words(log: &Path) -> String {
+    let log = fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log
+        .lines()
+        .skip(1) // the command line
+        .filter(|line| !line.contains("TCG doesn't support requested feature"))
+        .collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
 /// A QEMU that is killed when it goes out of scope.

@@ -189,11 +189,9 @@ fn packages_to_install(simulation: &str) -> Vec<String> {
 fn fetch(packages: &[String], directory: &Path) -> Result<()> {
     let debs = directory.with_extension("debs");
     replace(&debs, |debs| {
-        run(Command::new("apt-get")
-            .args(["-q", "download"])
-            .args(packages)
-            .current_dir(debs))
-        .map(drop)
+        let mut download = Command::new("apt-get");
+        download.args(["-q", "download"]).args(packages).current_dir(debs);
+        run(&mut download).map(drop).context("this needs the network, once")
     })?;
     for deb in fs::read_dir(&debs).context("cannot read what was fetched")? {
         run(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(directory))?;
@@ -214,8 +212,10 @@ fn with_package_lists<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         return Err(error.context("try again after: sudo apt-get update"));
     }
     note("fetching the package lists");
-    run(Command::new("apt-get").args(["-q", "update"]))?;
-    attempt()
+    match run(Command::new("apt-get").args(["-q", "update"])) {
+        Ok(_) => attempt(),
+        Err(_) => Err(error),
+    }
 }
 
 /// Runs a command to its end and gives its output; the error has the last line of what it said.

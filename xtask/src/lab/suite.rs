@@ -9,6 +9,7 @@ use super::machine::Sink;
 use super::script::{exports, quote_path};
 use super::{Lab, Run};
 use crate::cargo::TestProgram;
+use crate::program;
 use crate::tally::{Parser, Tally};
 
 /// The integration tests that run in the lab as well as on the build machine: package, and the names of its tests (files
@@ -26,9 +27,6 @@ pub const NONE_YET: &str = "no lab suite yet";
 
 /// The suite wants two PCI devices, to share one GSI.
 const EDU: u8 = 2;
-
-/// One test program may take this long, so that one that hangs does not hide the others.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(300);
 
 /// The packages of the suite.
 pub fn packages() -> impl Iterator<Item = &'static str> {
@@ -81,31 +79,23 @@ fn lock(count: &Mutex<Count>) -> MutexGuard<'_, Count> {
 /// Begins a marker in the output of the script, and keeps it apart from the output of the tests.
 const MARK: u8 = 0x1e;
 
-/// The script that runs the programs one after the other, with `MARK begin INDEX` before each and `MARK end STATUS` after it.
+/// The script that runs the programs one after the other, with `MARK begin` before each and `MARK end STATUS` after it.
 fn script(programs: &[&TestProgram]) -> String {
     let mut script = exports(&[("IRQ_TEST_REQUIRE_KVM", "1")]);
-    for (index, program) in programs.iter().enumerate() {
+    for program in programs {
         script += &format!(
-            "printf '\\036begin {index}\\n'\n\
+            "printf '\\036begin\\n'\n\
              (cd {directory} && CARGO_MANIFEST_DIR={directory} CARGO_PKG_NAME={package} CARGO_PKG_VERSION={version} \
              exec timeout -k 5 {limit} {executable})\n\
              printf '\\036end %s\\n' $?\n",
             directory = quote_path(&program.directory),
             package = program.package,
             version = program.version,
-            limit = PROGRAM_LIMIT.as_secs(),
+            limit = program::LIMIT.as_secs(),
             executable = quote_path(&program.executable),
         );
     }
     script
-}
-
-/// What a status of the script means; `timeout` has its own.
-fn how(status: &str) -> String {
-    match status {
-        "124" | "137" => format!("killed, or longer than {} s", PROGRAM_LIMIT.as_secs()),
-        status => format!("exit status: {status}"),
-    }
 }
 
 /// Takes the output of the script apart.
@@ -124,7 +114,7 @@ struct Count {
 
 impl Count {
     fn new(programs: &[&TestProgram]) -> Self {
-        let name = |program: &&TestProgram| (program.heading(), format!("lab: {}", program.suite));
+        let name = |program: &&TestProgram| (format!("{} in the lab", program.heading()), program.suite.clone());
         Self {
             programs: programs.iter().map(name).collect(),
             current: None,
@@ -170,7 +160,7 @@ impl Count {
         let text = String::from_utf8_lossy(marker);
         let words: Vec<&str> = text.split_whitespace().collect();
         match (words.as_slice(), self.current.take()) {
-            (["begin", index], None) if *index == self.begun.to_string() => {
+            (["begin"], None) => {
                 let Some((heading, suite)) = self.programs.get(self.begun) else {
                     return Ok(());
                 };
@@ -179,7 +169,8 @@ impl Count {
                 writeln!(out, "\n{heading}")
             }
             (["end", status], Some(parser)) => {
-                self.tally.add(parser.finish(*status == "0", &how(status)));
+                let status = status.parse().unwrap_or(u8::MAX);
+                self.tally.add(parser.finish(status == 0, &program::how(status.into())));
                 Ok(())
             }
             (_, current) => {
@@ -197,12 +188,12 @@ impl Count {
         if let Some(parser) = self.current.take() {
             tally.add(parser.finish(false, trouble.unwrap_or("the lab ended")));
         } else if let Some(trouble) = trouble {
-            tally.fail(format!("lab: {trouble}"));
+            tally.fail(trouble.to_owned());
         }
         for (_, suite) in &self.programs[self.begun..] {
             tally.fail(format!("{suite}: did not run"));
         }
-        tally
+        tally.prefixed("lab: ")
     }
 }
 
@@ -211,7 +202,7 @@ mod tests {
     use super::*;
 
     fn count() -> Count {
-        let programs = ["a", "b"].map(|name| (format!("Running {name}"), format!("lab: {name}")));
+        let programs = ["a", "b"].map(|name| (format!("Running {name}"), name.to_owned()));
         Count {
             programs: programs.to_vec(),
             current: None,
@@ -235,28 +226,35 @@ mod tests {
 
     #[test]
     fn programs_are_told_apart_and_markers_not_shown() {
-        let output = format!("\x1ebegin 0\n{A_PASSES}no newline\x1eend 0\n\x1ebegin 1\nboo\n\x1eend 101\n");
+        let output = format!("\x1ebegin\n{A_PASSES}no newline\x1eend 0\n\x1ebegin\nboo\n\x1eend 101\n");
         for size in [1, 2, 7, 1000] {
             let (tally, out) = after(&output, size, None);
             assert_eq!(
                 tally,
-                "failed:\n  lab: b: exit status: 101\n1 passed, 1 failed, 0 skipped\n"
+                "failed:\n  lab: b: exit status 101\n1 passed, 1 failed, 0 skipped\n"
             );
             assert_eq!(out, format!("\nRunning a\n{A_PASSES}no newline\nRunning b\nboo\n"));
         }
     }
 
     #[test]
+    fn what_is_counted_says_where_it_was() {
+        let output = "\x1ebegin\nskip: a::x: no VFIO\n\x1eend 0\n\x1ebegin\n\x1eend 0\n";
+        let (tally, _) = after(output, 4, None);
+        assert_eq!(tally, "skipped:\n  lab: a::x: no VFIO\n1 passed, 0 failed, 1 skipped\n");
+    }
+
+    #[test]
     fn a_mark_of_a_test_is_output() {
-        let output = "\x1ebegin 0\n\x1ebegin 1\n\x1eend\n\x1eend 0\n\x1ebegin 1\n\x1eend 0\n";
+        let output = "\x1ebegin\n\x1ebegin\n\x1eend\n\x1eend 0\n\x1ebegin\n\x1eend 0\n";
         let (tally, out) = after(output, 3, None);
         assert_eq!(tally, "2 passed, 0 failed, 0 skipped\n");
-        assert_eq!(out, "\nRunning a\n\x1ebegin 1\n\x1eend\n\nRunning b\n");
+        assert_eq!(out, "\nRunning a\n\x1ebegin\n\x1eend\n\nRunning b\n");
     }
 
     #[test]
     fn a_lab_that_ends_early_fails_what_it_did_not_finish() {
-        let output = format!("\x1ebegin 0\n{A_PASSES}");
+        let output = format!("\x1ebegin\n{A_PASSES}");
         let (tally, _) = after(&output, 5, Some("time limit"));
         assert_eq!(
             tally,
@@ -267,16 +265,16 @@ mod tests {
             tally,
             "failed:\n  lab: no boot\n  lab: a: did not run\n  lab: b: did not run\n0 passed, 3 failed, 0 skipped\n"
         );
-        let (tally, _) = after("\x1ebegin 0\n\x1eend 0\n", 1, None);
+        let (tally, _) = after("\x1ebegin\n\x1eend 0\n", 1, None);
         assert_eq!(tally, "failed:\n  lab: b: did not run\n1 passed, 1 failed, 0 skipped\n");
     }
 
     #[test]
     fn a_program_that_hangs_is_named_with_its_limit() {
-        let output = "\x1ebegin 0\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin 1\n\x1eend 0\n";
+        let output = "\x1ebegin\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin\n\x1eend 0\n";
         let (tally, _) = after(output, 9, None);
         assert!(
-            tally.contains("lab: a: ended during x before its summary: killed, or longer than 300 s\n"),
+            tally.contains("lab: a: ended during x before its summary: took longer than 300 s\n"),
             "{tally}"
         );
     }
