@@ -34,9 +34,12 @@ const REFUSALS: [Code; 7] = [
     Code::INVAL,
 ];
 
+/// A name and a body.
+type Row = (&'static str, fn(Rig));
+
 fn main() -> ExitCode {
     logged::start();
-    let bodies: [(&str, fn(Rig)); 8] = [
+    let bodies: [Row; 8] = [
         ("119_refused_at_each_position", refused_at_each_position),
         ("119_all_refused", all_refused),
         (
