@@ -5,7 +5,7 @@ mod rig;
 
 use std::process::ExitCode;
 
-use testkit::conformance::{add_rows, ioapic};
+use testkit::conformance::{add_rows, cases, ioapic};
 use testkit::harness::Suite;
 
 use rig::UserRig;
@@ -16,6 +16,13 @@ fn main() -> ExitCode {
         suite,
         "user_ioapic",
         ioapic::ROWS,
+        |_| Vec::new(),
+        || Box::new(UserRig::new()),
+    );
+    let suite = add_rows(
+        suite,
+        "user_ioapic",
+        cases::ROWS,
         |_| Vec::new(),
         || Box::new(UserRig::new()),
     );
