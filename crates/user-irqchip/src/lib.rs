@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A userspace IOAPIC that tells of EOIs.
+#![forbid(unsafe_code)]
+
+mod bus;
+mod counter;
+mod error;
+pub mod ioapic;
+pub mod lapic;
+mod sync;
+
+pub use error::{ConfigError, StateError};
+pub use ioapic::{Ioapic, IoapicBuilder, IoapicSource, IoapicState};

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The shared conformance body over the userspace chips.
+
+mod rig;
+
+use std::process::ExitCode;
+
+use testkit::conformance::{add_rows, cases, ioapic};
+use testkit::harness::Suite;
+
+use rig::UserRig;
+
+fn main() -> ExitCode {
+    let suite = Suite::new("conformance");
+    let suite = add_rows(
+        suite,
+        "user_ioapic",
+        ioapic::ROWS,
+        |_| Vec::new(),
+        || Box::new(UserRig::new()),
+    );
+    let suite = add_rows(
+        suite,
+        "user_ioapic",
+        cases::ROWS,
+        |_| Vec::new(),
+        || Box::new(UserRig::new()),
+    );
+    suite.run()
+}
