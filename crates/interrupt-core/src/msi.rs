@@ -43,4 +43,12 @@ pub trait MsiOutput: fmt::Debug + Send + Sync {
     /// Whatever kept the route from being changed. The pin then sends nothing until its entry is written again and this
     /// succeeds.
     fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> Result<()>;
+
+    /// The guest has masked the pin of `gsi`, or unmasked it. Called when the mask changes, after [`set_route`](Self::set_route)
+    /// when one write of the entry does both. The IOAPIC sends nothing for a masked pin in any case; this is for an output that
+    /// lets others send the pin's message without the IOAPIC (an irqfd on the pin's GSI), and that has to hold them back now.
+    ///
+    /// # Errors
+    /// Whatever kept those others from being held back or let through.
+    fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()>;
 }

@@ -205,6 +205,11 @@ impl MsiOutput for LocalApics {
         // Messages come as they are; there is nothing to program.
         Ok(())
     }
+
+    fn set_masked(&self, _gsi: Gsi, _masked: bool) -> Result<()> {
+        // Nobody but the IOAPIC sends a pin's message.
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -173,12 +173,17 @@ impl Ioapic {
     }
 
     fn restore_pin(&self, pin: &IoapicPin, saved: SavedPin) -> Result<(), StateError> {
+        let was_masked = pin.state().entry().is_masked();
         let reroute = pin.change(&mut pin.state(), |state| state.restore(saved));
-        let Some(message) = reroute else {
-            return Ok(());
-        };
-        let told = self.chip.output.set_route(pin.gsi(), message);
-        pin.state().rerouted(message, told.is_ok());
+        let mut told = Ok(());
+        if let Some(message) = reroute {
+            told = self.chip.output.set_route(pin.gsi(), message);
+            pin.state().rerouted(message, told.is_ok());
+        }
+        let is_masked = pin.state().entry().is_masked();
+        if is_masked != was_masked {
+            told = told.and(self.chip.output.set_masked(pin.gsi(), is_masked));
+        }
         told.map_err(|error| {
             self.chip.counters.route_errors.count();
             StateError::Route(error)

@@ -69,6 +69,7 @@ impl Ioapic {
         let after = {
             let _writes = lock(&self.writes);
             let mut state = pin.state();
+            let was_masked = state.entry().is_masked();
             let reroute = pin.change(&mut state, |state| state.write(half, value));
             if state.is_illegal() {
                 self.chip.counters.illegal_entries.count();
@@ -79,6 +80,13 @@ impl Ioapic {
                 state = pin.state();
                 state.rerouted(message, told.is_ok());
                 self.chip.counters.route_errors.count_error(told);
+            }
+            let is_masked = state.entry().is_masked();
+            if is_masked != was_masked {
+                drop(state);
+                let told = self.chip.output.set_masked(pin.gsi(), is_masked);
+                self.chip.counters.route_errors.count_error(told);
+                state = pin.state();
             }
             state.after_write()
         };

@@ -33,6 +33,8 @@ struct Sink {
     /// How many processors take a message; `None` makes sending fail.
     takers: Mutex<Option<Option<u32>>>,
     refuse_routes: Mutex<bool>,
+    /// Pin, whether it is masked now, and whether its route was known before.
+    masks: Mutex<Vec<(u32, bool, bool)>>,
 }
 
 impl Sink {
@@ -74,6 +76,13 @@ impl MsiOutput for Sink {
         }
         let message = message.map(|message| (message.address, message.data));
         self.told.lock().unwrap().push(Told::Routed(gsi.0, message));
+        Ok(())
+    }
+
+    fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()> {
+        let is_routed = |told: &Told| matches!(told, Told::Routed(pin, _) if *pin == gsi.0);
+        let routed = self.told.lock().unwrap().iter().any(is_routed);
+        self.masks.lock().unwrap().push((gsi.0, masked, routed));
         Ok(())
     }
 }

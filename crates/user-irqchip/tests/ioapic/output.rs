@@ -189,6 +189,10 @@ impl MsiOutput for EndsAtOnce {
     fn set_route(&self, _: Gsi, _: Option<Msi>) -> Result<()> {
         Ok(())
     }
+
+    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -213,4 +217,22 @@ fn an_interrupt_may_be_ended_while_it_is_delivered() {
     }
     assert_eq!(told.load(Ordering::Relaxed), 3);
     assert_eq!(ioapic.entry(Gsi(5)).unwrap().bits(), LEVEL | 0x31);
+}
+
+#[test]
+fn the_output_hears_of_the_mask_when_it_changes_and_after_the_route() {
+    let bench = Bench::new();
+    let masks = || std::mem::take(&mut *bench.sink.masks.lock().unwrap());
+    bench.set_entry(5, LEVEL | 0x31);
+    assert_eq!(masks(), [(5, false, true)], "unmasked, with its route known");
+    bench.set_entry(5, LEVEL | 0x32);
+    assert_eq!(masks(), [], "no change");
+    bench.set_entry(5, LEVEL | MASKED | 0x32);
+    bench.set_entry(5, LEVEL | MASKED | 0x32);
+    assert_eq!(masks(), [(5, true, true)]);
+    let masked = bench.ioapic.save();
+    bench.set_entry(5, LEVEL | 0x32);
+    masks();
+    bench.ioapic.restore(&masked).unwrap();
+    assert_eq!(masks(), [(5, true, true)], "a restored mask is one that has changed");
 }
