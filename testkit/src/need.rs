@@ -45,11 +45,11 @@ pub struct Missing {
 }
 
 impl Missing {
-    fn facility(reason: String) -> Self {
+    fn of_kvm(reason: String) -> Self {
         Missing { reason, facility: true }
     }
 
-    fn elsewhere(reason: String) -> Self {
+    fn on_this_host(reason: String) -> Self {
         Missing {
             reason,
             facility: false,
@@ -70,7 +70,7 @@ impl EndedBy {
     fn guest(self, chip: &str) -> Result<(), Missing> {
         match self {
             EndedBy::Guest => Ok(()),
-            EndedBy::Injection => Err(Missing::elsewhere(format!(
+            EndedBy::Injection => Err(Missing::on_this_host(format!(
                 "the {chip} of this host ends interrupts as it injects them"
             ))),
         }
@@ -81,7 +81,7 @@ impl Need {
     /// Tries whether the host has it. The first call for a need that takes a VM tries; later calls repeat the answer.
     pub fn probe(self) -> Result<(), Missing> {
         fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, probe: fn() -> Result<T, String>) -> Result<T, Missing> {
-            cell.get_or_init(probe).clone().map_err(Missing::facility)
+            cell.get_or_init(probe).clone().map_err(Missing::of_kvm)
         }
         static KVM: OnceLock<Result<(), String>> = OnceLock::new();
         static FULL: OnceLock<Result<(), String>> = OnceLock::new();
@@ -106,9 +106,9 @@ impl Need {
                 Need::FullIrqchip.probe()?;
                 once(&PIC_EOI, pic_interrupt)?.guest("8259")
             }
-            Need::KernelAtLeast(major, minor) => kernel_at_least(major, minor).map_err(Missing::elsewhere),
-            Need::Facility(name, probe) => named(name, probe).map_err(Missing::facility),
-            Need::Host(name, probe) => named(name, probe).map_err(Missing::elsewhere),
+            Need::KernelAtLeast(major, minor) => kernel_at_least(major, minor).map_err(Missing::on_this_host),
+            Need::Facility(name, probe) => named(name, probe).map_err(Missing::of_kvm),
+            Need::Host(name, probe) => named(name, probe).map_err(Missing::on_this_host),
         }
     }
 }
