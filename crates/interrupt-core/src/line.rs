@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
     Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, LevelSource, Listener, Listeners, Lowered, LoweredBy, Pin,
     Result, SourceKey, Subject,
@@ -35,6 +35,8 @@ pub struct Line<P> {
     gsi: Gsi,
     pin: P,
     drive: Mutex<Drive>,
+    /// Whether the OR of all sources is high, for whoever looks without the lock. Written under it.
+    high: AtomicBool,
     /// The sources, for subscription by key and for people. Apart from `drive`, so that adding a source keeps no device of
     /// the line waiting.
     contributions: Mutex<Vec<Arc<Contribution>>>,
@@ -100,6 +102,7 @@ impl<P: Pin> Line<P> {
                 epoch: 1,
                 driven: Level::Low,
             }),
+            high: AtomicBool::new(false),
             contributions: Mutex::new(Vec::new()),
             listeners: Listeners::new(),
         })
@@ -117,7 +120,11 @@ impl<P: Pin> Line<P> {
 
     /// The OR of all sources.
     pub fn level(&self) -> Level {
-        lock(&self.drive).level()
+        if self.high.load(Ordering::Acquire) {
+            Level::High
+        } else {
+            Level::Low
+        }
     }
 
     /// Adds a source. It does not assert yet.
@@ -190,7 +197,7 @@ impl<P: Pin> Line<P> {
     fn assert(&self, contribution: &Contribution) -> Result<Delivery> {
         let mut drive = lock(&self.drive);
         let (mark, count) = drive.asserting(contribution.lowered_by);
-        if contribution.mark.swap(mark, Ordering::Relaxed) == mark {
+        if contribution.set(mark) == mark {
             return Ok(Delivery::Coalesced);
         }
         *count += 1;
@@ -215,7 +222,7 @@ impl<P: Pin> Line<P> {
     fn deassert(&self, contribution: &Contribution) -> Result<()> {
         self.change(|drive| {
             let (mark, count) = drive.asserting(contribution.lowered_by);
-            if contribution.mark.swap(LOW, Ordering::Relaxed) == mark {
+            if contribution.set(LOW) == mark {
                 *count -= 1;
             }
         })
@@ -236,6 +243,7 @@ impl<P: Pin> Line<P> {
     /// Brings the pin to the line's level, if it is not there. What is returned is to be delivered without the lock.
     fn settle(&self, drive: &mut Drive) -> Result<Option<P::Outcome>> {
         let level = drive.level();
+        self.high.store(level == Level::High, Ordering::Release);
         if level == drive.driven {
             return Ok(None);
         }
@@ -290,6 +298,14 @@ impl<P: Pin> fmt::Debug for Line<P> {
 }
 
 impl Contribution {
+    /// Sets the mark and returns the one before. Not a swap: the drive lock is held, and a locked instruction costs as much
+    /// as half of it.
+    fn set(&self, mark: u64) -> u64 {
+        let before = self.mark.load(Ordering::Relaxed);
+        self.mark.store(mark, Ordering::Relaxed);
+        before
+    }
+
     fn level(&self, drive: &mut Drive) -> Level {
         if self.mark.load(Ordering::Relaxed) == drive.asserting(self.lowered_by).0 {
             Level::High

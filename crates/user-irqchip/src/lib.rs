@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A userspace IOAPIC that tells of EOIs.
+//! A userspace IOAPIC and 8259 pair that tell of EOIs.
 #![forbid(unsafe_code)]
 
 mod bus;
@@ -7,7 +7,9 @@ mod counter;
 mod error;
 pub mod ioapic;
 pub mod lapic;
+pub mod pic;
 mod sync;
 
 pub use error::{ConfigError, StateError};
 pub use ioapic::{Ioapic, IoapicBuilder, IoapicSource, IoapicState};
+pub use pic::{Pic, PicSource, PicState};

@@ -5,10 +5,10 @@ mod rig;
 
 use std::process::ExitCode;
 
-use testkit::conformance::{add_rows, cases, ioapic};
+use testkit::conformance::{add_rows, cases, ioapic, pic};
 use testkit::harness::Suite;
 
-use rig::UserRig;
+use rig::{UserPicRig, UserRig};
 
 fn main() -> ExitCode {
     let suite = Suite::new("conformance");
@@ -25,6 +25,13 @@ fn main() -> ExitCode {
         cases::ROWS,
         |_| Vec::new(),
         || Box::new(UserRig::new()),
+    );
+    let suite = add_rows(
+        suite,
+        "user_pic",
+        pic::ROWS,
+        |_| Vec::new(),
+        || Box::new(UserPicRig::new()),
     );
     suite.run()
 }

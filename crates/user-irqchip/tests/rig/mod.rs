@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use interrupt_core::{
-    Delivery as Delivered, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput,
+    Delivery as Delivered, EoiGuard, EoiNotifier, Gsi, LevelSource, LineSource, Listener, LoweredBy, Msi, MsiOutput,
+    Pin,
 };
-use testkit::rig::{Delivery, EdgeLine, ResampleLine, Rig};
-use user_irqchip::{Ioapic, IoapicSource, lapic::LocalApics};
-use vm_device::DeviceMmio;
-use vm_device::bus::MmioAddress;
+use testkit::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
+use user_irqchip::{Ioapic, IoapicSource, Pic, lapic::LocalApics};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::{DeviceMmio, DevicePio};
 
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
@@ -48,10 +49,6 @@ impl UserRig {
         }
     }
 
-    pub fn ioapic(&self) -> &Ioapic {
-        &self.ioapic
-    }
-
     fn write(&self, register: u32, value: u32) {
         let base = MmioAddress(Ioapic::BASE);
         self.ioapic.mmio_write(base, SELECT, &register.to_le_bytes());
@@ -60,20 +57,37 @@ impl UserRig {
 }
 
 /// States a level that may be stated already, as KVM_IRQ_LINE and a trigger do that drive the line each time.
-fn state_high(source: &IoapicSource) -> Delivered {
+fn state_high<P: Pin>(source: &LineSource<P>) -> Delivered {
     match source.assert().unwrap() {
         Delivered::Coalesced => source.line().restate().unwrap(),
         delivered => delivered,
     }
 }
 
-struct Resample {
-    source: IoapicSource,
+/// A source that an EOI lowers, and its listener.
+struct Resample<P: Pin> {
+    source: LineSource<P>,
     told: Arc<AtomicU64>,
     _guard: EoiGuard,
 }
 
-impl ResampleLine for Resample {
+impl<P: Pin + 'static> Resample<P> {
+    fn bind(source: LineSource<P>, notifier: &dyn EoiNotifier) -> Box<dyn ResampleLine> {
+        let told = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&told);
+        let listener = Listener::callback(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let guard = notifier.subscribe(source.key().into(), listener).unwrap();
+        Box::new(Self {
+            source,
+            told,
+            _guard: guard,
+        })
+    }
+}
+
+impl<P: Pin> ResampleLine for Resample<P> {
     fn trigger(&self) {
         state_high(&self.source);
     }
@@ -95,17 +109,7 @@ impl EdgeLine for Edge {
 impl Rig for UserRig {
     fn bind_resample(&mut self, gsi: u32) -> Box<dyn ResampleLine> {
         let source = self.ioapic.source(Gsi(gsi), "resample", LoweredBy::Eoi).unwrap();
-        let told = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&told);
-        let listener = Listener::callback(move |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        let guard = self.ioapic.subscribe(source.key().into(), listener).unwrap();
-        Box::new(Resample {
-            source,
-            told,
-            _guard: guard,
-        })
+        Resample::bind(source, &*self.ioapic)
     }
 
     fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine> {
@@ -173,6 +177,41 @@ impl Rig for UserRig {
 
     fn set_lapic_enabled(&mut self, enabled: bool) {
         self.apics.set_enabled(CPU, enabled);
+    }
+
+    fn settle(&mut self) {
+        // Everything is synchronous.
+    }
+}
+
+/// The userspace 8259 pair, and a processor that looks at INTR.
+#[derive(Debug)]
+pub struct UserPicRig(Pic);
+
+impl UserPicRig {
+    pub fn new() -> Self {
+        Self(Pic::new(|| {}))
+    }
+}
+
+impl PicRig for UserPicRig {
+    fn bind_resample(&mut self, irq: u32) -> Box<dyn ResampleLine> {
+        let source = self.0.source(Gsi(irq), "resample", LoweredBy::Eoi).unwrap();
+        Resample::bind(source, &self.0)
+    }
+
+    fn outb(&mut self, port: u16, value: u8) {
+        self.0.pio_write(PioAddress(port), 0, &[value]);
+    }
+
+    fn inb(&mut self, port: u16) -> u8 {
+        let mut data = [0];
+        self.0.pio_read(PioAddress(port), 0, &mut data);
+        data[0]
+    }
+
+    fn inta(&mut self) -> Option<u8> {
+        self.0.intr().then(|| self.0.acknowledge())
     }
 
     fn settle(&mut self) {
