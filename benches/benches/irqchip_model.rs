@@ -32,6 +32,10 @@ impl MsiOutput for Taker {
     fn set_route(&self, _: Gsi, _: Option<Msi>) -> Result<()> {
         Ok(())
     }
+
+    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+        Ok(())
+    }
 }
 
 const PIN: u32 = 5;
