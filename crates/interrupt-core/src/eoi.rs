@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::{Gsi, Result, SourceKey};
 
@@ -75,10 +75,13 @@ impl Listener {
     }
 
     /// The eventfd, when the listener is one: a kernel that can signal it itself saves the way through this process.
-    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.0 {
-            How::Fd(file) => Some(file.as_fd()),
-            How::Callback(_) => None,
+    ///
+    /// # Errors
+    /// The listener, when it is a callback.
+    pub fn into_fd(self) -> std::result::Result<OwnedFd, Self> {
+        match self.0 {
+            How::Fd(file) => Ok(file.into()),
+            How::Callback(_) => Err(self),
         }
     }
 
@@ -101,7 +104,7 @@ impl Listener {
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            How::Fd(file) => write!(f, "eventfd {}", file.as_fd().as_raw_fd()),
+            How::Fd(file) => write!(f, "eventfd {}", file.as_raw_fd()),
             How::Callback(_) => f.write_str("callback"),
         }
     }

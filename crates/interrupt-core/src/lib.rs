@@ -107,3 +107,9 @@ pub use line::{Line, LineSource};
 pub use listeners::Listeners;
 pub use pin::Pin;
 pub use source::LevelSource;
+
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+struct Readme;

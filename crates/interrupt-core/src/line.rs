@@ -167,6 +167,26 @@ impl<P: Pin> Line<P> {
         self.pin.deliver(outcome)
     }
 
+    /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin
+    /// leads. Without that the old target would be left with a level that nobody lowers any more.
+    ///
+    /// # Errors
+    /// The pin's. If it would not be lowered, `change` was not run.
+    pub fn while_low<R>(&self, change: impl FnOnce() -> R) -> Result<R> {
+        let mut drive = lock(&self.drive);
+        if drive.driven == Level::High {
+            self.pin.drive(Level::Low)?;
+            drive.driven = Level::Low;
+        }
+        let result = change();
+        let outcome = self.settle(&mut drive)?;
+        drop(drive);
+        if let Some(outcome) = outcome {
+            self.pin.deliver(outcome)?;
+        }
+        Ok(result)
+    }
+
     fn assert(&self, contribution: &Contribution) -> Result<Delivery> {
         let mut drive = lock(&self.drive);
         let (mark, count) = drive.asserting(contribution.lowered_by);

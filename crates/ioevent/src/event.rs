@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The eventfd behind a registration: checked when it comes in, written when a trapped store matches.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno as Code;
+use vmm_sys_util::errno::Error as Errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{NotAnEventFd, errno};
+
+/// Takes over an eventfd that came from somewhere else: over a socket, from a parent process, from another library.
+///
+/// The fd keeps its flags and its counter. Wrap the result in an `Arc` to register it, as often as needed.
+///
+/// # Errors
+/// [`NotAnEventFd`] with `EINVAL` when `fd` is something else; `fd` is closed then.
+///
+/// ```
+/// use std::os::fd::OwnedFd;
+///
+/// let pipe: OwnedFd = std::io::pipe()?.1.into();
+/// assert!(ioevent::adopt(pipe).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn adopt(fd: OwnedFd) -> Result<EventFd, NotAnEventFd> {
+    file_status(fd.as_raw_fd())?;
+    // SAFETY: the fd was just given up by its `OwnedFd`, so that the `EventFd` is its only owner.
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+}
+
+/// An eventfd that trapped stores signal.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    fd: Arc<EventFd>,
+    /// A write to a full counter would wait. Looked up once, because it costs a system call.
+    blocking: bool,
+}
+
+impl Event {
+    pub(crate) fn new(fd: Arc<EventFd>) -> Result<Self, NotAnEventFd> {
+        let blocking = !file_status(fd.as_raw_fd())?.contains(OFlags::NONBLOCK);
+        Ok(Self { fd, blocking })
+    }
+
+    pub(crate) fn fd(&self) -> &Arc<EventFd> {
+        &self.fd
+    }
+
+    /// Adds one to the counter, as the kernel does for a store that it matches itself: a full counter stays full, and
+    /// the vCPU does not wait for whoever is to read it.
+    pub(crate) fn signal(&self) -> Result<(), Errno> {
+        // SAFETY: `self.fd` keeps the fd open for longer than the borrow, which ends with this function.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
+        let add_one = || {
+            // Without O_NONBLOCK a write to a full counter waits. Whoever shares the eventfd could fill it in order to
+            // stop the vCPU, so ask first. Setting O_NONBLOCK is no way out: it belongs to the open file, and the
+            // reader at the other end may rely on waiting.
+            if self.blocking && !writable(fd)? {
+                return Err(Code::AGAIN);
+            }
+            rustix::io::write(fd, &1u64.to_ne_bytes())
+        };
+        // vCPU threads are kicked by signals. One that is pending makes even a poll that does not wait say EINTR.
+        match rustix::io::retry_on_intr(add_one) {
+            Ok(_) | Err(Code::AGAIN) => Ok(()),
+            Err(code) => Err(errno(code)),
+        }
+    }
+}
+
+fn writable(fd: BorrowedFd<'_>) -> Result<bool, Code> {
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(&NOW))? > 0)
+}
+
+/// The file status flags of an open eventfd.
+fn file_status(fd: RawFd) -> Result<OFlags, NotAnEventFd> {
+    let not = |code| NotAnEventFd { fd, errno: errno(code) };
+    if fd < 0 {
+        return Err(not(Code::BADF));
+    }
+    // SAFETY: `fd` is not negative. If its owner closed it behind its own back, the calls below answer EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = rustix::fs::fcntl_getfl(borrowed).map_err(not)?;
+    // Only /proc tells an eventfd from its siblings (timerfd, epoll) without side effects. In a jail without /proc, an
+    // inode that is of no file type is as near as one gets; a sibling is then found out by the first write to it.
+    let eventfd = match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
+        Ok(target) => target == Path::new("anon_inode:[eventfd]"),
+        Err(_) => rustix::fs::fstat(borrowed).map_err(not)?.st_mode & 0o170_000 == 0,
+    };
+    if eventfd { Ok(flags) } else { Err(not(Code::INVAL)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    #[test]
+    fn only_an_eventfd_is_an_eventfd() {
+        Event::new(Arc::new(EventFd::new(0).unwrap())).unwrap();
+        let timer = rustix::time::timerfd_create(
+            rustix::time::TimerfdClockId::Monotonic,
+            rustix::time::TimerfdFlags::empty(),
+        )
+        .unwrap();
+        assert_eq!(adopt(timer).unwrap_err().errno, errno(Code::INVAL));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(adopt(file.into()).unwrap_err().errno, errno(Code::INVAL));
+    }
+
+    #[test]
+    fn a_full_counter_stays_full_and_nobody_waits() {
+        for flags in [0, EFD_NONBLOCK] {
+            let fd = Arc::new(EventFd::new(flags).unwrap());
+            let event = Event::new(fd.clone()).unwrap();
+            fd.write(u64::MAX - 1).unwrap();
+            event.signal().unwrap();
+            assert_eq!(fd.read().unwrap(), u64::MAX - 1, "flags {flags}");
+            event.signal().unwrap();
+            assert_eq!(fd.read().unwrap(), 1, "flags {flags}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! An eventfd that can be bound: of known identity, not a semaphore, and with nothing pending.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use interrupt_core::Gsi;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{Error, Result};
+
+/// An eventfd, as this crate keeps it: vmm-sys-util's type is what kvm-ioctls takes, and std's `BorrowedFd` is what everybody
+/// else takes.
+#[derive(Debug)]
+pub(crate) struct Event {
+    fd: EventFd,
+    /// The kernel's number of the eventfd itself. Duplicates share it, and a recycled fd number does not.
+    pub(crate) id: u64,
+}
+
+impl Event {
+    /// A new eventfd with nothing pending.
+    pub(crate) fn new(gsi: Gsi) -> Result<Self> {
+        let fd =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::os("eventfd", gsi, e))?;
+        Self::from_owned(fd, "eventfd", gsi)
+    }
+
+    /// Takes over a caller's eventfd. `operation` and `gsi` are for the errors: not an eventfd, a semaphore, /proc not there.
+    pub(crate) fn from_owned(fd: OwnedFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        // SAFETY: `into_raw_fd` gives up ownership of a descriptor that is open, so the `EventFd` is its only owner.
+        let fd = unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
+        Self::from_eventfd(fd, operation, gsi)
+    }
+
+    /// As [`from_owned`](Self::from_owned), for vmm-sys-util's type.
+    pub(crate) fn from_eventfd(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let info = fs::read_to_string(path).map_err(|e| Error::os("read(/proc/self/fdinfo)", gsi, e))?;
+        let field = |name: &str| {
+            let line = info
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().parse::<u64>().ok()
+        };
+        // "eventfd-id" came with Linux 5.2, "eventfd-semaphore" with 6.5.
+        let Some(id) = field("eventfd-id") else {
+            return Err(Error::NotEventfd { operation, gsi });
+        };
+        let event = Self { fd, id };
+        let semaphore = match field("eventfd-semaphore") {
+            Some(semaphore) => semaphore != 0,
+            None => event.counts_by_one().map_err(|e| Error::os("read(eventfd)", gsi, e))?,
+        };
+        if semaphore {
+            return Err(Error::Semaphore { operation, gsi });
+        }
+        Ok(event)
+    }
+
+    /// Whether a read takes one count of several, found by trying. It leaves the counter at 0.
+    fn counts_by_one(&self) -> io::Result<bool> {
+        write(self, &2u64.to_ne_bytes())?;
+        let semaphore = self.take()? == 1;
+        while self.take()? > 0 {}
+        Ok(semaphore)
+    }
+
+    pub(crate) fn eventfd(&self) -> &EventFd {
+        &self.fd
+    }
+
+    /// Adds 1. A counter that is full already is signalled already.
+    pub(crate) fn signal(&self) -> io::Result<()> {
+        match write(self, &1u64.to_ne_bytes()) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes what is pending, without waiting whatever the eventfd's own flags say. 0 when nothing is.
+    pub(crate) fn take(&self) -> io::Result<u64> {
+        take(self.as_fd())
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self.fd` lives, which the borrow of `self` outlives.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+}
+
+/// Reads an eventfd's counter without waiting; RWF_NOWAIT makes that independent of O_NONBLOCK, which belongs to whoever made
+/// the eventfd. 0 when nothing is pending.
+pub(crate) fn take(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count = [0; 8];
+    // u64::MAX is "no offset": an eventfd has none.
+    match preadv2(fd, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Ok(u64::from_ne_bytes(count)),
+        Err(Errno::AGAIN) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Which eventfds of this process trigger an irqfd, in any VM. The kernel refuses a second binding to the same VM, and since
+/// Linux 6.17 to any VM; before, the second VM would silently never be triggered.
+static BOUND: Mutex<Option<HashMap<u64, Gsi>>> = Mutex::new(None);
+
+fn bound() -> MutexGuard<'static, Option<HashMap<u64, Gsi>>> {
+    BOUND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to bind one eventfd as a trigger, held for as long as it is bound.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    id: u64,
+}
+
+impl Claim {
+    pub(crate) fn new(trigger: &Event, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let mut bound = bound();
+        let bound = bound.get_or_insert_default();
+        if let Some(&bound) = bound.get(&trigger.id) {
+            return Err(Error::AlreadyBound { operation, gsi, bound });
+        }
+        bound.insert(trigger.id, gsi);
+        Ok(Self { id: trigger.id })
+    }
+
+    /// Whether the eventfd triggers an irqfd of this process.
+    pub(crate) fn is_held(event: &Event) -> bool {
+        bound().as_ref().is_some_and(|bound| bound.contains_key(&event.id))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(bound) = bound().as_mut() {
+            bound.remove(&self.id);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How a thread waits for an eventfd: asleep, awake, or awake for as long as that has paid off lately.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, read};
+
+use crate::event::take;
+
+/// How to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitMode {
+    /// Sleep until the event: one `read` for each event. Two context switches, and no CPU time in between.
+    Block,
+    /// Poll until the event: the shortest wait, and a whole CPU.
+    Spin,
+    /// Poll for a short time, then sleep. The time follows from how long the last waits took, is never longer than
+    /// [`Waiter::MAX_POLL`], and is none while polling does not bring the event sooner, which is the case when the one who is to
+    /// bring it needs this CPU.
+    Adaptive,
+}
+
+/// A wait of one thread for one event at a time.
+///
+/// ```
+/// use std::os::fd::AsFd;
+/// use kvm_irqfd::{WaitMode, Waiter};
+/// use rustix::event::{EventfdFlags, eventfd};
+///
+/// let resamplefd = eventfd(0, EventfdFlags::empty())?;
+/// rustix::io::write(&resamplefd, &1u64.to_ne_bytes())?;
+/// let mut waiter = Waiter::new(WaitMode::Adaptive);
+/// assert_eq!(waiter.wait(resamplefd.as_fd())?, 1);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Waiter {
+    mode: WaitMode,
+    /// How long to poll before sleeping.
+    window: Duration,
+    /// What waits have cost lately with and without polling.
+    polled: Average,
+    blocked: Average,
+    waits: u32,
+}
+
+impl Waiter {
+    /// The longest time that [`WaitMode::Adaptive`] polls for one event.
+    pub const MAX_POLL: Duration = Duration::from_micros(100);
+    /// What polling starts with.
+    const MIN_POLL: Duration = Duration::from_micros(12);
+    /// One wait in so many is made the other way, to learn whether it has become the better one.
+    const EXPLORE: u32 = 64;
+
+    /// A waiter that knows nothing yet.
+    pub fn new(mode: WaitMode) -> Self {
+        Self {
+            mode,
+            window: Self::MIN_POLL,
+            polled: Average::default(),
+            blocked: Average::default(),
+            waits: 0,
+        }
+    }
+
+    /// The mode it was made with.
+    pub fn mode(&self) -> WaitMode {
+        self.mode
+    }
+
+    /// Waits for the eventfd to be signalled, takes its counter and returns it. To end a wait early, signal the eventfd.
+    ///
+    /// The eventfd may be blocking or not; a blocking one saves a `poll` call when it comes to sleeping.
+    ///
+    /// # Errors
+    /// That of `read`, `preadv2` or `poll`; a signal does not end the wait.
+    pub fn wait(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<u64> {
+        self.wait_with(
+            || match take(eventfd)? {
+                0 => Ok(None),
+                count => Ok(Some(count)),
+            },
+            || sleep(eventfd),
+        )
+    }
+
+    /// The same for anything that can be tried without waiting, and waited for.
+    ///
+    /// # Errors
+    /// Those of `try_now` and `sleep`.
+    pub fn wait_with<T, E>(
+        &mut self,
+        mut try_now: impl FnMut() -> Result<Option<T>, E>,
+        sleep: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        match self.mode {
+            WaitMode::Block => sleep(),
+            WaitMode::Spin => loop {
+                if let Some(event) = try_now()? {
+                    return Ok(event);
+                }
+                std::hint::spin_loop();
+            },
+            WaitMode::Adaptive => {
+                let start = Instant::now();
+                let window = self.window();
+                let mut event = None;
+                while event.is_none() && start.elapsed() < window {
+                    event = try_now()?;
+                }
+                let event = match event {
+                    Some(event) => event,
+                    None => sleep()?,
+                };
+                self.learn(window, start.elapsed());
+                Ok(event)
+            }
+        }
+    }
+
+    /// How long to poll this time.
+    fn window(&mut self) -> Duration {
+        self.waits = self.waits.wrapping_add(1);
+        let pays = self.polled.0 <= self.blocked.0 || self.blocked.0 == 0;
+        let explore = self.waits % Self::EXPLORE == 0;
+        if self.window == Duration::ZERO || pays == explore {
+            Duration::ZERO
+        } else {
+            self.window
+        }
+    }
+
+    /// Takes the outcome of a wait into account.
+    fn learn(&mut self, window: Duration, took: Duration) {
+        if took > Self::MAX_POLL {
+            // Nothing came within reach of polling: whoever waits this long is idle, and sleeps at once next time.
+            self.window = Duration::ZERO;
+            return;
+        }
+        if window == Duration::ZERO {
+            self.blocked.add(took);
+        } else {
+            self.polled.add(took);
+        }
+        self.window = (took * 2).max(self.window).clamp(Self::MIN_POLL, Self::MAX_POLL);
+    }
+}
+
+/// A moving average over about eight values, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Average(u64);
+
+impl Average {
+    fn add(&mut self, value: Duration) {
+        // Values are at most MAX_POLL.
+        let value = value.as_nanos() as u64;
+        self.0 = if self.0 == 0 { value } else { (self.0 * 7 + value) / 8 };
+    }
+}
+
+fn sleep(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count = [0; 8];
+    loop {
+        match read(eventfd, &mut count) {
+            Ok(_) => return Ok(u64::from_ne_bytes(count)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::from_borrowed_fd(eventfd, PollFlags::IN)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

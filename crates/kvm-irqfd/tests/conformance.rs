@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The shared conformance body, with the guest's controllers in the kernel and every source and EOI through this crate.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use interrupt_core::{Delivery as Outcome, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener};
+use kvm_irqfd::{EdgeIrqfd, IrqLineSource, KvmInterrupts, ResampleSource};
+use testkit::conformance::{Row, add_rows, ioapic, pic};
+use testkit::harness::Suite;
+use testkit::kernel_rig::{KernelPicRig, KernelRig};
+use testkit::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
+
+mod common;
+use common::{eventfd, taken};
+
+/// Rows that put KVM_IRQ_LINE and a resample irqfd on one GSI, which this crate refuses, or that ask the kernel twice for the
+/// level it has already. tests/library.rs has what the crate does instead.
+const ELSEWHERE: [&str; 2] = [
+    "row_46_bound_while_a_plain_line_is_in_service",
+    "row_50_delivery_status_of_a_plain_line",
+];
+
+/// How long an interrupt is looked for before it is made sure that none is on its way, which takes several ioctls that wait for
+/// every CPU.
+const LOOK: Duration = Duration::from_micros(500);
+
+fn main() -> ExitCode {
+    let ioapic_needs = |row: &Row<dyn Rig>| [KernelRig::NEEDS, row.kernel_needs].concat();
+    let pic_needs = |row: &Row<dyn PicRig>| [KernelPicRig::NEEDS, row.kernel_needs].concat();
+    let suite = Suite::new("kvm-irqfd::conformance");
+    let suite = add_rows(suite, "ioapic", ioapic_rows(), ioapic_needs, || {
+        Box::new(LibraryRig::new())
+    });
+    add_rows(suite, "pic", pic::ROWS, pic_needs, || Box::new(LibraryPicRig::new())).run()
+}
+
+fn ioapic_rows() -> &'static [Row<dyn Rig>] {
+    let rows = ioapic::ROWS.iter().filter(|row| !ELSEWHERE.contains(&row.name));
+    let rows: Vec<_> = rows
+        .map(|row| Row {
+            name: row.name,
+            kernel_needs: row.kernel_needs,
+            limit: row.limit,
+            body: row.body,
+        })
+        .collect();
+    assert_eq!(rows.len() + ELSEWHERE.len(), ioapic::ROWS.len(), "a row was renamed");
+    rows.leak()
+}
+
+/// The kernel's controllers and the guest's part from testkit; sources and notifiers from this crate.
+struct LibraryRig {
+    guest: KernelRig,
+    interrupts: KvmInterrupts,
+    lines: Vec<Weak<dyn Settle>>,
+    plain: HashMap<u32, IrqLineSource>,
+}
+
+impl LibraryRig {
+    fn new() -> Self {
+        let mut guest = KernelRig::new();
+        let interrupts = KvmInterrupts::new(guest.machine().vm().clone()).unwrap();
+        Self {
+            guest,
+            interrupts,
+            lines: Vec::new(),
+            plain: HashMap::new(),
+        }
+    }
+
+    fn keep<L: Settle + 'static>(&mut self, line: L) -> Arc<L> {
+        let line = Arc::new(line);
+        let weak: Weak<L> = Arc::downgrade(&line);
+        self.lines.push(weak);
+        line
+    }
+
+    fn resample(&mut self, gsi: u32) -> Handle<Level> {
+        let source = self.interrupts.resample_source(Gsi(gsi), "device").unwrap();
+        let eoi = eventfd();
+        let state = Mutex::new(Bound {
+            guard: Some(subscribe(&self.interrupts, &source, &eoi)),
+            unsettled: false,
+        });
+        let interrupts = self.interrupts.clone();
+        Handle(self.keep(Level {
+            state,
+            source,
+            eoi,
+            interrupts,
+        }))
+    }
+}
+
+fn subscribe(interrupts: &KvmInterrupts, source: &ResampleSource, eoi: &std::os::fd::OwnedFd) -> EoiGuard {
+    let listener = Listener::fd(eoi.try_clone().unwrap());
+    interrupts.subscribe(source.key().into(), listener).unwrap()
+}
+
+impl Rig for LibraryRig {
+    fn bind_resample(&mut self, gsi: u32) -> Box<dyn ResampleLine> {
+        Box::new(self.resample(gsi))
+    }
+
+    fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine> {
+        let irqfd = self.interrupts.edge_irqfd(Gsi(gsi)).unwrap();
+        let interrupts = self.interrupts.clone();
+        let state = Mutex::new(Some(irqfd));
+        Box::new(Handle(self.keep(Edge { gsi, interrupts, state })))
+    }
+
+    fn set_line(&mut self, gsi: u32, high: bool) -> Delivery {
+        let interrupts = &self.interrupts;
+        let source = self
+            .plain
+            .entry(gsi)
+            .or_insert_with(|| interrupts.irq_line_source(Gsi(gsi), "plain").unwrap());
+        if !high {
+            source.deassert().unwrap();
+            return Delivery::Delivered;
+        }
+        match source.assert().unwrap() {
+            Outcome::Held => Delivery::Ignored,
+            Outcome::Coalesced => Delivery::Coalesced,
+            Outcome::Delivered(_) => Delivery::Delivered,
+            Outcome::Unknown => panic!("the kernel answers KVM_IRQ_LINE_STATUS"),
+        }
+    }
+
+    fn send_msi(&mut self, vector: u8) {
+        self.guest.send_msi(vector);
+    }
+
+    fn write_rte_low(&mut self, pin: u32, value: u32) {
+        self.guest.write_rte_low(pin, value);
+    }
+
+    fn write_rte_high(&mut self, pin: u32, value: u32) {
+        self.guest.write_rte_high(pin, value);
+    }
+
+    fn rte(&mut self, pin: u32) -> u64 {
+        self.settle();
+        self.guest.rte(pin)
+    }
+
+    fn irr(&mut self, pin: u32) -> bool {
+        self.settle();
+        self.guest.irr(pin)
+    }
+
+    fn accept(&mut self) -> Option<u8> {
+        let machine = self.guest.machine();
+        machine.accept_by(Instant::now() + LOOK).or_else(|| {
+            self.settle();
+            self.guest.machine().accept()
+        })
+    }
+
+    fn eoi(&mut self) {
+        self.guest.eoi();
+    }
+
+    fn set_lapic_enabled(&mut self, enabled: bool) {
+        self.guest.set_lapic_enabled(enabled);
+    }
+
+    fn settle(&mut self) {
+        self.lines.retain(|line| line.strong_count() > 0);
+        for line in self.lines.iter().filter_map(Weak::upgrade) {
+            line.settle();
+        }
+    }
+}
+
+/// Waits for the injections that are on their way. The deassign is what flushes them, and an exchange of the listener, or of
+/// the irqfd, contains one. No guest runs meanwhile, so that no EOI is missed.
+trait Settle {
+    fn settle(&self);
+}
+
+struct Bound {
+    guard: Option<EoiGuard>,
+    unsettled: bool,
+}
+
+struct Level {
+    // The guard goes before the source.
+    state: Mutex<Bound>,
+    source: ResampleSource,
+    eoi: std::os::fd::OwnedFd,
+    interrupts: KvmInterrupts,
+}
+
+impl Level {
+    fn state(&self) -> MutexGuard<'_, Bound> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Settle for Level {
+    fn settle(&self) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.unsettled) {
+            state.guard = None;
+            state.guard = Some(subscribe(&self.interrupts, &self.source, &self.eoi));
+        }
+    }
+}
+
+struct Edge {
+    gsi: u32,
+    interrupts: KvmInterrupts,
+    state: Mutex<Option<EdgeIrqfd>>,
+}
+
+impl Settle for Edge {
+    fn settle(&self) {
+        let mut irqfd = self.state.lock().unwrap();
+        *irqfd = None;
+        *irqfd = Some(self.interrupts.edge_irqfd(Gsi(self.gsi)).unwrap());
+    }
+}
+
+/// The handle of a test; the rig itself only knows of it weakly.
+struct Handle<L>(Arc<L>);
+
+impl ResampleLine for Handle<Level> {
+    fn trigger(&self) {
+        let mut state = self.0.state();
+        state.unsettled = true;
+        self.0.source.assert().unwrap();
+    }
+
+    fn n(&self) -> u64 {
+        taken(&self.0.eoi)
+    }
+}
+
+impl EdgeLine for Handle<Edge> {
+    fn pulse(&self) {
+        self.0.state.lock().unwrap().as_ref().unwrap().signal().unwrap();
+    }
+}
+
+/// The same for the 8259 pair.
+struct LibraryPicRig(LibraryRig);
+
+impl LibraryPicRig {
+    fn new() -> Self {
+        let mut rig = LibraryRig::new();
+        rig.guest.machine().set_lvt0_extint(true);
+        Self(rig)
+    }
+}
+
+impl PicRig for LibraryPicRig {
+    fn bind_resample(&mut self, irq: u32) -> Box<dyn ResampleLine> {
+        self.0.bind_resample(irq)
+    }
+
+    fn outb(&mut self, port: u16, value: u8) {
+        self.0.guest.machine().outb(port, value);
+    }
+
+    fn inb(&mut self, port: u16) -> u8 {
+        self.0.guest.machine().inb(port)
+    }
+
+    fn inta(&mut self) -> Option<u8> {
+        self.settle();
+        self.0.guest.machine().take_interrupt()
+    }
+
+    fn settle(&mut self) {
+        self.0.settle();
+    }
+}

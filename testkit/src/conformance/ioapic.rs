@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Level and edge lines on an IOAPIC: rows of sections A to C.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::conformance::rows;
+use crate::harness::TIME_LIMIT;
+use crate::need::Need;
+use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
+
+/// Kernels before 6.4 inject at unmask instead of asking the sources to restate.
+const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
+
+rows! { dyn Rig;
+    row_15_bound_triggered_unbound_leaves_the_line_low [] TIME_LIMIT;
+    row_27_one_round [] TIME_LIMIT;
+    row_28_triggers_before_the_eoi_are_one [] TIME_LIMIT;
+    row_29_a_thousand_rounds [] TIME_LIMIT;
+    row_30_retrigger_from_another_thread_during_eoi [] Duration::from_secs(300);
+    row_31_masked_pin_waits [] TIME_LIMIT;
+    row_32_unmask_asks_instead_of_injecting [UNMASK_RESAMPLE] TIME_LIMIT;
+    row_34_oneshot_mask_eoi_unmask [UNMASK_RESAMPLE] TIME_LIMIT;
+    row_35_mask_and_unmask_in_service [] TIME_LIMIT;
+    row_36_eoi_while_masked_notifies [] TIME_LIMIT;
+    row_37_high_half_write_asks [UNMASK_RESAMPLE] TIME_LIMIT;
+    row_38_pseudo_eoi_by_edge_and_back [UNMASK_RESAMPLE] TIME_LIMIT;
+    row_40_stray_eoi [] TIME_LIMIT;
+    row_41_resample_line_on_an_edge_pin [] TIME_LIMIT;
+    row_42_edge_source_on_a_level_pin [] TIME_LIMIT;
+    row_44_edge_source_on_an_edge_pin [] TIME_LIMIT;
+    row_45_lapic_soft_disabled [] TIME_LIMIT;
+    row_46_bound_while_a_plain_line_is_in_service [] TIME_LIMIT;
+    row_47_storm_is_throttled_every_10000 [] Duration::from_secs(300);
+    row_50_delivery_status_of_a_plain_line [] TIME_LIMIT;
+    row_57_all_sharers_are_told [] TIME_LIMIT;
+    row_58_a_sharer_restates [] TIME_LIMIT;
+    row_61_pins_with_one_vector [] TIME_LIMIT;
+    row_62_foreign_eoi_is_survived_by_restating [UNMASK_RESAMPLE] TIME_LIMIT;
+    row_73_source_gone_while_asserting [] TIME_LIMIT;
+    row_74_resampled_with_nothing_asserted [] TIME_LIMIT;
+}
+
+/// A pin that no 8259 shares.
+const PIN: u32 = 18;
+const OTHER_PIN: u32 = 19;
+const VECTOR: u8 = 0x51;
+const LEVEL_ENTRY: u64 = LEVEL | VECTOR as u64;
+const EDGE_ENTRY: u64 = VECTOR as u64;
+
+/// Nothing pending, nothing in service, nothing delivered.
+fn assert_idle(rig: &mut dyn Rig, pin: u32) {
+    assert_eq!(rig.accept(), None, "an interrupt nobody asked for");
+    assert!(!rig.irr(pin), "irr stuck");
+    assert!(!rig.remote_irr(pin), "remote IRR stuck");
+}
+
+/// 300 times bound, triggered and unbound on a masked pin: the line is low each time.
+pub fn row_15_bound_triggered_unbound_leaves_the_line_low(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    for round in 0..300 {
+        let line = rig.bind_resample(PIN);
+        line.trigger();
+        assert!(rig.irr(PIN), "round {round}");
+        drop(line);
+        assert!(!rig.irr(PIN), "round {round}");
+    }
+}
+
+/// Trigger, accept, EOI: irr and remote IRR are 1, 1, 0, and the source is told at the EOI, once, not before.
+pub fn row_27_one_round(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    assert_idle(rig, PIN);
+    line.trigger();
+    assert!(rig.irr(PIN) && rig.remote_irr(PIN));
+    assert_eq!(rig.accept(), Some(VECTOR));
+    assert!(rig.irr(PIN) && rig.remote_irr(PIN));
+    assert_eq!(line.n(), 0);
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+    assert_eq!(line.n(), 0);
+}
+
+/// Two triggers before the CPU accepts and one in service make one interrupt and one resample.
+pub fn row_28_triggers_before_the_eoi_are_one(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    line.trigger();
+    rig.settle();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    line.trigger();
+    rig.settle();
+    assert_eq!(line.n(), 0);
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// Nothing lost and nothing extra in 1000 rounds.
+pub fn row_29_a_thousand_rounds(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    for round in 0..1000 {
+        line.trigger();
+        assert_eq!(rig.accept(), Some(VECTOR), "round {round}");
+        assert_eq!(line.n(), 0, "round {round}");
+        rig.eoi();
+        assert_eq!(line.n(), 1, "round {round}");
+    }
+    assert_idle(rig, PIN);
+}
+
+/// A source that re-asserts from another thread the moment it is told, while the EOI is still being processed: 100,000
+/// assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
+pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
+    const ROUNDS: u64 = 100_000;
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line: Arc<dyn ResampleLine> = rig.bind_resample(PIN).into();
+    let device = {
+        let line = line.clone();
+        move || {
+            let (mut asserted, mut resampled) = (0, 0);
+            while resampled < ROUNDS {
+                if asserted == resampled {
+                    line.trigger();
+                    asserted += 1;
+                }
+                thread::yield_now();
+                resampled += line.n();
+                assert!(
+                    resampled <= asserted,
+                    "told {resampled} times after {asserted} assertions"
+                );
+            }
+            asserted
+        }
+    };
+    let device = thread::Builder::new().name("device".into()).spawn(device).unwrap();
+    let mut interrupts = 0;
+    let mut last = Instant::now();
+    while !device.is_finished() {
+        if let Some(vector) = rig.accept() {
+            assert_eq!(vector, VECTOR);
+            interrupts += 1;
+            rig.eoi();
+            last = Instant::now();
+        }
+        assert!(
+            last.elapsed() < Duration::from_secs(20),
+            "stuck after {interrupts} interrupts, rte {:#x}",
+            rig.rte(PIN)
+        );
+    }
+    assert_eq!(device.join().unwrap(), ROUNDS);
+    assert_eq!(interrupts, ROUNDS);
+    assert_idle(rig, PIN);
+    assert_eq!(line.n(), 0);
+}
+
+/// A masked pin keeps the level and delivers nothing.
+pub fn row_31_masked_pin_waits(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert!(rig.irr(PIN));
+    assert!(!rig.remote_irr(PIN));
+    assert_eq!(rig.accept(), None);
+    assert_eq!(line.n(), 0);
+}
+
+/// Unmasking a pin whose line is high lowers it and asks the sources, and injects only what they restate.
+pub fn row_32_unmask_asks_instead_of_injecting(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert!(rig.irr(PIN));
+    rig.unmask(PIN);
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// A oneshot handler masks, ends and later unmasks. A device that is quiet by then causes no interrupt at unmask; one whose
+/// level is still high, and which restates it each time it is asked, causes exactly one.
+pub fn row_34_oneshot_mask_eoi_unmask(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    for still_high in [false, true] {
+        line.trigger();
+        assert_eq!(rig.accept(), Some(VECTOR));
+        rig.mask(PIN);
+        rig.eoi();
+        assert_eq!(line.n(), 1);
+        if still_high {
+            line.trigger();
+        }
+        assert_eq!(rig.accept(), None);
+        assert_eq!(rig.irr(PIN), still_high);
+        rig.unmask(PIN);
+        assert_eq!(line.n(), u64::from(still_high));
+        assert_eq!(rig.accept(), None);
+        if still_high {
+            line.trigger();
+            assert_eq!(rig.accept(), Some(VECTOR));
+            rig.eoi();
+            assert_eq!(line.n(), 1);
+        }
+        assert_idle(rig, PIN);
+    }
+}
+
+/// Masking and unmasking before the EOI asks nobody: the interrupt is still in service. The EOI does.
+pub fn row_35_mask_and_unmask_in_service(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.mask(PIN);
+    rig.unmask(PIN);
+    assert_eq!(line.n(), 0);
+    assert!(rig.remote_irr(PIN));
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// The notification is not suppressed by the mask.
+pub fn row_36_eoi_while_masked_notifies(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.mask(PIN);
+    assert_eq!(line.n(), 0);
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// A write of the high half asks as well, when the line is high and nothing is in service. (Nobody accepted the interrupt,
+/// so that it is not in service although the pin is unmasked.)
+pub fn row_37_high_half_write_asks(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    rig.set_lapic_enabled(false);
+    line.trigger();
+    assert!(rig.irr(PIN) && !rig.remote_irr(PIN));
+    rig.set_lapic_enabled(true);
+    rig.write_rte_high(PIN, 0);
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// What Linux does instead of a directed EOI: mask and switch to edge, which drops remote IRR and asks nobody; back to level
+/// and unmasked, which asks; and then the real EOI, which asks again.
+pub fn row_38_pseudo_eoi_by_edge_and_back(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.write_rte_low(PIN, (EDGE_ENTRY | MASKED) as u32);
+    assert!(!rig.remote_irr(PIN));
+    assert_eq!(line.n(), 0);
+    rig.write_rte_low(PIN, LEVEL_ENTRY as u32);
+    assert_eq!(line.n(), 1);
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// An EOI with nothing in service tells nobody and changes nothing.
+pub fn row_40_stray_eoi(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert!(rig.irr(PIN));
+    rig.eoi();
+    assert_eq!(line.n(), 0);
+    assert!(rig.irr(PIN));
+}
+
+/// On a pin the guest has set to edge, the line stays high between two triggers: the second is no edge. The EOI still tells
+/// the source, which recovers by restating.
+pub fn row_41_resample_line_on_an_edge_pin(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, EDGE_ENTRY);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    line.trigger();
+    rig.settle();
+    assert_eq!(line.n(), 0);
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_eq!(rig.accept(), None);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_eq!(rig.accept(), None);
+}
+
+/// A pulse on a level pin makes an interrupt when nothing is in service, and is lost otherwise.
+pub fn row_42_edge_source_on_a_level_pin(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_edge(PIN);
+    line.pulse();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    line.pulse();
+    rig.settle();
+    rig.eoi();
+    assert_idle(rig, PIN);
+    line.pulse();
+    assert_eq!(rig.accept(), Some(VECTOR));
+}
+
+/// Pulses on an edge pin while one is in service are remembered as one.
+pub fn row_44_edge_source_on_an_edge_pin(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, EDGE_ENTRY);
+    let line = rig.bind_edge(PIN);
+    line.pulse();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    line.pulse();
+    rig.settle();
+    line.pulse();
+    rig.settle();
+    assert_eq!(rig.accept(), None, "the first is still in service");
+    rig.eoi();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!(rig.accept(), None);
+}
+
+/// With nobody to accept it the level waits in irr, and enabling the LAPIC does not deliver it; a trigger does.
+pub fn row_45_lapic_soft_disabled(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let line = rig.bind_resample(PIN);
+    rig.set_lapic_enabled(false);
+    line.trigger();
+    assert!(rig.irr(PIN) && !rig.remote_irr(PIN));
+    assert_eq!(rig.accept(), None);
+    rig.set_lapic_enabled(true);
+    assert_eq!(rig.accept(), None);
+    assert!(rig.irr(PIN) && !rig.remote_irr(PIN));
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// A source bound while the interrupt of a plain line is in service is told at its EOI, on a level and on an edge pin.
+pub fn row_46_bound_while_a_plain_line_is_in_service(rig: &mut dyn Rig) {
+    for entry in [LEVEL_ENTRY, EDGE_ENTRY] {
+        rig.set_rte(PIN, entry);
+        assert_eq!(rig.set_line(PIN, true), Delivery::Delivered);
+        assert_eq!(rig.accept(), Some(VECTOR));
+        let line = rig.bind_resample(PIN);
+        rig.set_line(PIN, false);
+        assert_eq!(line.n(), 0);
+        rig.eoi();
+        assert_eq!(line.n(), 1);
+        assert_eq!(rig.accept(), None);
+    }
+}
+
+/// A level nobody lowers comes again at every EOI, at once, except that the 10,000th EOI in a row is followed by a pause of
+/// about 10 ms (Linux: HZ/100 jiffies, so that a coarse tick makes it shorter).
+pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    rig.set_line(PIN, true);
+    assert_eq!(rig.accept(), Some(VECTOR));
+    let mut pauses = Vec::new();
+    for eoi in 1..=10_100 {
+        let start = Instant::now();
+        rig.eoi();
+        let mut accepted = rig.accept();
+        if accepted.is_none() {
+            while accepted.is_none() {
+                assert!(start.elapsed() < Duration::from_secs(5), "no interrupt after EOI {eoi}");
+                accepted = rig.accept();
+            }
+            pauses.push((eoi, start.elapsed()));
+        }
+        assert_eq!(accepted, Some(VECTOR));
+    }
+    let [(10_000, pause)] = pauses[..] else {
+        panic!("one pause, at EOI 10000, expected: {pauses:?}")
+    };
+    // The upper end is wide because a busy host runs a timer late.
+    assert!(
+        (Duration::from_millis(4)..Duration::from_millis(100)).contains(&pause),
+        "paused {pause:?}"
+    );
+    rig.set_line(PIN, false);
+    rig.eoi();
+    assert_idle(rig, PIN);
+}
+
+/// What the controller says of a level on a plain line.
+pub fn row_50_delivery_status_of_a_plain_line(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    assert_eq!(rig.set_line(PIN, true), Delivery::Ignored, "masked");
+    assert_eq!(rig.set_line(PIN, false), Delivery::Delivered, "lowering");
+    rig.unmask(PIN);
+    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered, "unmasked");
+    assert_eq!(rig.accept(), Some(VECTOR));
+    assert_eq!(rig.set_line(PIN, true), Delivery::Ignored, "in service");
+    rig.set_line(PIN, false);
+    rig.eoi();
+    assert_idle(rig, PIN);
+    rig.set_rte(PIN, EDGE_ENTRY);
+    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered, "edge");
+    assert_eq!(rig.set_line(PIN, true), Delivery::Coalesced, "edge, high already");
+}
+
+/// Every source of a GSI is told, also one that did not assert.
+pub fn row_57_all_sharers_are_told(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let a = rig.bind_resample(PIN);
+    let b = rig.bind_resample(PIN);
+    a.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    assert_eq!((a.n(), b.n()), (0, 0));
+    rig.eoi();
+    assert_eq!((a.n(), b.n()), (1, 1));
+    assert_idle(rig, PIN);
+}
+
+/// Two assert, one of them still does after the EOI and restates: one more interrupt, and both are told again at its EOI.
+pub fn row_58_a_sharer_restates(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    let a = rig.bind_resample(PIN);
+    let b = rig.bind_resample(PIN);
+    a.trigger();
+    b.trigger();
+    rig.settle();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!((a.n(), b.n()), (1, 1));
+    b.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!((a.n(), b.n()), (1, 1));
+    assert_idle(rig, PIN);
+}
+
+/// The EOI of a vector tells the sources of every pin that has it.
+pub fn row_61_pins_with_one_vector(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    rig.set_rte(OTHER_PIN, LEVEL_ENTRY);
+    let a = rig.bind_resample(PIN);
+    let b = rig.bind_resample(OTHER_PIN);
+    a.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!((a.n(), b.n()), (1, 1));
+    assert_idle(rig, PIN);
+    assert_idle(rig, OTHER_PIN);
+}
+
+/// The EOI of an MSI that happens to have the vector of a masked pin with its line high. A source that answers every
+/// notification by restating its level loses nothing, whether or not the controller counts that EOI as one of the pin.
+pub fn row_62_foreign_eoi_is_survived_by_restating(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert!(rig.irr(PIN));
+    rig.send_msi(VECTOR);
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    let restate = |line: &dyn ResampleLine| {
+        if line.n() > 0 {
+            line.trigger();
+        }
+    };
+    restate(&*line);
+    assert!(rig.irr(PIN), "the level is lost");
+    rig.unmask(PIN);
+    restate(&*line);
+    assert_eq!(rig.accept(), Some(VECTOR));
+    rig.eoi();
+    assert_eq!(line.n(), 1);
+    assert_idle(rig, PIN);
+}
+
+/// A source that goes while it asserts takes its level with it: before delivery, and in service.
+pub fn row_73_source_gone_while_asserting(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert!(rig.irr(PIN));
+    drop(line);
+    assert!(!rig.irr(PIN));
+    rig.unmask(PIN);
+    assert_idle(rig, PIN);
+
+    let line = rig.bind_resample(PIN);
+    line.trigger();
+    assert_eq!(rig.accept(), Some(VECTOR));
+    drop(line);
+    assert!(!rig.irr(PIN));
+    rig.eoi();
+    assert_idle(rig, PIN);
+}
+
+/// A source that is told 1000 times without having asserted anything stays silent, and so does its pin.
+pub fn row_74_resampled_with_nothing_asserted(rig: &mut dyn Rig) {
+    rig.set_rte(PIN, LEVEL_ENTRY);
+    rig.set_rte(OTHER_PIN, LEVEL_ENTRY);
+    let busy = rig.bind_resample(PIN);
+    let idle = rig.bind_resample(OTHER_PIN);
+    for round in 0..1000 {
+        busy.trigger();
+        assert_eq!(rig.accept(), Some(VECTOR), "round {round}");
+        rig.eoi();
+        assert_eq!((busy.n(), idle.n()), (1, 1), "round {round}");
+        assert!(!rig.remote_irr(OTHER_PIN), "round {round}");
+    }
+    assert_idle(rig, PIN);
+    assert_idle(rig, OTHER_PIN);
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Suites of trials for `harness = false` test targets, on libtest-mimic, with needs, counted skips and time limits.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use testkit::harness::Suite;
+//! use testkit::need::Need;
+//!
+//! fn main() -> ExitCode {
+//!     Suite::new("resample")
+//!         .test("line_falls_at_eoi", &[Need::FullIrqchip, Need::AcceptMode], || {
+//!             assert_eq!(1 + 1, 2);
+//!         })
+//!         .run()
+//! }
+//! ```
+//!
+//! * A trial fails when it panics, and when it is not done within its time limit. It runs on a thread of its own with the
+//!   trial's name; one that hangs is left behind, reported as failed by name, and ends with the process.
+//! * A trial whose need is not met is *ignored*, and after the summary this line goes to stdout, one for each:
+//!   `skip: <suite>::<test>: <reason>`.
+//! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped for want of a facility of KVM
+//!   ([`crate::need::Missing::facility`]) fails instead. Kernel versions and hardware that is elsewhere still skip.
+//! * The command line is libtest's (`--list`, a filter, `--exact`, `--test-threads`, ...).
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::need::{Missing, Need};
+
+/// Name of the environment variable under which a missing KVM facility is a failure.
+pub const REQUIRE_KVM: &str = "IRQ_TEST_REQUIRE_KVM";
+
+/// Time limit of a trial that names none.
+pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+type Body = Box<dyn FnOnce() + Send>;
+
+struct Test {
+    name: String,
+    needs: Vec<Need>,
+    limit: Duration,
+    body: Body,
+}
+
+/// A named list of trials. See the [module](self).
+#[must_use = "a suite does nothing until it is run"]
+pub struct Suite {
+    name: String,
+    serial: bool,
+    tests: Vec<Test>,
+}
+
+impl std::fmt::Debug for Suite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Suite")
+            .field("name", &self.name)
+            .field("serial", &self.serial)
+            .field("tests", &self.tests.iter().map(|t| &t.name).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Suite {
+    /// An empty suite. Its name comes first in a skip line: use the name of the test target.
+    pub fn new(name: impl Into<String>) -> Self {
+        Suite {
+            name: name.into(),
+            serial: false,
+            tests: Vec::new(),
+        }
+    }
+
+    /// Runs one trial at a time: for suites that count what belongs to the whole process (its fds) or that measure.
+    pub fn serial(mut self) -> Self {
+        self.serial = true;
+        self
+    }
+
+    /// Adds a trial with [`TIME_LIMIT`].
+    pub fn test(self, name: impl Into<String>, needs: &[Need], body: impl FnOnce() + Send + 'static) -> Self {
+        self.test_within(TIME_LIMIT, name, needs, body)
+    }
+
+    /// Adds a trial with a time limit of its own.
+    pub fn test_within(
+        mut self,
+        limit: Duration,
+        name: impl Into<String>,
+        needs: &[Need],
+        body: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        self.tests.push(Test {
+            name: name.into(),
+            needs: needs.to_vec(),
+            limit,
+            body: Box::new(body),
+        });
+        self
+    }
+
+    /// Runs what the command line asks for, prints the skip lines, and gives the exit code for `main` to return.
+    pub fn run(self) -> ExitCode {
+        let mut arguments = Arguments::from_args();
+        if self.serial {
+            arguments.test_threads = Some(1);
+        }
+        let skips = Skips::default();
+        let trials = self
+            .tests
+            .into_iter()
+            .map(|test| trial(&self.name, test, &skips))
+            .collect();
+        let conclusion = libtest_mimic::run(&arguments, trials);
+        skips.print();
+        conclusion.exit_code()
+    }
+}
+
+/// The skip lines, kept until the end: while trials run, libtest-mimic has a line of its own under way on stdout.
+#[derive(Clone, Default)]
+struct Skips(Arc<Mutex<Vec<String>>>);
+
+impl Skips {
+    fn add(&self, line: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    fn print(&self) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.sort();
+        for line in lines.drain(..) {
+            println!("{line}");
+        }
+    }
+}
+
+fn trial(suite: &str, test: Test, skips: &Skips) -> Trial {
+    let full_name = format!("{suite}::{}", test.name);
+    let skips = skips.clone();
+    Trial::ignorable_test(test.name, move || {
+        let verdict = within(test.limit, &full_name, move || match missing(&test.needs) {
+            Some(missing) => Some(missing),
+            None => {
+                (test.body)();
+                None
+            }
+        })?;
+        match verdict {
+            None => Ok(Completion::Completed),
+            Some(missing) if missing.facility && kvm_is_required() => {
+                Err(format!("{REQUIRE_KVM}=1 and this host has /dev/kvm, but: {}", missing.reason).into())
+            }
+            Some(missing) => {
+                skips.add(format!("skip: {full_name}: {}", missing.reason));
+                Ok(Completion::ignored_with(missing.reason))
+            }
+        }
+    })
+}
+
+fn missing(needs: &[Need]) -> Option<Missing> {
+    needs.iter().find_map(|need| need.probe().err())
+}
+
+fn kvm_is_required() -> bool {
+    std::env::var_os(REQUIRE_KVM).is_some_and(|value| value == "1") && Path::new("/dev/kvm").exists()
+}
+
+fn within<T: Send + 'static>(
+    limit: Duration,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failed> {
+    let (done, result) = channel();
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(body));
+            // The receiver is gone only when the time limit has passed and the trial has failed for it.
+            let _ = done.send(result);
+        })
+        .map_err(|e| format!("no thread for the trial: {e}"))?;
+    match result.recv_timeout(limit) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(panic)) => Err(format!("panicked: {}", message(panic.as_ref())).into()),
+        Err(RecvTimeoutError::Timeout) => Err(format!("{name} hangs: not done within {limit:?}").into()),
+        Err(RecvTimeoutError::Disconnected) => Err(format!("{name}: its thread ended without a result").into()),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("with a payload that is no text")
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Support for the workspace's tests that need a real KVM.
+//!
+//! * [`harness`], [`need`]: a suite of named trials that are skipped, with a counted reason, where the host lacks what they need
+//! * [`machine`], [`program`]: a VM with one real-mode vCPU and the interrupt controllers a test asks for
+//! * [`ioctl`]: bare ioctls with arbitrary arguments
+//! * [`counter`]: eventfd counters, read without a sleep
+//! * [`alloc`], [`process`]: heap allocations, open fds and system calls, counted
+//!
+//! These are parts for tests: they panic when the machine does not do what a test relies on.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "in test support a panic is the failure of the test that called it"
+)]
+
+pub mod alloc;
+pub mod conformance;
+pub mod counter;
+pub mod harness;
+pub mod ioctl;
+pub mod kernel_rig;
+pub mod machine;
+pub mod need;
+pub mod process;
+pub mod program;
+pub mod rig;

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a test needs of the host, found out by trying, once per process.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::counter::count;
+use crate::ioctl;
+use crate::machine::{Irqchip, Machine, PicChip};
+use crate::rig::LEVEL;
+
+/// One requirement of a test.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// `/dev/kvm` opens and makes a VM with a vCPU.
+    Kvm,
+    /// An in-kernel 8259 pair, IOAPIC and LAPIC, to which a resample irqfd can be assigned.
+    FullIrqchip,
+    /// A split irqchip.
+    SplitIrqchip,
+    /// Accept mode works: see [`Machine::accept`].
+    AcceptMode,
+    /// The LAPIC keeps an interrupt in service until the guest's own EOI write.
+    GenuineLapicEoi,
+    /// The 8259 keeps an interrupt in service until the guest's own OCW2.
+    GenuinePicEoi,
+    /// The kernel's version, from uname(2), is at least this one.
+    KernelAtLeast(u32, u32),
+    /// Anything else that not every host has: a name, and a probe that gives the reason when it is not there.
+    Host(&'static str, fn() -> Result<(), String>),
+}
+
+/// Why a need is not met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The reason, one line.
+    pub reason: String,
+    /// Whether it is a facility of KVM that a host with `/dev/kvm` is expected to have.
+    pub facility: bool,
+}
+
+impl Need {
+    /// Tries whether the host has it. The first call for a need that takes a VM tries; later calls repeat the answer.
+    pub fn probe(self) -> Result<(), Missing> {
+        fn once(cell: &OnceLock<Result<(), String>>, probe: fn() -> Result<(), String>) -> Result<(), String> {
+            cell.get_or_init(probe).clone()
+        }
+        static KVM: OnceLock<Result<(), String>> = OnceLock::new();
+        static FULL: OnceLock<Result<(), String>> = OnceLock::new();
+        static SPLIT: OnceLock<Result<(), String>> = OnceLock::new();
+        static ACCEPT: OnceLock<Result<(), String>> = OnceLock::new();
+        static LAPIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
+        static PIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
+
+        let facility = |answer: Result<(), String>| answer.map_err(|reason| Missing { reason, facility: true });
+        let elsewhere = |answer: Result<(), String>| {
+            answer.map_err(|reason| Missing {
+                reason,
+                facility: false,
+            })
+        };
+        match self {
+            Need::Kvm => facility(once(&KVM, || build(Irqchip::None).map(drop))),
+            Need::FullIrqchip => facility(once(&FULL, full_irqchip)),
+            Need::SplitIrqchip => facility(once(&SPLIT, || build(Irqchip::Split).map(drop))),
+            Need::AcceptMode => {
+                Need::FullIrqchip.probe()?;
+                facility(once(&ACCEPT, accept_mode))
+            }
+            Need::GenuineLapicEoi => {
+                Need::FullIrqchip.probe()?;
+                elsewhere(once(&LAPIC_EOI, genuine_lapic_eoi))
+            }
+            Need::GenuinePicEoi => {
+                Need::FullIrqchip.probe()?;
+                elsewhere(once(&PIC_EOI, genuine_pic_eoi))
+            }
+            Need::KernelAtLeast(major, minor) => elsewhere(kernel_at_least(major, minor)),
+            Need::Host(name, probe) => elsewhere(probe().map_err(|reason| format!("{name}: {reason}"))),
+        }
+    }
+}
+
+fn build(irqchip: Irqchip) -> Result<Machine, String> {
+    if !Path::new("/dev/kvm").exists() {
+        return Err("no /dev/kvm".into());
+    }
+    Machine::builder()
+        .irqchip(irqchip)
+        .build()
+        .map_err(|e| format!("{irqchip:?} irqchip: {e}"))
+}
+
+fn eventfd() -> Result<EventFd, String> {
+    EventFd::new(EFD_NONBLOCK).map_err(|e| format!("eventfd: {e}"))
+}
+
+/// A machine with a resample irqfd on `gsi`, and its two eventfds.
+fn resample_machine(gsi: u32) -> Result<(Machine, EventFd, EventFd), String> {
+    let machine = build(Irqchip::Full)?;
+    let (trigger, resample) = (eventfd()?, eventfd()?);
+    ioctl::assign_resample(machine.vm(), &trigger, &resample, gsi)
+        .map_err(|e| format!("a resample irqfd on a full irqchip: {e}"))?;
+    Ok((machine, trigger, resample))
+}
+
+fn full_irqchip() -> Result<(), String> {
+    resample_machine(GSI).map(drop)
+}
+
+const GSI: u32 = 10;
+const VECTOR: u8 = 0x31;
+/// A work-queue hop takes some 10 us, 160 us at worst on an idle host; this is for a very busy one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn signal(trigger: &EventFd) -> Result<(), String> {
+    trigger.write(1).map_err(|e| format!("write to an eventfd: {e}"))
+}
+
+fn accept_mode() -> Result<(), String> {
+    let (mut machine, trigger, resample) = resample_machine(GSI)?;
+    machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
+    signal(&trigger)?;
+    let accepted = machine.accept_by(Instant::now() + PATIENCE);
+    if accepted != Some(VECTOR) {
+        return Err(format!(
+            "accept mode: accepted {accepted:?} instead of vector {VECTOR:#x}"
+        ));
+    }
+    let before = count(&resample);
+    machine.eoi();
+    let after = count(&resample);
+    if (before, after) != (0, 1) {
+        return Err(format!(
+            "accept mode: {before} resamples before the EOI and {after} after it, not 0 and 1"
+        ));
+    }
+    Ok(())
+}
+
+fn genuine_lapic_eoi() -> Result<(), String> {
+    let (mut machine, trigger, resample) = resample_machine(GSI)?;
+    machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
+    signal(&trigger)?;
+    let deadline = Instant::now() + PATIENCE;
+    let taken = loop {
+        match machine.take_interrupt() {
+            None if Instant::now() < deadline => {}
+            taken => break taken,
+        }
+    };
+    if taken != Some(VECTOR) {
+        return Err(format!("the CPU took {taken:?} instead of vector {VECTOR:#x}"));
+    }
+    ended_only_by("the LAPIC", &resample, || drop(machine.eoi()))
+}
+
+fn genuine_pic_eoi() -> Result<(), String> {
+    const IRQ: u8 = 5;
+    let (mut machine, trigger, resample) = resample_machine(IRQ.into())?;
+    machine.init_pics(0x20, false);
+    machine.set_elcr(PicChip::Master, 1 << IRQ);
+    machine.set_pic_mask(PicChip::Master, !(1 << IRQ));
+    signal(&trigger)?;
+    let deadline = Instant::now() + PATIENCE;
+    let taken = loop {
+        match machine.take_interrupt() {
+            None if Instant::now() < deadline => {}
+            taken => break taken,
+        }
+    };
+    if taken != Some(0x20 + IRQ) {
+        return Err(format!("the CPU took {taken:?} instead of vector {:#x}", 0x20 + IRQ));
+    }
+    ended_only_by("the 8259", &resample, || machine.pic_eoi(PicChip::Master))
+}
+
+/// The negative control: in service, without the EOI, nothing may have been resampled.
+fn ended_only_by(chip: &str, resample: &EventFd, eoi: impl FnOnce()) -> Result<(), String> {
+    if count(resample) != 0 {
+        return Err(format!("{chip} of this host ends interrupts as it injects them"));
+    }
+    eoi();
+    match count(resample) {
+        1 => Ok(()),
+        n => Err(format!("{chip}: {n} resamples at the guest's EOI")),
+    }
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> Result<(), String> {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    match version(&release) {
+        Some(have) if have >= (major, minor) => Ok(()),
+        Some(_) => Err(format!("needs Linux {major}.{minor}, this is {release}")),
+        None => Err(format!("needs Linux {major}.{minor}, cannot read version {release:?}")),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_strings() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(version("6.4"), Some((6, 4)));
+        assert_eq!(version("6.1.0-39-amd64"), Some((6, 1)));
+        assert_eq!(version("linux"), None);
+    }
+
+    #[test]
+    fn kernel_gates_compare_numbers_not_text() {
+        assert_eq!(Need::KernelAtLeast(2, 6).probe(), Ok(()));
+        let missing = Need::KernelAtLeast(1000, 0).probe().unwrap_err();
+        assert!(
+            missing.reason.starts_with("needs Linux 1000.0, this is "),
+            "{}",
+            missing.reason
+        );
+        assert!(!missing.facility);
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Section C: what the routing table does to lines, and what it refuses.
+
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER};
+use rustix::io::Errno;
+use testkit::counter::count;
+use testkit::harness::Suite;
+use testkit::ioctl::{self, route_to_chip, route_to_msi};
+use testkit::machine::{Irqchip, Machine};
+use testkit::need::Need;
+use testkit::rig::LEVEL;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{GSI, VECTOR, eventfd, flush, soon};
+
+const OTHER_PIN: u32 = 19;
+const ENTRY: u64 = LEVEL | VECTOR as u64;
+
+pub fn add(suite: Suite) -> Suite {
+    suite
+        .test(
+            "routing::row_67_flaw_rerouted_while_asserted_storms",
+            &[Need::AcceptMode],
+            row_67,
+        )
+        .test(
+            "routing::row_68_rerouted_line_is_freed_through_its_old_route",
+            &[Need::AcceptMode],
+            row_68,
+        )
+        .test("routing::row_69_last_gsi_of_a_pin_is_told", &[Need::AcceptMode], row_69)
+        .test("routing::row_70_resample_on_an_msi_route", &[Need::AcceptMode], row_70)
+        .test(
+            "routing::row_71_refused_tables",
+            &[Need::FullIrqchip, Need::SplitIrqchip],
+            row_71,
+        )
+}
+
+fn route(machine: &Machine, pin: u32) {
+    assert_eq!(
+        ioctl::set_gsi_routing(machine.vm(), &[route_to_chip(GSI, KVM_IRQCHIP_IOAPIC, pin)]),
+        Ok(0)
+    );
+}
+
+/// A machine whose GSI was moved to another pin while it was in service on the first: trigger and resamplefd.
+fn rerouted_in_service() -> (Machine, EventFd, EventFd) {
+    let mut machine = Machine::full();
+    route(&machine, GSI);
+    machine.set_rte(GSI, ENTRY);
+    let (trigger, resample) = (eventfd(), eventfd());
+    ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI).unwrap();
+    trigger.write(1).unwrap();
+    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    route(&machine, OTHER_PIN);
+    (machine, trigger, resample)
+}
+
+/// The old pin keeps the level for ever: each EOI brings it again, the source is never told, and deassign, which acts on the
+/// new route, does not lower it.
+fn row_67() {
+    let (mut machine, trigger, resample) = rerouted_in_service();
+    for round in 0..100 {
+        machine.eoi();
+        assert_eq!(
+            machine.accept(),
+            Some(VECTOR),
+            "round {round}: this kernel lowers the pin of a changed route"
+        );
+        assert_eq!(count(&resample), 0, "round {round}");
+    }
+    ioctl::deassign(machine.vm(), &trigger, GSI).unwrap();
+    assert!(machine.ioapic_irr(GSI));
+    machine.eoi();
+    assert_eq!(machine.accept(), Some(VECTOR));
+}
+
+/// With the old route back, any resample irqfd of the GSI that goes as the last one lowers the line.
+fn row_68() {
+    let (mut machine, trigger, _resample) = rerouted_in_service();
+    ioctl::deassign(machine.vm(), &trigger, GSI).unwrap();
+    assert!(machine.ioapic_irr(GSI));
+    route(&machine, GSI);
+    assert!(machine.ioapic_irr(GSI), "the route alone does not help");
+    let dummy = (eventfd(), eventfd());
+    ioctl::assign_resample(machine.vm(), &dummy.0, &dummy.1, GSI).unwrap();
+    ioctl::deassign(machine.vm(), &dummy.0, GSI).unwrap();
+    assert!(!machine.ioapic_irr(GSI));
+    machine.eoi();
+    assert_eq!(machine.accept(), None);
+}
+
+/// Of two GSIs routed to one pin, the last in the table is told of its EOIs. A source on the other is not, and its line stays
+/// high.
+fn row_69() {
+    const FIRST: u32 = 30;
+    const LAST: u32 = 31;
+    let mut machine = Machine::full();
+    let table = [FIRST, LAST].map(|gsi| route_to_chip(gsi, KVM_IRQCHIP_IOAPIC, GSI));
+    assert_eq!(ioctl::set_gsi_routing(machine.vm(), &table), Ok(0));
+    machine.set_rte(GSI, ENTRY);
+    let (trigger, resample) = (eventfd(), eventfd());
+    ioctl::assign_resample(machine.vm(), &trigger, &resample, LAST).unwrap();
+    trigger.write(1).unwrap();
+    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    machine.eoi();
+    assert_eq!(count(&resample), 1);
+    assert_eq!(machine.accept(), None);
+
+    ioctl::deassign(machine.vm(), &trigger, LAST).unwrap();
+    ioctl::assign_resample(machine.vm(), &trigger, &resample, FIRST).unwrap();
+    trigger.write(1).unwrap();
+    for round in 0..10 {
+        assert_eq!(machine.accept_by(soon()), Some(VECTOR), "round {round}");
+        machine.eoi();
+        assert_eq!(count(&resample), 0, "round {round}");
+    }
+    ioctl::deassign(machine.vm(), &trigger, FIRST).unwrap();
+    assert!(!machine.ioapic_irr(GSI), "deassign lowers it");
+}
+
+/// A resample irqfd on an MSI route sends its MSI at each trigger, edge, and is never told of an EOI.
+fn row_70() {
+    let mut machine = Machine::full();
+    assert_eq!(
+        ioctl::set_gsi_routing(machine.vm(), &[route_to_msi(GSI, 0xfee0_0000, VECTOR.into())]),
+        Ok(0)
+    );
+    let (trigger, resample) = (eventfd(), eventfd());
+    assert_eq!(ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI), Ok(0));
+    for round in 0..3 {
+        trigger.write(1).unwrap();
+        flush(&machine, &trigger, Some(&resample), GSI);
+        assert!(!machine.lapic().tmr(VECTOR), "round {round}");
+        assert_eq!(machine.accept(), Some(VECTOR), "round {round}");
+        machine.eoi();
+        assert_eq!(machine.accept(), None, "round {round}");
+        assert_eq!(count(&resample), 0, "round {round}");
+    }
+}
+
+fn row_71() {
+    let full = Machine::full();
+    let set = |table: &[_]| ioctl::set_gsi_routing(full.vm(), table);
+    let ioapic = |gsi, pin| route_to_chip(gsi, KVM_IRQCHIP_IOAPIC, pin);
+    assert_eq!(set(&[ioapic(4095, 4)]), Ok(0));
+    assert_eq!(set(&[ioapic(4096, 4)]), Err(Errno::INVAL));
+    assert_eq!(set(&[ioapic(4, 4), route_to_chip(4, KVM_IRQCHIP_PIC_MASTER, 4)]), Ok(0));
+    assert_eq!(set(&[ioapic(4, 4), ioapic(4, 5)]), Err(Errno::INVAL));
+    assert_eq!(
+        set(&[ioapic(4, 4), route_to_msi(4, 0xfee0_0000, 0x41)]),
+        Err(Errno::INVAL)
+    );
+    assert_eq!(set(&[ioapic(4, 23)]), Ok(0));
+    assert_eq!(set(&[ioapic(4, 24)]), Err(Errno::INVAL));
+    assert_eq!(set(&[]), Ok(0));
+    let split = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+    assert_eq!(ioctl::set_gsi_routing(split.vm(), &[ioapic(4, 4)]), Err(Errno::INVAL));
+    assert_eq!(
+        ioctl::set_gsi_routing(split.vm(), &[route_to_msi(4, 0xfee0_0000, 0x41)]),
+        Ok(0)
+    );
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What cargo knows and builds: the workspace's packages and the test programs in them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The packages of the workspace, as `cargo metadata` tells.
+#[derive(Debug)]
+pub struct Workspace {
+    packages: Vec<Package>,
+    target: PathBuf,
+}
+
+#[derive(Debug)]
+struct Package {
+    id: String,
+    name: String,
+    version: String,
+    directory: PathBuf,
+    has_doctests: bool,
+    binaries: Vec<String>,
+}
+
+/// One compiled test program: unit tests, or one file of `tests/`.
+#[derive(Debug)]
+pub struct TestProgram {
+    /// Name of the package it belongs to.
+    pub package: String,
+    /// Version of that package.
+    pub version: String,
+    /// Directory of that package's manifest; cargo runs its tests there, and so do we.
+    pub directory: PathBuf,
+    /// Source file, relative to the package's directory.
+    pub source: PathBuf,
+    /// Name of the target: the crate for unit tests, the file for an integration test.
+    pub suite: String,
+    /// Whether it is a file of `tests/`.
+    pub is_integration: bool,
+    /// The program.
+    pub executable: PathBuf,
+}
+
+impl TestProgram {
+    /// The line that announces its run.
+    pub fn heading(&self) -> String {
+        format!("     Running {} ({})", self.source.display(), self.package)
+    }
+}
+
+impl Workspace {
+    /// Asks `cargo metadata`.
+    pub fn load() -> Result<Self> {
+        let output = cargo()
+            .args(["metadata", "--no-deps", "--format-version=1"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("cargo metadata failed");
+        }
+        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+        let packages = array(&metadata, "packages")
+            .map(|package| {
+                let manifest = Path::new(text(package, "manifest_path")?);
+                Ok(Package {
+                    id: text(package, "id")?.to_owned(),
+                    name: text(package, "name")?.to_owned(),
+                    version: text(package, "version")?.to_owned(),
+                    directory: manifest.parent().unwrap_or(manifest).to_owned(),
+                    has_doctests: array(package, "targets")
+                        .any(|target| target.get("doctest") == Some(&Value::Bool(true))),
+                    binaries: array(package, "targets")
+                        .filter(|target| has_kind(target, "bin"))
+                        .filter_map(|target| Some(target.get("name")?.as_str()?.to_owned()))
+                        .collect(),
+                })
+            })
+            .collect::<Result<_>>()?;
+        let target = PathBuf::from(text(&metadata, "target_directory")?);
+        Ok(Self { packages, target })
+    }
+
+    /// The directory that cargo builds in.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Those of `names` that are packages of the workspace.
+    pub fn existing<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let exists = |name: &&str| self.packages.iter().any(|package| package.name == *name);
+        names.filter(exists).map(str::to_owned).collect()
+    }
+
+    /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that name.
+    pub fn build_binary(&self, name: &str) -> Result<Option<String>> {
+        let has_it = |package: &&Package| package.binaries.iter().any(|binary| binary == name);
+        let Some(package) = self.packages.iter().find(has_it) else {
+            return Ok(None);
+        };
+        let output = cargo()
+            .args(["build", "--release", "--message-format=json-render-diagnostics"])
+            .args(["--package", &package.name, "--bin", name])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("{name} does not build");
+        }
+        messages(&output.stdout)
+            .filter_map(|message| Some(message.get("executable")?.as_str()?.to_owned()))
+            .last()
+            .map_or_else(|| bail!("cargo built no {name}"), |path| Ok(Some(path)))
+    }
+
+    /// Builds the test programs of `packages` (all when empty) with all features, and lists them by
+    /// package, unit tests first.
+    pub fn build_tests(&self, packages: &[String]) -> Result<Vec<TestProgram>> {
+        self.check(packages)?;
+        let output = cargo()
+            .args(["test", "--no-run", "--all-features"])
+            .arg("--message-format=json-render-diagnostics")
+            .args(selection(packages))
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("the tests do not build");
+        }
+        let mut programs = Vec::new();
+        for message in messages(&output.stdout) {
+            programs.extend(self.test_program(&message));
+        }
+        // Cargo announces what it compiled in the order in which that was ready.
+        programs.sort_by(|a, b| (&a.package, &a.source).cmp(&(&b.package, &b.source)));
+        Ok(programs)
+    }
+
+    /// Refuses a name that is no package of the workspace, in clearer words than cargo's.
+    fn check(&self, packages: &[String]) -> Result<()> {
+        let names: Vec<&str> = self.packages.iter().map(|package| package.name.as_str()).collect();
+        match packages.iter().find(|package| !names.contains(&package.as_str())) {
+            None => Ok(()),
+            Some(unknown) => {
+                bail!("the workspace has no package `{unknown}`; it has {}", names.join(", "))
+            }
+        }
+    }
+
+    /// The test program that one message of cargo announces, if it announces one.
+    fn test_program(&self, message: &Value) -> Option<TestProgram> {
+        let is_test = message.pointer("/profile/test") == Some(&Value::Bool(true));
+        let executable = message.get("executable").and_then(Value::as_str)?;
+        if !is_test {
+            return None; // a program that an integration test starts
+        }
+        let id = message.get("package_id").and_then(Value::as_str)?;
+        let package = self.packages.iter().find(|package| package.id == id)?;
+        let source = message.pointer("/target/src_path").and_then(Value::as_str)?;
+        let source = Path::new(source);
+        Some(TestProgram {
+            package: package.name.clone(),
+            version: package.version.clone(),
+            directory: package.directory.clone(),
+            source: source.strip_prefix(&package.directory).unwrap_or(source).to_owned(),
+            suite: message.pointer("/target/name").and_then(Value::as_str)?.to_owned(),
+            is_integration: has_kind(message.get("target")?, "test"),
+            executable: executable.into(),
+        })
+    }
+
+    /// The command that runs the doctests of `packages` (all when empty); `None` when none of them can have any.
+    pub fn doctests(&self, packages: &[String]) -> Option<Command> {
+        let with_doctests: Vec<String> = self
+            .packages
+            .iter()
+            .filter(|package| packages.is_empty() || packages.contains(&package.name))
+            .filter(|package| package.has_doctests)
+            .map(|package| package.name.clone())
+            .collect();
+        if with_doctests.is_empty() {
+            return None;
+        }
+        // The selection of `build_tests` where cargo accepts it, so that features resolve alike and nothing is built twice.
+        let packages = if packages.is_empty() { packages } else { &with_doctests };
+        let mut command = cargo();
+        command.args(["test", "--doc", "--no-fail-fast", "--all-features"]);
+        command.args(selection(packages));
+        Some(command)
+    }
+}
+
+/// The cargo that runs us, or the one in the path.
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+fn selection(packages: &[String]) -> Vec<String> {
+    if packages.is_empty() {
+        return vec!["--workspace".to_owned()];
+    }
+    packages.iter().map(|package| format!("--package={package}")).collect()
+}
+
+/// The messages of a cargo that was asked for JSON; a build script may have printed between them.
+fn messages(output: &[u8]) -> impl Iterator<Item = Value> {
+    output
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+fn has_kind(target: &Value, kind: &str) -> bool {
+    array(target, "kind").any(|value| value == kind)
+}
+
+fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
+    value
+        .get(key)
+        .and_then(Value::as_str)
+        .with_context(|| format!("cargo metadata has no `{key}`"))
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask lab`: a PC emulated in software, with what build machines lack.
+//!
+//! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
+//! vfio-pci. The programs in it are the build machine's own.
+
+mod initramfs;
+mod machine;
+mod modules;
+mod packages;
+mod script;
+pub mod suite;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use self::machine::{Sink, TimeLimitStruck};
+use self::packages::Parts;
+use crate::cargo::Workspace;
+use crate::tally::Tally;
+
+/// What a run may take when nothing else is said.
+pub const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// Exit codes of our own, as timeout(1) and container engines have them.
+const TIME_LIMIT_STRUCK: u8 = 124;
+const LAB_FAILED: u8 = 125;
+
+/// Run a command, or the lab test suite, in an emulated PC with KVM, VFIO and a PCI device.
+///
+/// The PC is emulated in software: it needs neither virtualisation nor VFIO on this machine. In it are Debian's kernel, KVM
+/// with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu` device at
+/// 0000:00:02.0, bound to vfio-pci. The command runs as root in this machine's file tree and in the current directory; what
+/// it writes there is gone afterwards. A first word that is a program of this workspace, such as `vmm-ref`, is built with
+/// --release first. Its standard output and standard error are passed on, and its exit status is returned; 124 says that
+/// the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
+///
+/// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in target/lab.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask lab                                       the lab test suite
+  cargo xtask lab -- ls -l /dev/kvm /dev/vfio           one command
+  cargo xtask lab --edu 2 -- sh -c 'cat /proc/interrupts'
+  cargo xtask lab --time-limit 60 -- vmm-ref probe      a program of this workspace
+  cargo xtask lab --verbose -- dmesg                    with the console of the PC")]
+pub struct Options {
+    /// The kind of machine
+    #[arg(value_enum, default_value = "x86_64")]
+    machine: Kind,
+
+    /// Number of edu devices: the first at 0000:00:02.0, the next at 0000:00:03.0 (the suite has its own number)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
+    edu: u8,
+
+    /// End the run after so many seconds, counted from power-on
+    #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    time_limit: u64,
+
+    /// Show the console of the PC on standard error
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// The command and its arguments; without one, the lab test suite runs
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    #[value(name = "x86_64")]
+    X86_64,
+}
+
+/// Runs the command or the suite. What goes wrong is told here, so that the exit code tells it from the command's own.
+pub fn run(options: &Options) -> ExitCode {
+    let outcome = if options.command.is_empty() {
+        run_suite(options)
+    } else {
+        run_command(options)
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        let struck = error.is::<TimeLimitStruck>();
+        ExitCode::from(if struck { TIME_LIMIT_STRUCK } else { LAB_FAILED })
+    })
+}
+
+fn run_command(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let mut words = options.command.clone();
+    if let Some(program) = workspace.build_binary(&words[0])? {
+        words[0] = program;
+    }
+    let directory = std::env::current_dir().context("cannot tell the current directory")?;
+    let run = Run {
+        script: script::command(&directory, &words),
+        edu: options.edu,
+        time_limit: Duration::from_secs(options.time_limit),
+        verbose: options.verbose,
+    };
+    let stdout: Sink = Box::new(|bytes| {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    });
+    let status = Lab::open(workspace.target(), run.time_limit)?.run(&run, stdout)?;
+    Ok(ExitCode::from(status))
+}
+
+fn run_suite(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let packages = workspace.existing(suite::packages());
+    let programs = if packages.is_empty() {
+        vec![]
+    } else {
+        workspace.build_tests(&packages)?
+    };
+    let programs = suite::select(&programs);
+    let mut total = Tally::default();
+    if programs.is_empty() {
+        total.skip("lab", suite::NONE_YET);
+    } else {
+        let time_limit = Duration::from_secs(options.time_limit);
+        let lab = Lab::open(workspace.target(), time_limit)?;
+        total.add(suite::run(&lab, &programs, time_limit, options.verbose));
+    }
+    print!("\n{total}");
+    Ok(total.exit_code())
+}
+
+/// What to run in the lab, and how.
+#[derive(Debug)]
+pub struct Run {
+    /// A shell script.
+    script: String,
+    /// Number of edu devices.
+    edu: u8,
+    /// From power-on to the end of the script.
+    time_limit: Duration,
+    /// Show the console on standard error.
+    verbose: bool,
+}
+
+/// The lab of this checkout, ready, and ours alone until it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    directory: PathBuf,
+    parts: Parts,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl Lab {
+    /// Waits until no other process uses the lab in `target`, but not longer than `patience`, and provides what it is made of.
+    ///
+    /// An error says why there can be no lab on this machine, and how to mend that.
+    pub fn open(target: &Path, patience: Duration) -> Result<Self> {
+        let directory = target.join("lab");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let lock = lock(&directory.join("lock"), patience)?;
+        let parts = Parts::provide(&directory.join("cache"))?;
+        Ok(Self {
+            directory,
+            parts,
+            _lock: lock,
+        })
+    }
+}
+
+/// Locks the file `path` for as long as the result lives.
+fn lock(path: &Path, patience: Duration) -> Result<File> {
+    let context = || format!("cannot lock {}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(context)?;
+    let start = Instant::now();
+    let mut told = false;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error).with_context(context),
+        }
+        let holder = fs::read_to_string(path).unwrap_or_default();
+        if start.elapsed() >= patience {
+            bail!("process {holder} still uses the lab after {} s", patience.as_secs());
+        }
+        if !told {
+            eprintln!("lab: process {holder} uses the lab of this checkout; waiting for its end");
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    file.set_len(0).with_context(context)?;
+    write!(file, "{}", std::process::id()).with_context(context)?;
+    Ok(file)
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The emulated PC: one boot, one command, one ending.
+//!
+//! QEMU writes four streams into pipes: the console, and by way of virtio-serial ports the command's standard output, its
+//! standard error, and what init.sh has to say (`up`, then `exit STATUS STDOUT-BYTES STDERR-BYTES`). A virtio port takes
+//! bytes before the host has them, so the PC must not end itself: we end it when the announced bytes have arrived.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use super::initramfs::Archive;
+use super::packages::find_program;
+use super::{Lab, Run};
+
+/// The error of a run that took too long.
+#[derive(Debug)]
+pub struct TimeLimitStruck {
+    limit: Duration,
+    booted: bool,
+    log: PathBuf,
+}
+
+impl fmt::Display for TimeLimitStruck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (limit, log) = (self.limit.as_secs(), self.log.display());
+        write!(
+            f,
+            "the time limit of {limit} s struck {}; see {log}",
+            stage(self.booted)
+        )
+    }
+}
+
+impl Error for TimeLimitStruck {}
+
+fn stage(booted: bool) -> &'static str {
+    if booted {
+        "while the command ran"
+    } else {
+        "before the command began"
+    }
+}
+
+/// Takes a stream as it comes.
+pub type Sink = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Console,
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug)]
+enum Event {
+    Up,
+    Exit { status: u8, stdout: u64, stderr: u64 },
+    Passed(Stream, usize),
+    Closed,
+    Unwritable(Stream, io::Error),
+}
+
+impl Lab {
+    /// Boots the PC, runs the script in it as root, in the build machine's file tree, and gives its status.
+    ///
+    /// What it prints goes to `stdout`, to our standard error, and to the log. A [`TimeLimitStruck`] is an error like a PC
+    /// that goes down before the script has ended.
+    pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
+        self.write_initramfs(&run.script)?;
+        let path = self.log();
+        let context = || format!("cannot write {}", path.display());
+        fs::write(&path, "").with_context(context)?;
+        let log = || OpenOptions::new().append(true).open(&path).with_context(context);
+        let stderr: Sink = Box::new(|bytes| io::stderr().write_all(bytes));
+        let console: Sink = if run.verbose {
+            Box::new(|bytes| io::stderr().write_all(bytes))
+        } else {
+            Box::new(|_| Ok(()))
+        };
+
+        let (sender, events) = mpsc::channel();
+        let mut ends = Vec::new();
+        for (stream, sink) in [
+            (Stream::Console, console),
+            (Stream::Stdout, stdout),
+            (Stream::Stderr, stderr),
+        ] {
+            let (ours, qemus) = pipe()?;
+            ends.push(qemus);
+            let (sender, log) = (sender.clone(), log()?);
+            thread::spawn(move || pass_on(stream, ours, sink, log, &sender));
+        }
+        let (ours, qemus) = pipe()?;
+        ends.push(qemus);
+        thread::spawn(move || read_control(ours, &sender));
+
+        let mut qemu = self.qemu(run, &ends);
+        writeln!(log()?, "{qemu:?}").context("cannot write the log")?;
+        let child = qemu
+            .stdin(Stdio::null())
+            .stdout(log()?)
+            .stderr(log()?)
+            .spawn()
+            .context("cannot start QEMU")?;
+        drop(ends);
+        self.watch(run, Running(child), &events)
+    }
+
+    /// Follows the events to the end. QEMU does not outlive this.
+    fn watch(&self, run: &Run, mut qemu: Running, events: &Receiver<Event>) -> Result<u8> {
+        let start = Instant::now();
+        let mut booted = false;
+        let mut announced = None;
+        let (mut stdout_bytes, mut stderr_bytes) = (0, 0);
+        let mut open = 3;
+        loop {
+            if let Some((status, stdout, stderr)) = announced {
+                if stdout_bytes >= stdout && stderr_bytes >= stderr {
+                    return Ok(status);
+                }
+            }
+            if start.elapsed() >= run.time_limit {
+                qemu.kill();
+                drain(events);
+                bail!(TimeLimitStruck {
+                    limit: run.time_limit,
+                    booted,
+                    log: self.log()
+                });
+            }
+            match events.recv_timeout(Duration::from_millis(100)) {
+                Ok(Event::Up) => {
+                    booted = true;
+                    if run.verbose {
+                        eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
+                    }
+                }
+                Ok(Event::Exit { status, stdout, stderr }) => announced = Some((status, stdout, stderr)),
+                Ok(Event::Passed(Stream::Stdout, bytes)) => stdout_bytes += bytes as u64,
+                Ok(Event::Passed(Stream::Stderr, bytes)) => stderr_bytes += bytes as u64,
+                Ok(Event::Passed(Stream::Console, _)) => {}
+                Ok(Event::Closed) => open -= 1,
+                Ok(Event::Unwritable(stream, error)) => {
+                    return Err(error).with_context(|| format!("cannot write {stream:?}"));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => open = 0,
+            }
+            if open == 0 {
+                let how = qemu.wait()?;
+                bail!("the PC went down {}; {}", stage(booted), self.last_words(how));
+            }
+        }
+    }
+
+    fn write_initramfs(&self, script: &str) -> Result<()> {
+        let base = &self.parts.initramfs;
+        let mut bytes = fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
+        let mut archive = Archive::default();
+        archive.file("init", include_bytes!("init.sh"))?;
+        archive.file("command", script.as_bytes())?;
+        bytes.extend(archive.finish()?);
+        let path = self.initramfs();
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What is booted: the provided parts, init.sh, and the script.
+    fn initramfs(&self) -> PathBuf {
+        self.directory.join("initramfs")
+    }
+
+    /// Console, output and QEMU's own messages of the last run.
+    fn log(&self) -> PathBuf {
+        self.directory.join("last.log")
+    }
+
+    /// The command line of the PC. `ends` are the pipes of the console, standard output, standard error and control.
+    fn qemu(&self, run: &Run, ends: &[OwnedFd]) -> Command {
+        let mut words: Vec<OsString> = Vec::new();
+        // Whatever happens to us, QEMU goes too.
+        if let Some(setpriv) = find_program("setpriv") {
+            words.push(setpriv.into_os_string());
+            words.extend(["--pdeathsig", "KILL"].map(OsString::from));
+        }
+        words.push("env".into());
+        words.extend(self.parts.qemu.command_line());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+
+        // Software emulation, so that every machine can; AMD, whose nested virtualisation the emulator has.
+        command.args([
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+        ]);
+        command.args(["-cpu", "EPYC-Rome,+svm"]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        // Without interrupt remapping vfio_iommu_type1 refuses the group with EPERM.
+        command.args(["-device", "intel-iommu,intremap=on"]);
+        for index in 0..run.edu {
+            command.arg("-device").arg(format!("edu,addr={:#x}", 2 + index));
+        }
+        let host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
+        command.args(["-fsdev", host]);
+        command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host,addr=0x10"]);
+        command.args(["-device", "virtio-serial-pci,addr=0x11"]);
+        for (name, end) in ["console", "stdout", "stderr", "control"].iter().zip(ends) {
+            command
+                .arg("-chardev")
+                .arg(format!("file,id={name},path=/dev/fd/{}", end.as_raw_fd()));
+            if *name == "console" {
+                command.args(["-serial", "chardev:console"]);
+            } else {
+                command
+                    .arg("-device")
+                    .arg(format!("virtserialport,chardev={name},name=lab.{name}"));
+            }
+        }
+        command.arg("-kernel").arg(&self.parts.kernel);
+        command.arg("-initrd").arg(self.initramfs());
+        let quiet = if run.verbose { "" } else { " quiet" };
+        command
+            .arg("-append")
+            .arg(format!("console=ttyS0 panic=-1 intel_iommu=on mitigations=off{quiet}"));
+        command
+    }
+
+    /// The end of the log, without what QEMU always says.
+    fn last_words(&self, how: ExitStatus) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log
+            .lines()
+            .skip(1) // the command line
+            .filter(|line| !line.contains("TCG doesn't support requested feature"))
+            .collect();
+        let last = lines.len().saturating_sub(15);
+        format!(
+            "QEMU: {how}; {} ends with:\n{}",
+            self.log().display(),
+            lines[last..].join("\n")
+        )
+    }
+}
+
+/// A QEMU that is killed when it goes out of scope.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Running {
+    fn kill(&mut self) {
+        // Fails when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    fn wait(&mut self) -> Result<ExitStatus> {
+        self.0.wait().context("cannot wait for QEMU")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A pipe: our end, and the end that QEMU inherits.
+fn pipe() -> Result<(File, OwnedFd)> {
+    let (ours, qemus) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    rustix::io::fcntl_setfd(&qemus, FdFlags::empty()).context("cannot pass a pipe to QEMU")?;
+    Ok((ours.into(), qemus))
+}
+
+/// Copies one stream to its sink and to the log, and tells how much came through.
+fn pass_on(stream: Stream, mut from: File, mut sink: Sink, mut log: File, events: &Sender<Event>) {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let bytes = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => &buffer[..count],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        let event = match log.write_all(bytes).and_then(|()| sink(bytes)) {
+            Ok(()) => Event::Passed(stream, bytes.len()),
+            Err(error) => Event::Unwritable(stream, error),
+        };
+        if events.send(event).is_err() {
+            return; // nobody is interested any more
+        }
+    }
+    let _ = events.send(Event::Closed);
+}
+
+/// Reads what init.sh says.
+fn read_control(from: File, events: &Sender<Event>) {
+    for line in BufReader::new(from).lines().map_while(io::Result::ok) {
+        let event = if line == "up" {
+            Some(Event::Up)
+        } else {
+            parse_exit(&line)
+        };
+        if let Some(event) = event {
+            let _ = events.send(event);
+        }
+    }
+}
+
+fn parse_exit(line: &str) -> Option<Event> {
+    let mut words = line.strip_prefix("exit ")?.split_whitespace();
+    Some(Event::Exit {
+        status: words.next()?.parse().ok()?,
+        stdout: words.next()?.parse().ok()?,
+        stderr: words.next()?.parse().ok()?,
+    })
+}
+
+/// Lets what was on its way arrive: until every stream is closed, but no longer than a moment.
+fn drain(events: &Receiver<Event>) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while let Ok(_event) = events.recv_timeout(end.saturating_duration_since(Instant::now())) {}
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lab test suite: which tests run in the lab, and how their output is told apart.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::machine::Sink;
+use super::script::{exports, quote_path};
+use super::{Lab, Run};
+use crate::cargo::TestProgram;
+use crate::tally::{Parser, Tally};
+
+/// The integration tests that run in the lab as well as on the build machine: package, and the names of its tests (files
+/// of `tests/`), or none for all of them. A package that the workspace does not have yet has no tests yet.
+const SUITE: [(&str, &[&str]); 5] = [
+    ("ioevent", &[]),
+    ("kvm-irqfd", &[]),
+    ("testkit", &[]),
+    ("user-irqchip", &[]),
+    ("vfio-intx", &[]),
+];
+
+/// Why there is nothing to run.
+pub const NONE_YET: &str = "no lab suite yet";
+
+/// The suite wants two PCI devices, to share one GSI.
+const EDU: u8 = 2;
+
+/// One test program may take this long, so that one that hangs does not hide the others.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(300);
+
+/// The packages of the suite.
+pub fn packages() -> impl Iterator<Item = &'static str> {
+    SUITE.iter().map(|(package, _)| *package)
+}
+
+/// The programs of the suite among `programs`.
+pub fn select(programs: &[TestProgram]) -> Vec<&TestProgram> {
+    let is_listed = |program: &TestProgram| {
+        SUITE.iter().any(|(package, tests)| {
+            *package == program.package && (tests.is_empty() || tests.contains(&program.suite.as_str()))
+        })
+    };
+    programs
+        .iter()
+        .filter(|program| program.is_integration && is_listed(program))
+        .collect()
+}
+
+/// Runs `programs` in one boot of the lab and counts what they report. Their output appears as it comes.
+pub fn run(lab: &Lab, programs: &[&TestProgram], time_limit: Duration, verbose: bool) -> Tally {
+    let count = Arc::new(Mutex::new(Count::new(programs)));
+    let stdout: Sink = {
+        let count = Arc::clone(&count);
+        Box::new(move |bytes| {
+            let mut out = io::stdout().lock();
+            lock(&count).feed(bytes, &mut out)?;
+            out.flush()
+        })
+    };
+    let run = Run {
+        script: script(programs),
+        edu: EDU,
+        time_limit,
+        verbose,
+    };
+    let trouble = lab.run(&run, stdout).err().map(|error| {
+        eprintln!("lab: {error:#}");
+        let text = format!("{error:#}");
+        text.lines().next().unwrap_or_default().to_owned()
+    });
+    lock(&count).finish(trouble.as_deref())
+}
+
+/// A thread that panicked has done so between two whole pieces of output.
+fn lock(count: &Mutex<Count>) -> MutexGuard<'_, Count> {
+    count.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins a marker in the output of the script, and keeps it apart from the output of the tests.
+const MARK: u8 = 0x1e;
+
+/// The script that runs the programs one after the other, with `MARK begin INDEX` before each and `MARK end STATUS` after it.
+fn script(programs: &[&TestProgram]) -> String {
+    let mut script = exports(&[("IRQ_TEST_REQUIRE_KVM", "1")]);
+    for (index, program) in programs.iter().enumerate() {
+        script += &format!(
+            "printf '\\036begin {index}\\n'\n\
+             (cd {directory} && CARGO_MANIFEST_DIR={directory} CARGO_PKG_NAME={package} CARGO_PKG_VERSION={version} \
+             exec timeout -k 5 {limit} {executable})\n\
+             printf '\\036end %s\\n' $?\n",
+            directory = quote_path(&program.directory),
+            package = program.package,
+            version = program.version,
+            limit = PROGRAM_LIMIT.as_secs(),
+            executable = quote_path(&program.executable),
+        );
+    }
+    script
+}
+
+/// What a status of the script means; `timeout` has its own.
+fn how(status: &str) -> String {
+    match status {
+        "124" | "137" => format!("killed, or longer than {} s", PROGRAM_LIMIT.as_secs()),
+        status => format!("exit status: {status}"),
+    }
+}
+
+/// Takes the output of the script apart.
+#[derive(Debug)]
+struct Count {
+    /// Heading and suite of each program.
+    programs: Vec<(String, String)>,
+    /// The output of the program that is running.
+    current: Option<Parser>,
+    /// How many programs have begun.
+    begun: usize,
+    /// A marker that has begun and is not complete.
+    marker: Option<Vec<u8>>,
+    tally: Tally,
+}
+
+impl Count {
+    fn new(programs: &[&TestProgram]) -> Self {
+        let name = |program: &&TestProgram| (program.heading(), format!("lab: {}", program.suite));
+        Self {
+            programs: programs.iter().map(name).collect(),
+            current: None,
+            begun: 0,
+            marker: None,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Takes the next piece, cut anywhere; what the tests print goes on to `out`.
+    fn feed(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if let Some(marker) = &mut self.marker {
+                let end = rest
+                    .iter()
+                    .position(|&byte| byte == b'\n')
+                    .map_or(rest.len(), |at| at + 1);
+                marker.extend_from_slice(&rest[..end]);
+                rest = &rest[end..];
+                if marker.ends_with(b"\n") {
+                    let marker = self.marker.take().unwrap_or_default();
+                    self.marker(&marker, out)?;
+                }
+            } else {
+                let mark = rest.iter().position(|&byte| byte == MARK);
+                self.output(&rest[..mark.unwrap_or(rest.len())], out)?;
+                self.marker = mark.map(|_| Vec::new());
+                rest = mark.map_or(&[], |at| &rest[at + 1..]);
+            }
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        if let Some(parser) = &mut self.current {
+            parser.feed(bytes);
+        }
+        out.write_all(bytes)
+    }
+
+    fn marker(&mut self, marker: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        let text = String::from_utf8_lossy(marker);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        match (words.as_slice(), self.current.take()) {
+            (["begin", index], None) if *index == self.begun.to_string() => {
+                let Some((heading, suite)) = self.programs.get(self.begun) else {
+                    return Ok(());
+                };
+                self.current = Some(Parser::new(suite));
+                self.begun += 1;
+                writeln!(out, "\n{heading}")
+            }
+            (["end", status], Some(parser)) => {
+                self.tally.add(parser.finish(*status == "0", &how(status)));
+                Ok(())
+            }
+            (_, current) => {
+                // The byte was a test's own.
+                self.current = current;
+                self.output(&[MARK], out)?;
+                self.output(marker, out)
+            }
+        }
+    }
+
+    /// The count, once the lab has ended; `trouble` is why it ended other than by the end of the script.
+    fn finish(&mut self, trouble: Option<&str>) -> Tally {
+        let mut tally = std::mem::take(&mut self.tally);
+        if let Some(parser) = self.current.take() {
+            tally.add(parser.finish(false, trouble.unwrap_or("the lab ended")));
+        } else if let Some(trouble) = trouble {
+            tally.fail(format!("lab: {trouble}"));
+        }
+        for (_, suite) in &self.programs[self.begun..] {
+            tally.fail(format!("{suite}: did not run"));
+        }
+        tally
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count() -> Count {
+        let programs = ["a", "b"].map(|name| (format!("Running {name}"), format!("lab: {name}")));
+        Count {
+            programs: programs.to_vec(),
+            current: None,
+            begun: 0,
+            marker: None,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Feeds `output` in pieces of `size` bytes; the count after `trouble`, and what was shown.
+    fn after(output: &str, size: usize, trouble: Option<&str>) -> (String, String) {
+        let (mut count, mut out) = (count(), Vec::new());
+        for piece in output.as_bytes().chunks(size) {
+            count.feed(piece, &mut out).unwrap();
+        }
+        (count.finish(trouble).to_string(), String::from_utf8(out).unwrap())
+    }
+
+    const A_PASSES: &str =
+        "running 1 test\ntest x ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\n";
+
+    #[test]
+    fn programs_are_told_apart_and_markers_not_shown() {
+        let output = format!("\x1ebegin 0\n{A_PASSES}no newline\x1eend 0\n\x1ebegin 1\nboo\n\x1eend 101\n");
+        for size in [1, 2, 7, 1000] {
+            let (tally, out) = after(&output, size, None);
+            assert_eq!(
+                tally,
+                "failed:\n  lab: b: exit status: 101\n1 passed, 1 failed, 0 skipped\n"
+            );
+            assert_eq!(out, format!("\nRunning a\n{A_PASSES}no newline\nRunning b\nboo\n"));
+        }
+    }
+
+    #[test]
+    fn a_mark_of_a_test_is_output() {
+        let output = "\x1ebegin 0\n\x1ebegin 1\n\x1eend\n\x1eend 0\n\x1ebegin 1\n\x1eend 0\n";
+        let (tally, out) = after(output, 3, None);
+        assert_eq!(tally, "2 passed, 0 failed, 0 skipped\n");
+        assert_eq!(out, "\nRunning a\n\x1ebegin 1\n\x1eend\n\nRunning b\n");
+    }
+
+    #[test]
+    fn a_lab_that_ends_early_fails_what_it_did_not_finish() {
+        let output = format!("\x1ebegin 0\n{A_PASSES}");
+        let (tally, _) = after(&output, 5, Some("time limit"));
+        assert_eq!(
+            tally,
+            "failed:\n  lab: a: time limit\n  lab: b: did not run\n1 passed, 2 failed, 0 skipped\n"
+        );
+        let (tally, _) = after("", 1, Some("no boot"));
+        assert_eq!(
+            tally,
+            "failed:\n  lab: no boot\n  lab: a: did not run\n  lab: b: did not run\n0 passed, 3 failed, 0 skipped\n"
+        );
+        let (tally, _) = after("\x1ebegin 0\n\x1eend 0\n", 1, None);
+        assert_eq!(tally, "failed:\n  lab: b: did not run\n1 passed, 1 failed, 0 skipped\n");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_named_with_its_limit() {
+        let output = "\x1ebegin 0\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin 1\n\x1eend 0\n";
+        let (tally, _) = after(output, 9, None);
+        assert!(
+            tally.contains("lab: a: ended during x before its summary: killed, or longer than 300 s\n"),
+            "{tally}"
+        );
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs one test program: its output passes through as it comes, and is counted on the way.
+
+use std::io::{self, Read, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::tally::{Parser, Tally};
+
+/// Runs `command` to its end and counts what it reports under the name `suite`.
+///
+/// Its standard output appears on ours as it comes; standard error is left to it. Standard input is empty.
+pub fn run(suite: &str, mut command: Command) -> Result<Tally> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    let mut output = child.stdout.take().context("no pipe to the test program")?;
+    let mut parser = Parser::new(suite);
+    let mut buffer = [0; 8192];
+    loop {
+        let count = match output.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context("cannot read the test program's output"),
+        };
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&buffer[..count])?;
+        stdout.flush()?;
+        parser.feed(&buffer[..count]);
+    }
+    let status = child.wait().context("cannot wait for the test program")?;
+    Ok(parser.finish(status.success(), &status.to_string()))
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask test`: every test of the workspace, with an honest count.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cargo::{TestProgram, Workspace};
+use crate::lab::{self, Lab};
+use crate::program;
+use crate::tally::Tally;
+
+/// Run every test of the workspace and count passes, failures and skips apart.
+///
+/// Unit tests, integration tests and doctests are built with all features and run one program after the other. A test that
+/// cannot run here announces itself on standard output as `skip: <suite>::<test>: <reason>`; such a test, and one that is
+/// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
+/// a test failed or when none ran.
+///
+/// Last, the tests that need KVM or VFIO run once more in the lab, an emulated PC that has both. Where there can be no lab
+/// that is one skip; with CI=true in the environment it is a failure.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask test                             every test
+  cargo xtask test --no-lab                    without the emulated PC
+  cargo xtask test -p interrupt-core           one package
+  IRQ_TEST_REQUIRE_KVM=1 cargo xtask test      a KVM test that skips is a failure")]
+pub struct Options {
+    /// Test this package alone; may be given more than once
+    #[arg(short, long = "package", value_name = "PACKAGE")]
+    packages: Vec<String>,
+
+    /// Leave the lab suite out (see `cargo xtask lab --help`)
+    #[arg(long)]
+    no_lab: bool,
+}
+
+/// Runs the tests and prints the summary.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let programs = workspace.build_tests(&options.packages)?;
+    let mut total = Tally::default();
+    for program in &programs {
+        println!("\n{}", program.heading());
+        total.add(program::run(&program.suite, command(program))?);
+    }
+    if let Some(doctests) = workspace.doctests(&options.packages) {
+        total.add(program::run("doctests", doctests)?);
+    }
+    if !options.no_lab {
+        total.add(lab_suite(&workspace, &programs));
+    }
+    print!("\n{total}");
+    Ok(total.exit_code())
+}
+
+/// The part of `programs` that runs in the lab. Where there can be no lab that is a skip, and in CI a failure.
+fn lab_suite(workspace: &Workspace, programs: &[TestProgram]) -> Tally {
+    let mut tally = Tally::default();
+    let suite = lab::suite::select(programs);
+    if suite.is_empty() {
+        tally.skip("lab", lab::suite::NONE_YET);
+        return tally;
+    }
+    match Lab::open(workspace.target(), lab::TIME_LIMIT) {
+        Ok(lab) => tally.add(lab::suite::run(&lab, &suite, lab::TIME_LIMIT, false)),
+        Err(error) if in_ci() => tally.fail(format!("lab: {error:#}")),
+        Err(error) => tally.skip("lab", &format!("{error:#}")),
+    }
+    tally
+}
+
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
+}
+
+/// The command that runs a test program where and how `cargo test` runs it.
+fn command(program: &TestProgram) -> Command {
+    let mut command = Command::new(&program.executable);
+    command
+        .current_dir(&program.directory)
+        .env("CARGO_MANIFEST_DIR", &program.directory)
+        .env("CARGO_PKG_NAME", &program.package)
+        .env("CARGO_PKG_VERSION", &program.version);
+    command
+}
