@@ -22,7 +22,7 @@ fn round_trips(controller: Controller, spin: bool, count: u64) -> Result<(Histog
         acknowledge: false,
         eoi: true,
     };
-    let machine = Machine::new(&kvm, &program)?;
+    let machine = Machine::new(&kvm, &program.assemble()?)?;
     let status = machine.status()?;
     let registers = status.device(0)?;
     let trigger = EventFd::new(0)?;

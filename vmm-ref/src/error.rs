@@ -57,6 +57,15 @@ pub enum Error {
     /// The guest does not behave as its program says.
     #[error("the guest failed: {0}")]
     Guest(String),
+    /// Something was tried and is not there.
+    #[error("{0}")]
+    Absent(String),
+    /// The parts do not fit together.
+    #[error(transparent)]
+    Impossible(#[from] crate::composition::Impossible),
+    /// The KVM backend refused.
+    #[error(transparent)]
+    Irqfd(#[from] kvm_irqfd::Error),
     /// An interrupt source or EOI notifier refused.
     #[error(transparent)]
     Interrupt(#[from] interrupt_core::Error),

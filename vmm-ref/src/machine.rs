@@ -14,7 +14,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
 use crate::error::{Error, Result, at};
-use crate::guest::{Image, MEMORY_SIZE, Program, Status};
+use crate::guest::{Image, MEMORY_SIZE, Status};
 use crate::vcpu::{Exit, Vcpu};
 
 /// Where KVM usually is.
@@ -61,19 +61,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A VM with the full in-kernel irqchip, and `program` in its memory.
+    /// A VM with the full in-kernel irqchip, and `image` in its memory.
     ///
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
-    pub fn new(kvm: &Kvm, program: &Program) -> Result<Self> {
+    pub fn new(kvm: &Kvm, image: &Image) -> Result<Self> {
         let vm = kvm.create_vm().map_err(at("KVM_CREATE_VM"))?;
         // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
         vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
         vm.create_irq_chip().map_err(Error::NoFullIrqchip)?;
-        let memory = load(&program.assemble()?)?;
+        let memory = load(image)?;
         map(&vm, &memory)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
-        set_up(kvm, &vcpu, &program.assemble()?)?;
+        set_up(kvm, &vcpu, image)?;
         Ok(Self {
             vcpu,
             vm: Arc::new(vm),

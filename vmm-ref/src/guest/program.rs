@@ -1,26 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's program: it sets up one interrupt controller, and then does nothing but serve interrupts.
 
-use std::fmt;
-
-use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, edx, ptr};
+use clap::ValueEnum;
+use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, ptr};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use interrupt_core::Gsi;
+use serde::Serialize;
 
+use super::chips::{
+    APIC_BASE_ENABLE_X2APIC, CASCADE_IRQ, ICW1_CASCADED_WITH_ICW4, ICW4_8086, LVT_MASKED, MASTER_COMMAND, MASTER_DATA,
+    MASTER_ELCR, MSR_APIC_BASE, MSR_EOI, MSR_LVT0, MSR_SPURIOUS, OCW2_NON_SPECIFIC_EOI, RTE_LEVEL, SLAVE_COMMAND,
+    SLAVE_DATA, SPURIOUS_LAPIC_ENABLE, mask_pics, out, redirection, write_ioapic, write_msr,
+};
+use super::image::Image;
 use super::layout::{
     ACKNOWLEDGE_PORT, CODE, FAULT_PORT, FOUND_NOTHING, HANDLER_RUNS, READY, STACK, STRAY, raised, serviced,
 };
 
 /// The interrupt controller that the guest sets up, and to which its devices' line goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Controller {
-    /// The 8259 pair. The end of an interrupt is OCW2.
-    Pic,
-    /// The IOAPIC, with both 8259s masked. The end of an interrupt is the LAPIC's EOI register, reached as an x2APIC MSR.
+    /// The IOAPIC, with both 8259s masked; the EOI is a write to the LAPIC
+    // Reached as an x2APIC MSR.
     Ioapic,
+    /// The 8259 pair; the EOI is OCW2
+    Pic,
 }
 
 impl Controller {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Ioapic, Self::Pic];
+
     /// The line of the devices: a pin of this controller that no PC device has.
     pub fn gsi(self) -> Gsi {
         match self {
@@ -43,25 +54,6 @@ pub struct Program {
     pub eoi: bool,
 }
 
-/// An assembled [`Program`], and what is to be put where.
-#[derive(Clone)]
-pub struct Image {
-    /// The machine code.
-    pub code: Vec<u8>,
-    /// Guest address of `code`, and where the CPU starts.
-    pub entry: u64,
-    /// Initial stack pointer.
-    pub stack: u64,
-    /// Offset of the handler of each vector, for the interrupt vector table at address 0.
-    pub vectors: [u16; 256],
-}
-
-impl fmt::Debug for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at {:#x}", self.code.len(), self.entry)
-    }
-}
-
 /// Vector of the 8259's IRQ 0. Real mode has the CPU's exceptions below it.
 const PIC_BASE: u8 = 0x20;
 /// The 8259 raises IRQ 7 when the line that asked for attention is low again at the acknowledge.
@@ -69,31 +61,6 @@ const PIC_SPURIOUS: u8 = PIC_BASE + 7;
 const IOAPIC_VECTOR: u8 = 0x41;
 /// As the 8259's IRQ 7, for the LAPIC.
 const LAPIC_SPURIOUS: u8 = 0xff;
-
-// 8259 (8259A data sheet).
-const MASTER_COMMAND: u32 = 0x20;
-const MASTER_DATA: u32 = 0x21;
-const SLAVE_COMMAND: u32 = 0xa0;
-const SLAVE_DATA: u32 = 0xa1;
-const MASTER_ELCR: u32 = 0x4d0;
-const ICW1_CASCADED_WITH_ICW4: i32 = 0x11;
-const ICW4_8086: i32 = 0x01;
-const CASCADE_IRQ: u32 = 2;
-const OCW2_NON_SPECIFIC_EOI: i32 = 0x20;
-
-// LAPIC in x2APIC mode (Intel SDM volume 3, "Extended XAPIC (X2APIC)").
-const MSR_APIC_BASE: u32 = 0x1b;
-const APIC_BASE_ENABLE_X2APIC: u32 = 0b11 << 10;
-const MSR_EOI: u32 = 0x80b;
-const MSR_SPURIOUS: u32 = 0x80f;
-const SPURIOUS_LAPIC_ENABLE: u32 = 1 << 8;
-const MSR_LVT0: u32 = 0x835;
-const LVT_MASKED: u32 = 1 << 16;
-
-// IOAPIC (82093AA data sheet), at the base of ES.
-const IOREGSEL: u32 = 0x00;
-const IOWIN: u32 = 0x10;
-const RTE_LEVEL: u32 = 1 << 15;
 
 impl Program {
     /// The vector at which the handler of the devices' line is called.
@@ -210,8 +177,7 @@ impl Program {
     /// Both 8259s masked (an uninitialised one would inject a vector of its own for the same GSI), the LAPIC on and deaf to
     /// them, and the line's pin level-triggered.
     fn set_up_ioapic(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
-        out(a, MASTER_DATA, 0xff)?;
-        out(a, SLAVE_DATA, 0xff)?;
+        mask_pics(a)?;
 
         a.mov(ecx, MSR_APIC_BASE)?;
         a.rdmsr()?;
@@ -221,30 +187,8 @@ impl Program {
         write_msr(a, MSR_SPURIOUS, SPURIOUS_LAPIC_ENABLE | u32::from(LAPIC_SPURIOUS))?;
 
         // Fixed delivery, physical destination 0, active high; the low half last, because it unmasks the pin.
-        let rte = 0x10 + 2 * self.controller.gsi().0;
-        for (register, value) in [(rte + 1, 0), (rte, RTE_LEVEL | u32::from(IOAPIC_VECTOR))] {
-            a.mov(dword_ptr(IOREGSEL).es(), register)?;
-            a.mov(dword_ptr(IOWIN).es(), value)?;
-        }
-        Ok(())
+        let rte = redirection(self.controller.gsi().0);
+        write_ioapic(a, rte + 1, 0)?;
+        write_ioapic(a, rte, RTE_LEVEL | u32::from(IOAPIC_VECTOR))
     }
-}
-
-fn out(a: &mut CodeAssembler, port: u32, value: i32) -> Result<(), IcedError> {
-    a.mov(al, value)?;
-    match u8::try_from(port) {
-        Ok(port) => a.out(i32::from(port), al),
-        Err(_) => {
-            a.mov(dx, port as i32)?;
-            a.out(dx, al)
-        }
-    }
-}
-
-/// Writes the low half; the high half of every register used here is 0.
-fn write_msr(a: &mut CodeAssembler, msr: u32, value: u32) -> Result<(), IcedError> {
-    a.mov(ecx, msr)?;
-    a.mov(eax, value)?;
-    a.xor(edx, edx)?;
-    a.wrmsr()
 }
