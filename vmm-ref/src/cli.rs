@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+
+use crate::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, Source, Wait};
+use crate::guest::Controller;
+use crate::machine::DEV_KVM;
+
+/// The most round trips of one run: the guest counts in 32 bits.
+const MAX_COUNT: u64 = 1_000_000_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  vmm-ref                          10,000 round trips with the defaults of `vmm-ref run`
+  vmm-ref run --wait adaptive      the same, with another way to wait
+  vmm-ref probe                    what this host can do
+
+Exit status:
+  0    nothing was lost and nothing was spurious
+  1    something was
+  2    the run could not take place
+  130  interrupted by Ctrl-C, after the summary so far";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  vmm-ref run --irqchip kernel     interrupt controllers in the kernel
+  vmm-ref run --controller pic     the line goes to the 8259
+  vmm-ref run --controller ioapic  the line goes to the IOAPIC
+  vmm-ref run --source line --eoi gsi
+                                   the devices drive KVM_IRQ_LINE
+  vmm-ref run --eoi gsi            the EOI is reported for the GSI, whoever drives it
+  vmm-ref run --sharers 8          eight devices on one GSI
+  vmm-ref run --wait spin          poll for the EOI
+  vmm-ref run --count 1000000      a million round trips
+  vmm-ref run --no-guest-eoi       the negative control
+  vmm-ref run --json | jq .latency_us.p50
+                                   for programs";
+
+const PROBE_EXAMPLES: &str = "\
+Examples:
+  vmm-ref probe                    one line for each capability
+  vmm-ref probe --json | jq .capabilities
+                                   for programs";
+
+/// Carries level interrupts all the way round on real KVM: a device asserts its line, a real-mode guest serves it and ends the
+/// interrupt, and the device is told.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-ref", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do; `run` with its defaults when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The KVM device. For tests.
+    #[arg(long, global = true, hide = true, default_value = DEV_KVM)]
+    pub kvm_device: PathBuf,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the embedded guest and counts what becomes of its devices' interrupts
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Prints what this host can do, each found by trying it
+    #[command(after_help = PROBE_EXAMPLES)]
+    Probe(ProbeArgs),
+}
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Where the interrupt controllers are
+    #[arg(long, value_enum, default_value_t = RunArgs::default().irqchip)]
+    pub irqchip: Irqchip,
+
+    /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both are]
+    #[arg(long, value_enum)]
+    pub controller: Option<Controller>,
+
+    /// How a device holds its line
+    #[arg(long, value_enum, default_value_t = RunArgs::default().source)]
+    pub source: Source,
+
+    /// How a device learns of an EOI
+    #[arg(long, value_enum, default_value_t = RunArgs::default().eoi)]
+    pub eoi: Eoi,
+
+    /// How many devices share the GSI; they make their requests in turn
+    #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
+    pub sharers: usize,
+
+    /// How the devices wait for an EOI
+    #[arg(long, value_enum, default_value_t = RunArgs::default().wait)]
+    pub wait: Wait,
+
+    /// Round trips to make
+    #[arg(long, value_name = "N", default_value_t = RunArgs::default().count, value_parser = count)]
+    pub count: u64,
+
+    /// Leave the EOI out of the guest's handler: the negative control, which is to end with no EOI seen
+    #[arg(long)]
+    pub no_guest_eoi: bool,
+
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `probe`.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RunArgs {
+    /// The composition that is asked for; the caller knows the default controller.
+    pub fn composition(&self, controller: Controller) -> Composition {
+        Composition {
+            irqchip: self.irqchip,
+            controller,
+            source: self.source,
+            eoi: self.eoi,
+            forward: Forward::None,
+            device: DeviceKind::Embedded,
+            sharers: self.sharers,
+            wait: self.wait,
+        }
+    }
+}
+
+/// What `vmm-ref` does when it is not told otherwise.
+impl Default for RunArgs {
+    fn default() -> Self {
+        let Composition {
+            irqchip,
+            source,
+            eoi,
+            sharers,
+            wait,
+            ..
+        } = Composition::new(Controller::Ioapic);
+        Self {
+            irqchip,
+            controller: None,
+            source,
+            eoi,
+            sharers,
+            wait,
+            count: 10_000,
+            no_guest_eoi: false,
+            json: false,
+        }
+    }
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("a run needs at least one round trip; use --count 1 or more".to_owned()),
+        Ok(count @ 1..=MAX_COUNT) => Ok(count),
+        Ok(_) => Err(format!("the guest counts in 32 bits; use at most --count {MAX_COUNT}")),
+        Err(error) => Err(format!("{error}; use a number from 1 to {MAX_COUNT}")),
+    }
+}
+
+/// Why the command line did not lead to a command.
+#[derive(Debug)]
+pub enum Refused {
+    /// Help or the version was asked for: what to print on standard output.
+    Asked(clap::Error),
+    /// It is wrong: one line.
+    Wrong(String),
+}
+
+impl Cli {
+    /// Parses a command line, program name first.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn from(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Refused> {
+        Self::try_parse_from(arguments).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refused::Asked(error),
+            _ => Refused::Wrong(one_line(&error)),
+        })
+    }
+}
+
+/// clap spreads cause, possible values, tips and usage over several lines.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut parts: Vec<_> = text.lines().map(str::trim).filter(|part| !part.is_empty()).collect();
+    parts.retain(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
+    let mut line = parts.join(" ");
+    if let Some(cause) = line.strip_prefix("error: ") {
+        line = cause.to_owned();
+    }
+    let command = match error.get(ContextKind::Usage) {
+        Some(usage) if usage.to_string().contains("vmm-ref run") => "vmm-ref run --help",
+        Some(usage) if usage.to_string().contains("vmm-ref probe") => "vmm-ref probe --help",
+        _ => "vmm-ref --help",
+    };
+    format!("{line}; see {command}")
+}

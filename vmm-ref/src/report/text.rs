@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A report as lines for people. Styles are written always; the stream that they go to takes them out where they do not belong.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+
+use super::Report;
+use crate::composition::Composition;
+use crate::guest::Controller;
+use crate::host::Host;
+use crate::observe::EndedBy;
+use crate::probe::Probe;
+use crate::run::{Outcome, Summary};
+
+const LABEL: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const NOTE: Style = AnsiColor::Yellow.on_default();
+
+fn line(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "{LABEL}{label:<10}{LABEL:#}{text}")
+}
+
+/// What the host is.
+///
+/// # Errors
+/// Those of `out`.
+pub fn host(out: &mut impl Write, host: &Host, eois: &[(Controller, EndedBy)]) -> io::Result<()> {
+    line(out, "host", &host.to_string())?;
+    for (controller, ended_by) in eois {
+        line(out, "EOI", &format!("{}: {ended_by}", register(*controller)))?;
+    }
+    Ok(())
+}
+
+/// Where the guest writes to end an interrupt.
+fn register(controller: Controller) -> &'static str {
+    match controller {
+        Controller::Ioapic => "LAPIC",
+        Controller::Pic => "8259",
+    }
+}
+
+/// What was composed.
+///
+/// # Errors
+/// Those of `out`.
+pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<()> {
+    line(out, "composed", &composition.to_string())
+}
+
+/// What happened.
+///
+/// # Errors
+/// Those of `out`.
+pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let Report { ended_by, summary, .. } = report;
+    for (n, watched) in summary.trace.iter().enumerate() {
+        let mut steps = [
+            (watched.asserted, "assert"),
+            (watched.handled, "handler"),
+            (watched.told, "resample"),
+        ];
+        // A host that ends interrupts by itself may tell the device before the handler has run.
+        steps.sort();
+        let steps = steps.map(|(at, step)| format!("{:>9.1} us {step:<8}", us(at)));
+        line(out, &format!("trace #{}", n + 1), steps.join(" ").trim_end())?;
+    }
+    line(
+        out,
+        "counts",
+        &format!(
+            "asserted {}, serviced {}, resampled {}, lost {}, spurious {}",
+            summary.asserted, summary.serviced, summary.resampled, summary.lost, summary.spurious
+        ),
+    )?;
+    line(
+        out,
+        "guest",
+        &format!(
+            "its handler ran {} times and found nothing to do in {} of them",
+            summary.handler_runs, summary.found_nothing
+        ),
+    )?;
+    if let Some(latency) = &summary.latency {
+        line(
+            out,
+            "latency",
+            &format!(
+                "p50 {:.1} us, p90 {:.1} us, p99 {:.1} us (min {:.1}, max {:.1}), from assert to resample",
+                latency.p50, latency.p90, latency.p99, latency.min, latency.max
+            ),
+        )?;
+        if *ended_by != EndedBy::Guest {
+            let register = register(summary.options.composition.controller);
+            let note = format!(
+                "not an EOI round trip: on this host the end of an interrupt at the {register} is not the guest's"
+            );
+            writeln!(out, "{:<10}{NOTE}{note}{NOTE:#}", "")?;
+        }
+    }
+    line(out, "elapsed", &format!("{:.3} s", summary.elapsed.as_secs_f64()))?;
+    let style = match summary.outcome {
+        Outcome::Ok | Outcome::NoEoi => GOOD,
+        Outcome::Interrupted => NOTE,
+        Outcome::Lost | Outcome::Spurious | Outcome::EndedByHost => BAD,
+    };
+    writeln!(out, "{style}{}{style:#}", closing(summary))
+}
+
+/// What a host can do.
+///
+/// # Errors
+/// Those of `out`.
+pub fn probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
+    line(out, "host", &probe.host.to_string())?;
+    for (name, found) in &probe.capabilities {
+        let (style, answer) = if found.available { (GOOD, "yes") } else { (NOTE, "no") };
+        writeln!(
+            out,
+            "{LABEL}{name:<22}{LABEL:#}{style}{answer:<5}{style:#}{}",
+            found.detail
+        )?;
+    }
+    Ok(())
+}
+
+fn closing(summary: &Summary) -> String {
+    let (done, count) = (summary.done, summary.options.count);
+    match summary.outcome {
+        Outcome::Ok => format!("all well: {done} of {count} round trips, nothing lost, nothing spurious"),
+        Outcome::Lost => format!("NOT well: {} lost after {done} of {count} round trips", summary.lost),
+        Outcome::Spurious => format!(
+            "NOT well: {} spurious in {done} of {count} round trips",
+            summary.spurious
+        ),
+        Outcome::Interrupted => {
+            format!("interrupted: {done} of {count} round trips, nothing lost, nothing spurious until then")
+        }
+        Outcome::NoEoi => {
+            "no EOI seen, as expected: the handler ran, did not end its interrupt, and nobody was told".to_owned()
+        }
+        Outcome::EndedByHost => format!(
+            "the negative control FAILED: the host ended {done} of {count} interrupts by itself, without an EOI of the guest"
+        ),
+    }
+}
+
+fn us(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One run: a machine, the parts of its composition, traffic through them, and the account of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+use serde::Serialize;
+
+use crate::composition::Composition;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::guest::{Program, Status};
+use crate::latency::Percentiles;
+use crate::machine::Machine;
+use crate::parts::Parts;
+use crate::traffic::{Progress, Traffic, Watched};
+
+/// A round trip that takes longer than this has come to nothing. Rounds take microseconds; the rest is for a busy host.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long after the handler has run an EOI may come that it did not make. Where the host ends interrupts by itself it has
+/// done so before the handler starts, and the news takes microseconds.
+const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
+
+/// How long the guest goes on at the end, so that interrupts that nobody raised are taken and counted.
+const LINGER: Duration = Duration::from_millis(10);
+
+/// How often the run is looked after.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The parts.
+    pub composition: Composition,
+    /// Round trips.
+    pub count: u64,
+    /// Whether the guest's handler ends its interrupts. Without, the run is the negative control.
+    pub guest_eoi: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All round trips were made, nothing was lost and nothing was spurious.
+    Ok,
+    /// A request was not served, or its device was not told.
+    Lost,
+    /// The guest took interrupts that nobody had raised.
+    Spurious,
+    /// Stopped before its end; nothing lost and nothing spurious until then.
+    Interrupted,
+    /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was told.
+    NoEoi,
+    /// The negative control found that the host ends interrupts without the guest: figures of this path are no EOI figures.
+    EndedByHost,
+}
+
+/// The account of a run.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What was to be run.
+    pub options: Options,
+    /// Round trips completed.
+    pub done: u64,
+    /// Assertions made: one for each request, and one each time that a level was stated again.
+    pub asserted: u64,
+    /// Requests that the guest says it has served.
+    pub serviced: u64,
+    /// EOIs of the line that the devices were told of.
+    pub resampled: u64,
+    /// Requests that were not served, or whose device was not told so.
+    pub lost: u64,
+    /// Interrupts that the guest took beyond the assertions made.
+    pub spurious: u64,
+    /// How often the handler ran.
+    pub handler_runs: u64,
+    /// How often it found no request.
+    pub found_nothing: u64,
+    /// From assertion to the EOI that ends the request.
+    pub latency: Option<Percentiles>,
+    /// The first round trips.
+    pub trace: Vec<Watched>,
+    /// From the first assertion to the last EOI.
+    pub elapsed: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted` becomes
+/// true, or no progress is made any more.
+///
+/// # Errors
+/// When the parts cannot be put together, the guest fails, or a system call does. Lost interrupts are no error but an
+/// [`Outcome`].
+pub fn run(
+    kvm: &Kvm,
+    options: &Options,
+    interrupted: &AtomicBool,
+    on_progress: &mut dyn FnMut(u64),
+) -> Result<Summary> {
+    let composition = &options.composition;
+    composition.check()?;
+    let program = Program {
+        controller: composition.controller,
+        devices: composition.sharers,
+        acknowledge: composition.acknowledge(),
+        eoi: options.guest_eoi,
+    };
+    let machine = Machine::new(kvm, &program.assemble()?)?;
+    let status = machine.status()?;
+    let Parts { devices, mut eois } = Parts::compose(&machine, composition)?;
+    let acknowledged = Arc::clone(&devices);
+    let running = machine.start(move |_acknowledge| Ok(acknowledged.iter().try_for_each(Device::acknowledge)?))?;
+
+    let progress = Arc::new(Progress::default());
+    let stop = eois.stop();
+    let (mut traffic, shared, looks_after) = (
+        Traffic::new(Arc::clone(&devices), options.count),
+        Arc::clone(&progress),
+        thread::current(),
+    );
+    let thread = thread::Builder::new()
+        .name("devices".to_owned())
+        .spawn(move || {
+            let ended = traffic.run(&mut eois, &shared);
+            looks_after.unpark();
+            ended.map(|()| traffic)
+        })
+        .map_err(|source| Error::System {
+            step: "starting the devices' thread",
+            source,
+        })?;
+    let mut patience = Patience::new(options.guest_eoi);
+    while !thread.is_finished() && !running.has_ended() {
+        if interrupted.load(Ordering::Acquire) {
+            progress.finish();
+        }
+        let done = progress.done();
+        on_progress(done);
+        if patience.is_at_its_end(done, &devices) {
+            break;
+        }
+        thread::park_timeout(INTERVAL);
+    }
+    // Whatever ended the loop, the thread ends now, and the guest's own error comes first: the others follow from it.
+    let stopped = stop.stop();
+    let traffic = thread.join();
+    thread::sleep(LINGER);
+    running.stop()?;
+    stopped?;
+    let traffic = traffic.map_err(|_| Error::Guest("the devices' thread panicked".to_owned()))??;
+    Ok(Summary::new(
+        options,
+        &traffic,
+        &devices,
+        &status,
+        interrupted.load(Ordering::Acquire),
+    ))
+}
+
+/// Decides when nothing will come any more.
+struct Patience {
+    guest_eoi: bool,
+    done: u64,
+    since: Instant,
+    served_since: Option<Instant>,
+}
+
+impl Patience {
+    fn new(guest_eoi: bool) -> Self {
+        Self {
+            guest_eoi,
+            done: 0,
+            since: Instant::now(),
+            served_since: None,
+        }
+    }
+
+    fn is_at_its_end(&mut self, done: u64, devices: &[Device]) -> bool {
+        let now = Instant::now();
+        if done != self.done {
+            (self.done, self.since, self.served_since) = (done, now, None);
+        }
+        if !self.guest_eoi && devices.iter().all(Device::is_served) && devices.iter().any(|device| device.raised() > 0)
+        {
+            let since = *self.served_since.get_or_insert(now);
+            return now - since > NO_EOI_LIMIT;
+        }
+        now - self.since > STALL_LIMIT
+    }
+}
+
+impl Summary {
+    fn new(options: &Options, traffic: &Traffic, devices: &[Device], status: &Status, interrupted: bool) -> Self {
+        let sum = |of: fn(&Device) -> u64| devices.iter().map(of).sum::<u64>();
+        let (raised, asserted, serviced) = (sum(Device::raised), sum(Device::asserted), sum(Device::serviced));
+        let handler_runs = u64::from(status.handler_runs());
+        let mut summary = Self {
+            options: *options,
+            done: traffic.done,
+            asserted,
+            serviced,
+            resampled: traffic.resampled,
+            // A handler that ends nothing cannot get its device told.
+            lost: raised - if options.guest_eoi { traffic.done } else { serviced },
+            spurious: handler_runs.saturating_sub(asserted) + u64::from(status.stray()),
+            handler_runs,
+            found_nothing: status.found_nothing().into(),
+            latency: traffic.latency.percentiles(),
+            trace: traffic.trace.clone(),
+            elapsed: traffic.elapsed,
+            outcome: Outcome::Ok,
+        };
+        summary.outcome = summary.judge(interrupted);
+        summary
+    }
+
+    /// The one place that decides how a run ended.
+    fn judge(&self, interrupted: bool) -> Outcome {
+        if self.lost > 0 {
+            Outcome::Lost
+        } else if self.spurious > 0 {
+            Outcome::Spurious
+        } else if !self.options.guest_eoi && self.done > 0 {
+            Outcome::EndedByHost
+        } else if interrupted && self.done < self.options.count {
+            Outcome::Interrupted
+        } else if !self.options.guest_eoi {
+            Outcome::NoEoi
+        } else {
+            Outcome::Ok
+        }
+    }
+}
