@@ -54,6 +54,12 @@ fn stage(booted: bool) -> &'static str {
     }
 }
 
+/// * A kernel that is in trouble goes down, at once and with all it can tell (`panic=-1` resets, which ends QEMU). A minute
+///   of soft lockup is more than a busy build machine causes.
+/// * On a busy build machine the timer seems not to work when the kernel tries it for a moment (`no_timer_check`).
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 \
+     watchdog_thresh=30 no_timer_check intel_iommu=on mitigations=off";
+
 /// Takes a stream as it comes.
 pub type Sink = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
 
@@ -241,10 +247,10 @@ impl Lab {
         }
         command.arg("-kernel").arg(&self.parts.kernel);
         command.arg("-initrd").arg(self.initramfs());
-        let quiet = if run.verbose { "" } else { " quiet" };
+        let loglevel = if run.verbose { 7 } else { 5 };
         command
             .arg("-append")
-            .arg(format!("console=ttyS0 panic=-1 intel_iommu=on mitigations=off{quiet}"));
+            .arg(format!("{KERNEL_COMMAND_LINE} loglevel={loglevel}"));
         command
     }
 }
