@@ -1,0 +1,750 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The state machine: brings the wires from where they are to where [`decide`] says they are to be.
+//!
+//! Every change goes through one place, [`Wiring::Parked`]: the device signals the relay, which forwards nothing, and the
+//! line is low. From there a device with a level is unmasked as the last step of every way out, so that whatever it asserted
+//! meanwhile is signalled again, and the old wires have nothing more to say. QEMU's INTx code has the same order
+//! (`hw/vfio/pci.c`: mask, lower, rewire, unmask).
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use interrupt_core::{DeviceInterrupt, EoiGuard, InterruptInfo, Listener};
+
+use crate::decide::{Circumstances, Wiring, decide};
+use crate::error::{Error, Result};
+use crate::eventfd;
+use crate::forward::{Failed, Forward, Trouble};
+use crate::guest_line::GuestLine;
+use crate::relay::Relay;
+use crate::saved::IntxState;
+use crate::state::{Because, Direct, Fallback, State, Status};
+
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
+
+/// One step at the device or at the line.
+type Step<T = ()> = std::result::Result<T, interrupt_core::Error>;
+
+/// The INTx of one device, forwarded to a line of a guest.
+///
+/// It keeps apart what is wanted (enabled, which line, masked, in MSI mode) from how INTx is wired; each operation changes
+/// the former, and returns the [`State`] that the latter came to. An operation that cannot be done leaves everything as it
+/// was, whenever that is possible, and says where INTx is when it is not.
+///
+/// No operation leaves INTx masked with nobody to unmask it: a direct path that fails gives way to the relay, and when that
+/// cannot be had either INTx is disabled at the device.
+///
+/// All methods may be called from any thread, one at a time takes effect. They make system calls, and those that change a
+/// subscription may take as long as the notifier does; none is for the path of an interrupt. None may be called from within
+/// a callback of the line.
+///
+/// Dropping it disables INTx.
+pub struct Intx {
+    shared: Arc<Shared>,
+}
+
+impl Intx {
+    /// The INTx of `device`, disabled and without a line, and the relay that is to be run for it.
+    ///
+    /// # Errors
+    /// [`Error::NoInterrupt`] when the device has no INTx (ENODEV), or one that cannot signal an eventfd (ENOTTY);
+    /// [`Error::Os`] when the three eventfds cannot be had.
+    pub fn new(device: Arc<dyn DeviceInterrupt>) -> Result<(Self, Relay)> {
+        const OPERATION: &str = "use";
+        let info = device.info().map_err(|source| Error::NoInterrupt {
+            operation: OPERATION,
+            device: device.label().to_owned(),
+            source,
+        })?;
+        let forward = Forward::new(!info.automasked).map_err(|source| Error::Os {
+            operation: OPERATION,
+            device: device.label().to_owned(),
+            step: "eventfd",
+            source,
+        })?;
+        let shared = Arc::new(Shared {
+            device,
+            info,
+            forward,
+            ended: AtomicBool::new(false),
+            control: Mutex::new(Control::new()),
+        });
+        let relay = Relay::new(Arc::clone(&shared));
+        Ok((Self { shared }, relay))
+    }
+
+    /// What the device's interrupt can do.
+    pub fn info(&self) -> InterruptInfo {
+        self.shared.info
+    }
+
+    /// Enables INTx, on the fastest path that works. An enabled INTx that fell back tries its direct path once more.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when somebody else has set INTx up; [`Error::NoRelay`]; [`Error::Step`] with the error of the
+    /// subscription to the line or of the device's first trigger. INTx is disabled then.
+    pub fn enable(&self) -> Result<State> {
+        self.shared.change("enable", |control| {
+            control.wanted.enabled = true;
+            control.fell_back = false;
+        })
+    }
+
+    /// Disables INTx. When it returns the line is low and nothing of the device reaches it any more.
+    ///
+    /// # Errors
+    /// None today: a step that fails is in [`Status::last_error`], and the next one is taken.
+    pub fn disable(&self) -> Result<State> {
+        self.shared.change("disable", |control| control.wanted.enabled = false)
+    }
+
+    /// Routes INTx to another line, or nowhere, which disables it until it is routed again. An interrupt that is pending or
+    /// in service leaves the old line, and comes up on the new one if the device still asserts it.
+    ///
+    /// The same source again, as a line of another kind, changes the path under running interrupts.
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable). With a new line that refuses its subscription, or a device that refuses to be taken off
+    /// the old one, INTx stays on the old line and works there.
+    pub fn set_line(&self, line: Option<GuestLine>) -> Result<State> {
+        self.shared.change("route", |control| {
+            let same = match (&control.wanted.line, &line) {
+                (Some(old), Some(new)) => old.is(new),
+                _ => false,
+            };
+            control.fell_back &= same;
+            control.wanted.line = line;
+        })
+    }
+
+    /// Masks INTx on the guest's behalf, or on the VMM's own: the line goes low and stays low. What the device asserts
+    /// meanwhile comes up at the unmask, if it still asserts it then; a pulse is kept. The mask is a flag and not a count.
+    ///
+    /// # Errors
+    /// [`Error::Step`] when the device will not be taken off a direct path; INTx is then not masked, and works.
+    pub fn mask(&self) -> Result<State> {
+        self.shared.change("mask", |control| control.wanted.guest_mask = true)
+    }
+
+    /// Ends [`mask`](Self::mask).
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable).
+    pub fn unmask(&self) -> Result<State> {
+        self.shared
+            .change("unmask", |control| control.wanted.guest_mask = false)
+    }
+
+    /// Follows the guest's write of Interrupt Disable in the command register. The write itself is for the VMM to
+    /// pass on to the device, before or after. While it is set the line is low, as that of a PCI device is.
+    ///
+    /// # Errors
+    /// As [`mask`](Self::mask) and [`unmask`](Self::unmask).
+    pub fn set_disintx(&self, disable: bool) -> Result<State> {
+        self.shared
+            .change("set Interrupt Disable for", |control| control.wanted.disintx = disable)
+    }
+
+    /// Disables INTx because the device is to use MSI or MSI-X: VFIO sets up one kind at a time. Enable those after this.
+    ///
+    /// # Errors
+    /// As [`disable`](Self::disable).
+    pub fn enter_msi(&self) -> Result<State> {
+        self.shared
+            .change("hand over to MSI from", |control| control.wanted.msi = true)
+    }
+
+    /// Ends [`enter_msi`](Self::enter_msi), after MSI and MSI-X have been disabled or could not be enabled.
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable), with EINVAL while MSI is still enabled. INTx is disabled then, and a later
+    /// [`enable`](Self::enable) tries again.
+    pub fn leave_msi(&self) -> Result<State> {
+        self.shared.change("return from MSI to", |control| {
+            control.wanted.msi = false;
+            control.fell_back = false;
+        })
+    }
+
+    /// Resets the device by calling `reset`, with INTx disabled meanwhile, so that no interrupt from before is seen after.
+    /// Interrupt Disable is clear afterwards, as the reset leaves it; a [`mask`](Self::mask) stays. `reset` must not call
+    /// any method of this `Intx`.
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable), when INTx cannot be set up again. `reset` has been called all the same.
+    pub fn reset<R>(&self, reset: impl FnOnce() -> R) -> Result<R> {
+        let mut control = self.shared.control();
+        self.shared.off(&mut control, Because::Reset);
+        let outcome = reset();
+        control.wanted.disintx = false;
+        control.fell_back = false;
+        self.shared
+            .settle(&mut control)
+            .map_err(|fault| self.shared.error("reset", fault, &mut control))?;
+        Ok(outcome)
+    }
+
+    /// What a snapshot keeps. Nothing is disturbed; the vCPUs should be paused, and the relay not be run meanwhile.
+    pub fn save(&self) -> IntxState {
+        let control = self.shared.control();
+        // Whoever adds something that is wanted decides here whether it is part of a snapshot.
+        let Wanted {
+            enabled,
+            msi,
+            guest_mask,
+            disintx,
+            line: _,
+        } = control.wanted;
+        IntxState {
+            version: IntxState::VERSION,
+            enabled,
+            msi,
+            masked: guest_mask,
+            disintx,
+            pulse_pending: self.shared.forward.pulse_pending(),
+        }
+    }
+
+    /// Restores what was saved, on an `Intx` that is not enabled. The line comes from [`set_line`](Self::set_line), before or
+    /// after. A device that asserts its level comes up on it at once.
+    ///
+    /// # Errors
+    /// [`Error::Saved`] for a state of another version, a pending pulse of a device with a level, or when INTx is enabled
+    /// already; and those of [`enable`](Self::enable).
+    pub fn restore(&self, saved: &IntxState) -> Result<State> {
+        let IntxState {
+            version,
+            enabled,
+            msi,
+            masked,
+            disintx,
+            pulse_pending,
+        } = *saved;
+        let refuse = |reason: String| {
+            Err(Error::Saved {
+                device: self.shared.device.label().to_owned(),
+                reason,
+            })
+        };
+        if version != IntxState::VERSION {
+            return refuse(format!(
+                "version {version}, and only {} can be read",
+                IntxState::VERSION
+            ));
+        }
+        if pulse_pending && self.shared.info.automasked {
+            return refuse("a pending pulse, and the device has a level".to_owned());
+        }
+        if self.shared.control().wanted.enabled {
+            return refuse("it is enabled already".to_owned());
+        }
+        if pulse_pending {
+            self.shared.forward.restore_pulse();
+        }
+        self.shared.change("restore", |control| {
+            control.wanted.enabled = enabled;
+            control.wanted.msi = msi;
+            control.wanted.guest_mask = masked;
+            control.wanted.disintx = disintx;
+            control.fell_back = false;
+        })
+    }
+
+    /// Where INTx is, why, and what the last fallback was about.
+    pub fn status(&self) -> Status {
+        let control = self.shared.control();
+        Status {
+            device: self.shared.device.label().to_owned(),
+            state: control.state(),
+            because: control.because.clone(),
+            line: control
+                .attached
+                .as_ref()
+                .map(|(line, _)| (line.gsi(), line.source().label().to_owned())),
+            fallback: control.fallback.clone(),
+            fallbacks: control.fallbacks,
+            last_error: control.last_error.clone(),
+        }
+    }
+}
+
+impl Drop for Intx {
+    fn drop(&mut self) {
+        self.shared.off(&mut self.shared.control(), Because::NotEnabled);
+        self.shared.ended.store(true, Ordering::Release);
+        if let Err(error) = eventfd::signal(&self.shared.forward.changed) {
+            log::error!("tell the relay of {}: {error}", self.shared.device.label());
+        }
+    }
+}
+
+impl fmt::Debug for Intx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "INTx of {}", self.status())
+    }
+}
+
+/// What `Intx` and `Relay` share.
+pub(crate) struct Shared {
+    pub(crate) device: Arc<dyn DeviceInterrupt>,
+    info: InterruptInfo,
+    pub(crate) forward: Forward,
+    ended: AtomicBool,
+    control: Mutex<Control>,
+}
+
+/// What the guest and the VMM have asked for.
+#[derive(Clone)]
+struct Wanted {
+    enabled: bool,
+    msi: bool,
+    guest_mask: bool,
+    disintx: bool,
+    line: Option<GuestLine>,
+}
+
+struct Control {
+    wanted: Wanted,
+    wiring: Wiring,
+    because: Because,
+    /// The line that INTx is wired to, and the subscription of the EOI eventfd to its EOIs. The same eventfd serves the relay
+    /// and the direct paths, so that no EOI finds nobody while the path changes.
+    attached: Option<(GuestLine, EoiGuard)>,
+    /// The device has a trigger from here. It may have one still when it refused to give it up.
+    set_up: bool,
+    relay: bool,
+    fell_back: bool,
+    fallback: Option<Fallback>,
+    fallbacks: u64,
+    last_error: Option<Arc<interrupt_core::Error>>,
+}
+
+impl Control {
+    fn new() -> Self {
+        Self {
+            wanted: Wanted {
+                enabled: false,
+                msi: false,
+                guest_mask: false,
+                disintx: false,
+                line: None,
+            },
+            wiring: Wiring::Off,
+            because: Because::NotEnabled,
+            attached: None,
+            set_up: false,
+            relay: true,
+            fell_back: false,
+            fallback: None,
+            fallbacks: 0,
+            last_error: None,
+        }
+    }
+
+    fn state(&self) -> State {
+        match self.wiring {
+            Wiring::Off => State::Disabled,
+            Wiring::Parked => State::Masked,
+            Wiring::Relay => State::Relay,
+            Wiring::Direct(direct) => direct.into(),
+        }
+    }
+
+    /// Keeps the error of a step that changes nothing in what is done next.
+    fn note(&mut self, outcome: Step) {
+        if let Err(error) = outcome {
+            self.last_error = Some(Arc::new(error));
+        }
+    }
+}
+
+/// Why the wires could not be brought to where they are to be.
+enum Fault {
+    Step(Arc<interrupt_core::Error>),
+    InUse,
+    NoRelay,
+}
+
+impl From<interrupt_core::Error> for Fault {
+    fn from(error: interrupt_core::Error) -> Self {
+        Self::Step(Arc::new(error))
+    }
+}
+
+impl Shared {
+    fn control(&self) -> MutexGuard<'_, Control> {
+        // A holder panics only when a line, a notifier or a device does, or the caller's reset; what is wired is
+        // written down as it is done, and the next operation goes on from there.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Changes what is wanted, and brings the wires to where that puts them. When that fails and INTx is as it was
+    /// before, so is what is wanted.
+    fn change(&self, operation: &'static str, change: impl FnOnce(&mut Control)) -> Result<State> {
+        let mut control = self.control();
+        let wanted = control.wanted.clone();
+        let was_off = control.wiring == Wiring::Off;
+        change(&mut control);
+        match self.settle(&mut control) {
+            Ok(()) => Ok(control.state()),
+            Err(fault) => {
+                if was_off || control.wiring != Wiring::Off {
+                    control.wanted = wanted;
+                }
+                Err(self.error(operation, fault, &mut control))
+            }
+        }
+    }
+
+    /// The fault for the caller, and for those who ask later why INTx is disabled.
+    fn error(&self, operation: &'static str, fault: Fault, control: &mut Control) -> Error {
+        let device = self.device.label().to_owned();
+        match fault {
+            Fault::InUse => Error::InUse { operation, device },
+            Fault::NoRelay => Error::NoRelay { operation, device },
+            Fault::Step(source) => {
+                if control.wiring == Wiring::Off {
+                    control.because = Because::Failed(Arc::clone(&source));
+                }
+                Error::Step {
+                    operation,
+                    device,
+                    state: control.state(),
+                    source,
+                }
+            }
+        }
+    }
+
+    /// Brings the wires to where they are to be. On an error they are where they were before, or off.
+    fn settle(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        let (target, because) = decide(&Circumstances {
+            enabled: control.wanted.enabled,
+            msi: control.wanted.msi,
+            guest_mask: control.wanted.guest_mask,
+            disintx: control.wanted.disintx,
+            line: control.wanted.line.as_ref(),
+            info: self.info,
+            relay: control.relay,
+            fell_back: control.fell_back,
+        });
+        let line = match (target, &control.wanted.line) {
+            (Wiring::Off, _) | (_, None) => {
+                let no_relay = matches!(because, Because::NoRelay);
+                self.off(control, because);
+                return if no_relay { Err(Fault::NoRelay) } else { Ok(()) };
+            }
+            (_, Some(line)) => line.clone(),
+        };
+        let stays = control.attached.as_ref().is_some_and(|(old, _)| old.is(&line));
+        if stays && control.wiring == target {
+            control.because = because;
+            return Ok(());
+        }
+        // First what can be refused while nothing has been disturbed yet.
+        let subscription = self.subscribe(control, &line)?;
+        match control.wiring {
+            Wiring::Off => self.set_up(control)?,
+            _ => self.park(control)?,
+        }
+        Self::attach(control, line.clone(), subscription);
+        control.because = because;
+        match target {
+            // `Off` has been dealt with above.
+            Wiring::Off | Wiring::Parked => Ok(()),
+            Wiring::Relay => self.relay(control, &line),
+            Wiring::Direct(direct) => match self.direct(control, &line, direct) {
+                Ok(()) => Ok(()),
+                Err(error) => self.fall_back(control, &line, direct, error),
+            },
+        }
+    }
+
+    /// Subscribes the EOI eventfd to the line, unless it is subscribed already.
+    fn subscribe(&self, control: &Control, line: &GuestLine) -> Step<Option<EoiGuard>> {
+        let attached = control.attached.as_ref().map(|(attached, _)| attached);
+        if attached.is_some_and(|attached| attached.shares_subscription(line)) {
+            return Ok(None);
+        }
+        let eoi = self
+            .forward
+            .eoi
+            .try_clone()
+            .map_err(|error| os("dup(EOI eventfd)", line, error))?;
+        let key = line.source().key();
+        match line.notifier().subscribe(key.into(), Listener::fd(eoi)) {
+            // Another handle of the notifier that has the subscription.
+            Err(interrupt_core::Error::Busy { .. }) if attached.is_some_and(|old| old.source().key() == key) => {
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
+        }
+    }
+
+    /// Makes `line` the one that INTx is wired to, keeping the subscription when there is no new one. The old
+    /// subscription ends after the new one has begun.
+    fn attach(control: &mut Control, line: GuestLine, subscription: Option<EoiGuard>) {
+        let old = control.attached.take();
+        match (subscription, old) {
+            (Some(guard), old) => {
+                control.attached = Some((line, guard));
+                drop(old);
+            }
+            (None, old) => control.attached = old.map(|(_, guard)| (line, guard)),
+        }
+    }
+
+    // ---- the steps between the wirings ----
+
+    /// Off -> Parked. The device is masked if it can be.
+    fn set_up(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        // An INTx that nobody has set up refuses to be unmasked. One that does not is somebody else's, whom a trigger of
+        // ours would silently rob; being unmasked makes their device state its level, and no more.
+        if !control.set_up && self.info.automasked && self.device.unmask().is_ok() {
+            return Err(Fault::InUse);
+        }
+        self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
+        control.set_up = true;
+        control.wiring = Wiring::Parked;
+        self.mask(control);
+        Ok(())
+    }
+
+    /// Any but Off -> Parked. The device is masked if it can be, and the line is low. On an error the wires are back where
+    /// they were, or off.
+    fn park(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        match control.wiring {
+            Wiring::Off | Wiring::Parked => return Ok(()),
+            Wiring::Relay => {
+                self.forward.close();
+                self.mask(control);
+            }
+            Wiring::Direct(_) => {
+                self.mask(control);
+                control.note(self.device.set_unmask(None));
+                if let Err(error) = self.device.set_trigger(Some(self.forward.trigger.as_fd())) {
+                    let error = Arc::new(error);
+                    if let Err(worse) = self.arm() {
+                        control.note(Err(worse));
+                        self.off(control, Because::Failed(Arc::clone(&error)));
+                    }
+                    return Err(Fault::Step(error));
+                }
+            }
+        }
+        self.withdraw(control);
+        control.wiring = Wiring::Parked;
+        Ok(())
+    }
+
+    /// Parked -> Relay, unmasked.
+    fn relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), Fault> {
+        if !control.relay {
+            self.off(control, Because::NoRelay);
+            return Err(Fault::NoRelay);
+        }
+        let opened = self
+            .forward
+            .watch_eoi(true)
+            .and_then(|()| self.forward.open(Arc::clone(line.source())));
+        control.wiring = Wiring::Relay;
+        let unmasked = match opened {
+            Err(error) => Err(os("eventfd of the relay", line, error)),
+            Ok(()) => self.unmask_relayed(control),
+        };
+        unmasked.map_err(|error| {
+            let error = Arc::new(error);
+            self.off(control, Because::Failed(Arc::clone(&error)));
+            Fault::Step(error)
+        })
+    }
+
+    /// Unmasks a device that signals the relay, at any price: one that has just been set up is not masked.
+    fn unmask_relayed(&self, control: &mut Control) -> Step {
+        if !self.info.automasked {
+            return Ok(());
+        }
+        let Err(error) = self.device.unmask() else {
+            return Ok(());
+        };
+        control.note(Err(error));
+        self.set_up_afresh(control)
+    }
+
+    fn set_up_afresh(&self, control: &mut Control) -> Step {
+        self.tear_down(control)?;
+        self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
+        control.set_up = true;
+        Ok(())
+    }
+
+    /// Parked -> Direct, unmasked. On an error Parked still, or off.
+    fn direct(&self, control: &mut Control, line: &GuestLine, direct: Direct) -> Step {
+        let Some(trigger) = line.source().trigger() else {
+            // It had one a moment ago, when the path was decided.
+            return Err(interrupt_core::Error::Unsupported {
+                operation: "signal the line directly",
+                gsi: line.gsi(),
+                reason: "the source has lost its trigger eventfd".to_owned(),
+            });
+        };
+        self.forward
+            .watch_eoi(false)
+            .and_then(|()| eventfd::drain(&self.forward.eoi))
+            .map_err(|error| os("eventfd of the relay", line, error))?;
+        // In this order: without a trigger there is nothing to unmask, and VFIO says EINVAL.
+        self.device.set_trigger(Some(trigger))?;
+        match self.arm() {
+            Ok(()) => {
+                control.wiring = Wiring::Direct(direct);
+                Ok(())
+            }
+            Err(error) => {
+                control.note(self.device.set_unmask(None));
+                let back = self
+                    .device
+                    .set_trigger(Some(self.forward.trigger.as_fd()))
+                    .or_else(|_| self.set_up_afresh(control));
+                // What was signalled meanwhile is on the line; the relay is to find it low.
+                self.withdraw(control);
+                if let Err(worse) = back {
+                    self.off(control, Because::Failed(Arc::new(worse)));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets the line's EOI unmask the device, and unmasks it once, now.
+    fn arm(&self) -> Step {
+        match self.device.set_unmask(Some(self.forward.eoi.as_fd())) {
+            // One that it would not give up earlier, most likely this very one. Only the device knows.
+            Err(error) if error.errno() == Some(EBUSY) => {
+                self.device.set_unmask(None)?;
+                self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+            }
+            outcome => outcome?,
+        }
+        self.device.unmask()
+    }
+
+    /// Disables INTx at the device. EINVAL: a reset or a switch to MSI behind our back has done it.
+    fn tear_down(&self, control: &mut Control) -> Step {
+        match self.device.set_trigger(None) {
+            Err(error) if error.errno() != Some(EINVAL) => Err(error),
+            _ => {
+                control.set_up = false;
+                Ok(())
+            }
+        }
+    }
+
+    /// The direct path has failed: the relay takes over.
+    fn fall_back(
+        &self,
+        control: &mut Control,
+        line: &GuestLine,
+        wanted: Direct,
+        error: interrupt_core::Error,
+    ) -> std::result::Result<(), Fault> {
+        let error = Arc::new(error);
+        log::warn!("INTx of {}: {wanted} failed: {error}", self.device.label());
+        control.fell_back = true;
+        control.fallbacks += 1;
+        control.fallback = Some(Fallback {
+            wanted,
+            error: Arc::clone(&error),
+        });
+        if control.wiring == Wiring::Off {
+            return Err(Fault::Step(error));
+        }
+        control.because = Because::FellBack;
+        self.relay(control, line)
+    }
+
+    /// Any -> Off. It cannot fail: what a step leaves undone is noted, and the next one is taken.
+    fn off(&self, control: &mut Control, because: Because) {
+        self.forward.close();
+        if let Err(error) = self.forward.watch_eoi(false) {
+            log::error!("tell the relay of {}: {error}", self.device.label());
+        }
+        if control.set_up {
+            let torn_down = self.tear_down(control);
+            if torn_down.is_err() && matches!(control.wiring, Wiring::Direct(_)) {
+                // Then it is to signal the relay, which does not forward, and not a line that is not its own any more.
+                control.note(self.device.set_trigger(Some(self.forward.trigger.as_fd())));
+            }
+            control.note(torn_down);
+        }
+        if !matches!(because, Because::NoRoute | Because::NoRelay) {
+            self.forward.forget();
+        }
+        self.withdraw(control);
+        control.attached = None;
+        control.wiring = Wiring::Off;
+        if let Because::Failed(error) = &because {
+            log::error!("INTx of {} is disabled: {error}", self.device.label());
+        }
+        control.because = because;
+    }
+
+    fn mask(&self, control: &mut Control) {
+        if self.info.automasked && self.info.maskable {
+            control.note(self.device.mask());
+        }
+    }
+
+    fn withdraw(&self, control: &mut Control) {
+        if let Some((line, _)) = &control.attached {
+            let withdrawn = line.source().withdraw();
+            control.note(withdrawn);
+        }
+    }
+
+    // ---- what the relay reports ----
+
+    /// Deals with a signal that could not be forwarded.
+    pub(crate) fn trouble(&self, trouble: Trouble) -> Error {
+        let mut control = self.control();
+        // Wires that have been changed since are not the ones that made the trouble, and their change ended with an unmask.
+        let current = control.wiring == Wiring::Relay && trouble.opening == self.forward.opening();
+        let error = Arc::new(trouble.error);
+        control.last_error = Some(Arc::clone(&error));
+        let lost = match trouble.what {
+            // Unmasking would only have it signal again at once, and fail again.
+            Failed::Assert => true,
+            // A set-up from scratch takes the mask away too.
+            Failed::Unmask => current && self.set_up_afresh(&mut control).is_err(),
+            Failed::Lower => false,
+        };
+        if current && lost {
+            self.off(&mut control, Because::Failed(Arc::clone(&error)));
+        }
+        self.error("relay", Fault::Step(error), &mut control)
+    }
+
+    /// Nobody runs the relay any more.
+    pub(crate) fn relay_has_gone(&self) {
+        let mut control = self.control();
+        control.relay = false;
+        if control.wiring == Wiring::Relay {
+            self.off(&mut control, Because::NoRelay);
+        }
+    }
+}
+
+fn os(operation: &'static str, line: &GuestLine, source: io::Error) -> interrupt_core::Error {
+    interrupt_core::Error::Os {
+        operation,
+        gsi: line.gsi(),
+        source,
+    }
+}

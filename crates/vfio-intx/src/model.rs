@@ -1,0 +1,538 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device with an INTx that needs no hardware: the VFIO side as the kernel's `vfio-pci` behaves (Linux 6.9 and later,
+//! `drivers/vfio/pci/vfio_pci_intrs.c`, `drivers/vfio/vfio_main.c`), and a device side of three registers.
+//!
+//! What the kernel does on its own, the model does when it is asked to, because it has no thread: whoever plays the kernel
+//! calls [`ModelIntx::poll_unmask`] or [`ModelIntx::wait_unmask`]. Everything else happens within the call that causes it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use interrupt_core::{DeviceInterrupt, Error, InterruptInfo, Result};
+
+use crate::eventfd;
+use crate::irq_set::{Data, INTX, IrqInfo, IrqSet, MSI, flags};
+
+const EBUSY: i32 = 16;
+const ENODEV: i32 = 19;
+const EINVAL: i32 = 22;
+const ENOTTY: i32 = 25;
+
+/// How many interrupt indices `vfio-pci` has: INTx, MSI, MSI-X, error, request.
+const INDICES: u32 = 5;
+/// How many requests [`ModelIntx::recent_requests`] remembers.
+const REMEMBERED: usize = 32;
+
+fn errno(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+/// A device whose INTx line is high while its status register is not 0, and its VFIO interrupt interface.
+///
+/// ```
+/// use std::sync::Arc;
+/// use interrupt_core::DeviceInterrupt;
+/// use rustix::event::{EventfdFlags, eventfd};
+/// use std::os::fd::AsFd;
+/// use vfio_intx::ModelIntx;
+///
+/// let device = ModelIntx::new("model");
+/// let trigger = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+/// device.set_trigger(Some(trigger.as_fd()))?;
+/// device.raise(1);
+/// assert!(device.is_masked(), "it masks itself when it signals");
+/// device.unmask()?;
+/// assert_eq!(device.signals(), 2, "its line is still high");
+/// device.acknowledge(1);
+/// device.unmask()?;
+/// assert!(!device.is_masked());
+/// # Ok::<(), interrupt_core::Error>(())
+/// ```
+pub struct ModelIntx {
+    label: String,
+    info: IrqInfo,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The device's status register: its line is high while it is not 0.
+    status: u32,
+    /// Interrupt Disable in the command register; the kernel's `virq_disabled`.
+    disintx: bool,
+    mode: Mode,
+    gone: bool,
+    refusal: Option<Refusal>,
+    requests: VecDeque<&'static str>,
+    signals: u64,
+    msi_signals: u64,
+}
+
+enum Mode {
+    /// The kernel's `VFIO_PCI_NUM_IRQS`: no interrupt is set up.
+    None,
+    Intx(Intx),
+    Msi(Option<OwnedFd>),
+}
+
+struct Intx {
+    trigger: Option<OwnedFd>,
+    unmask: Option<OwnedFd>,
+    masked: bool,
+}
+
+struct Refusal {
+    skip: usize,
+    times: usize,
+    errno: i32,
+}
+
+impl ModelIntx {
+    /// A device as `vfio-pci` shows one: EVENTFD, MASKABLE and AUTOMASKED, one interrupt.
+    pub fn new(label: impl Into<String>) -> Self {
+        let flags = flags::INFO_EVENTFD | flags::INFO_MASKABLE | flags::INFO_AUTOMASKED;
+        Self::with_info(label, IrqInfo { flags, count: 1 })
+    }
+
+    /// A device as libvfio-user shows one: EVENTFD alone. Each [`raise`](Self::raise) is one signal; mask, unmask and the
+    /// unmask eventfd are accepted and do nothing.
+    pub fn pulse(label: impl Into<String>) -> Self {
+        let flags = flags::INFO_EVENTFD;
+        Self::with_info(label, IrqInfo { flags, count: 1 })
+    }
+
+    /// A device that answers `VFIO_DEVICE_GET_IRQ_INFO` with `info`.
+    pub fn with_info(label: impl Into<String>, info: IrqInfo) -> Self {
+        Self {
+            label: label.into(),
+            info,
+            state: Mutex::new(State {
+                status: 0,
+                disintx: false,
+                mode: Mode::None,
+                gone: false,
+                refusal: None,
+                requests: VecDeque::with_capacity(REMEMBERED),
+                signals: 0,
+                msi_signals: 0,
+            }),
+        }
+    }
+
+    // ---- the device side ----
+
+    /// Sets bits of the status register. With MSI enabled each call is one message.
+    pub fn raise(&self, bits: u32) {
+        let mut state = self.state();
+        state.status |= bits;
+        if let Mode::Msi(vector) = &state.mode {
+            let told = vector.as_ref().is_some_and(|fd| eventfd::signal(fd).is_ok());
+            state.msi_signals += u64::from(told);
+        } else if self.automasked() {
+            state.evaluate();
+        } else {
+            state.signal();
+        }
+    }
+
+    /// Clears bits of the status register, as the guest's handler does.
+    pub fn acknowledge(&self, bits: u32) {
+        self.state().status &= !bits;
+    }
+
+    /// The status register.
+    pub fn status(&self) -> u32 {
+        self.state().status
+    }
+
+    /// The guest's write of Interrupt Disable in the command register.
+    pub fn set_disintx(&self, disable: bool) {
+        let mut state = self.state();
+        let was = std::mem::replace(&mut state.disintx, disable);
+        match (was, disable) {
+            (false, true) => state.mask(),
+            (true, false) => state.unmask(),
+            _ => {}
+        }
+    }
+
+    /// Function-level reset: status and Interrupt Disable are 0 afterwards, and whatever interrupt was set up is not any
+    /// more.
+    pub fn reset(&self) {
+        let mut state = self.state();
+        state.status = 0;
+        state.disintx = false;
+        state.mode = Mode::None;
+    }
+
+    /// The device goes, as at a surprise removal: every request gets ENODEV from now on.
+    pub fn vanish(&self) {
+        let mut state = self.state();
+        state.gone = true;
+        state.mode = Mode::None;
+    }
+
+    // ---- the kernel's part ----
+
+    /// Looks at the unmask eventfd once, as the kernel does when it is written: drains it and unmasks. Says whether it was
+    /// signalled.
+    pub fn poll_unmask(&self) -> bool {
+        self.state().poll_unmask()
+    }
+
+    /// Waits for the unmask eventfd for at most `timeout` and then does as [`poll_unmask`](Self::poll_unmask). Without an
+    /// unmask eventfd it returns false at once.
+    ///
+    /// It holds a duplicate while it waits, and no lock.
+    pub fn wait_unmask(&self, timeout: Duration) -> bool {
+        let unmask = match &self.state().mode {
+            Mode::Intx(Intx { unmask: Some(fd), .. }) => fd.try_clone(),
+            _ => return false,
+        };
+        // The state decides; a wait that cannot be had, or ends early, only looks too soon.
+        drop(unmask.and_then(|fd| eventfd::wait(fd, Some(timeout))));
+        self.poll_unmask()
+    }
+
+    /// One `VFIO_DEVICE_SET_IRQS`, with the kernel's checks in the kernel's order.
+    ///
+    /// An eventfd that is kept is kept as a duplicate. Unlike the kernel the model does therefore not notice when the
+    /// caller closes its own.
+    ///
+    /// # Errors
+    /// * ENODEV: the device is gone. Also whatever [`refuse`](Self::refuse) asked for.
+    /// * EINVAL: `argsz` below the header or without room for the data; an index that is not there; `start` and `count`
+    ///   beyond the index; unknown flags; not exactly one data type; a file that is no eventfd; mask, unmask or signal while
+    ///   INTx is not enabled; INTx while MSI is enabled and the reverse; disabling what is not enabled.
+    /// * ENOTTY: not exactly one action; mask by eventfd; an action that the index does not have.
+    /// * EBUSY: an unmask eventfd while one is set.
+    pub fn set_irqs(&self, request: &IrqSet<'_>) -> io::Result<()> {
+        let mut state = self.state();
+        if state.requests.len() == REMEMBERED {
+            state.requests.pop_front();
+        }
+        state.requests.push_back(request.operation());
+        if state.gone {
+            return Err(errno(ENODEV));
+        }
+        state.refused()?;
+        let available = match request.index {
+            INTX => self.info.count,
+            MSI => 1,
+            _ => 0,
+        };
+        validate(request, available)?;
+        match (request.index, request.flags & flags::ACTIONS) {
+            (INTX, flags::ACTION_MASK) if !self.automasked() => Ok(()),
+            (INTX, flags::ACTION_UNMASK) if !self.automasked() => Ok(()),
+            (INTX, flags::ACTION_MASK) => state.intx_mask(request),
+            (INTX, flags::ACTION_UNMASK) => state.intx_unmask(request),
+            (INTX, flags::ACTION_TRIGGER) => state.intx_trigger(request, self.automasked()),
+            (MSI, flags::ACTION_TRIGGER) => state.msi_trigger(request),
+            _ => Err(errno(ENOTTY)),
+        }
+    }
+
+    /// Makes `times` requests fail with `errno`, after `skip` further ones. A refused request changes nothing.
+    pub fn refuse(&self, skip: usize, times: usize, errno: i32) {
+        self.state().refusal = Some(Refusal { skip, times, errno });
+    }
+
+    // ---- for tests to look at ----
+
+    /// Whether INTx is enabled and masked, be it by itself, on request or by Interrupt Disable.
+    pub fn is_masked(&self) -> bool {
+        matches!(&self.state().mode, Mode::Intx(intx) if intx.masked)
+    }
+
+    /// Whether INTx is enabled.
+    pub fn is_enabled(&self) -> bool {
+        matches!(self.state().mode, Mode::Intx(_))
+    }
+
+    /// Whether INTx has an unmask eventfd.
+    pub fn has_unmask_eventfd(&self) -> bool {
+        matches!(&self.state().mode, Mode::Intx(intx) if intx.unmask.is_some())
+    }
+
+    /// How often INTx has signalled a trigger.
+    pub fn signals(&self) -> u64 {
+        self.state().signals
+    }
+
+    /// How often MSI has signalled its eventfd.
+    pub fn msi_signals(&self) -> u64 {
+        self.state().msi_signals
+    }
+
+    /// The last requests, refused ones too, oldest first; at most 32.
+    pub fn recent_requests(&self) -> Vec<&'static str> {
+        self.state().requests.iter().copied().collect()
+    }
+
+    fn automasked(&self) -> bool {
+        self.info.flags & flags::INFO_AUTOMASKED != 0
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that runs under the lock panics half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request(&self, request: &IrqSet<'_>) -> Result<()> {
+        request.outcome(&self.label, self.set_irqs(request))
+    }
+}
+
+/// The checks that every request goes through, whatever its index (`vfio_set_irqs_validate_and_prepare`).
+fn validate(request: &IrqSet<'_>, available: u32) -> io::Result<()> {
+    let known = flags::DATA_TYPES | flags::ACTIONS;
+    let size = match request.flags & flags::DATA_TYPES {
+        flags::DATA_NONE => 0,
+        flags::DATA_BOOL => 1,
+        flags::DATA_EVENTFD => 4,
+        _ => return Err(errno(EINVAL)),
+    };
+    let end = request.start.checked_add(request.count).filter(|end| *end < u32::MAX);
+    let good = request.argsz >= IrqSet::HEADER
+        && request.index < INDICES
+        && request.flags & !known == 0
+        && end.is_some_and(|end| request.start < available && end <= available)
+        && u64::from(request.argsz - IrqSet::HEADER) >= u64::from(request.count) * size;
+    if good { Ok(()) } else { Err(errno(EINVAL)) }
+}
+
+/// A reference of the kernel's own to the eventfd behind `fd`.
+fn keep(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    if target.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(errno(EINVAL));
+    }
+    fd.try_clone_to_owned()
+}
+
+impl State {
+    fn refused(&mut self) -> io::Result<()> {
+        let Some(refusal) = &mut self.refusal else {
+            return Ok(());
+        };
+        if refusal.skip > 0 {
+            refusal.skip -= 1;
+            return Ok(());
+        }
+        if refusal.times == 0 {
+            return Ok(());
+        }
+        refusal.times -= 1;
+        Err(errno(refusal.errno))
+    }
+
+    /// The interrupt handler: masks and then signals, if the line is high and nothing holds it back. The one place where
+    /// a level turns into a signal, but for the unmask.
+    fn evaluate(&mut self) {
+        match &mut self.mode {
+            Mode::Intx(intx) if self.status != 0 && !intx.masked && !self.disintx => intx.masked = true,
+            _ => return,
+        }
+        self.signal();
+    }
+
+    fn signal(&mut self) {
+        let Mode::Intx(Intx {
+            trigger: Some(trigger), ..
+        }) = &self.mode
+        else {
+            return;
+        };
+        // A trigger whose other end is full or gone hears nothing, as in the kernel.
+        if !self.disintx && eventfd::signal(trigger).is_ok() {
+            self.signals += 1;
+        }
+    }
+
+    fn mask(&mut self) {
+        if let Mode::Intx(intx) = &mut self.mode {
+            intx.masked = true;
+        }
+    }
+
+    /// With the line high it signals again and stays masked.
+    fn unmask(&mut self) {
+        let Mode::Intx(intx) = &mut self.mode else { return };
+        if !intx.masked || self.disintx {
+            return;
+        }
+        if self.status == 0 {
+            intx.masked = false;
+        } else {
+            self.signal();
+        }
+    }
+
+    fn poll_unmask(&mut self) -> bool {
+        let Mode::Intx(Intx {
+            unmask: Some(unmask), ..
+        }) = &self.mode
+        else {
+            return false;
+        };
+        // Looked at first: the caller's eventfd may be a blocking one.
+        let signalled = eventfd::wait(unmask, Some(Duration::ZERO)).is_ok_and(|ready| ready)
+            && eventfd::drain(unmask).is_ok_and(|drained| drained);
+        if signalled {
+            self.unmask();
+        }
+        signalled
+    }
+
+    fn intx(&mut self) -> io::Result<&mut Intx> {
+        match &mut self.mode {
+            Mode::Intx(intx) => Ok(intx),
+            _ => Err(errno(EINVAL)),
+        }
+    }
+
+    /// INTx has one interrupt, so that a request that does something has one too.
+    fn one(request: &IrqSet<'_>) -> io::Result<()> {
+        match (request.start, request.count) {
+            (0, 1) => Ok(()),
+            _ => Err(errno(EINVAL)),
+        }
+    }
+
+    fn intx_mask(&mut self, request: &IrqSet<'_>) -> io::Result<()> {
+        self.intx()?;
+        Self::one(request)?;
+        match request.data {
+            Data::None | Data::Bool(1..) => self.mask(),
+            Data::Bool(0) => {}
+            Data::Eventfd(_) => return Err(errno(ENOTTY)),
+        }
+        Ok(())
+    }
+
+    fn intx_unmask(&mut self, request: &IrqSet<'_>) -> io::Result<()> {
+        let intx = self.intx()?;
+        Self::one(request)?;
+        match request.data {
+            Data::None | Data::Bool(1..) => self.unmask(),
+            Data::Bool(0) => {}
+            Data::Eventfd(None) => intx.unmask = None,
+            Data::Eventfd(Some(fd)) => {
+                let fd = keep(fd)?;
+                if intx.unmask.is_some() {
+                    return Err(errno(EBUSY));
+                }
+                intx.unmask = Some(fd);
+                // A count that waits in it is honoured at once.
+                self.poll_unmask();
+            }
+        }
+        Ok(())
+    }
+
+    fn intx_trigger(&mut self, request: &IrqSet<'_>, automasked: bool) -> io::Result<()> {
+        let enabled = matches!(self.mode, Mode::Intx(_));
+        if enabled && request.count == 0 && request.flags & flags::DATA_NONE != 0 {
+            self.mode = Mode::None;
+            return Ok(());
+        }
+        if matches!(self.mode, Mode::Msi(_)) {
+            return Err(errno(EINVAL));
+        }
+        Self::one(request)?;
+        match request.data {
+            Data::Eventfd(fd) => {
+                let trigger = fd.map(keep).transpose()?;
+                match &mut self.mode {
+                    Mode::Intx(intx) => intx.trigger = trigger,
+                    _ => {
+                        self.mode = Mode::Intx(Intx {
+                            trigger,
+                            unmask: None,
+                            masked: self.disintx,
+                        });
+                        if automasked {
+                            self.evaluate();
+                        }
+                    }
+                }
+                Ok(())
+            }
+            _ if !enabled => Err(errno(EINVAL)),
+            Data::Bool(0) => Ok(()),
+            Data::None | Data::Bool(1..) => {
+                self.signal();
+                Ok(())
+            }
+        }
+    }
+
+    fn msi_trigger(&mut self, request: &IrqSet<'_>) -> io::Result<()> {
+        if matches!(self.mode, Mode::Intx(_)) {
+            return Err(errno(EINVAL));
+        }
+        let enabled = matches!(self.mode, Mode::Msi(_));
+        match request.data {
+            Data::None if enabled && request.count == 0 => self.mode = Mode::None,
+            Data::Eventfd(fd) => self.mode = Mode::Msi(fd.map(keep).transpose()?),
+            _ => return Err(errno(EINVAL)),
+        }
+        Ok(())
+    }
+}
+
+impl DeviceInterrupt for ModelIntx {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn info(&self) -> Result<InterruptInfo> {
+        if self.state().gone {
+            return Err(Error::Device {
+                operation: "VFIO_DEVICE_GET_IRQ_INFO(INTx)",
+                device: self.label.clone(),
+                source: errno(ENODEV),
+            });
+        }
+        self.info.interrupt(&self.label)
+    }
+
+    fn set_trigger(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.request(&IrqSet::set_trigger(fd))
+    }
+
+    fn set_unmask(&self, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.request(&IrqSet::unmask_eventfd(fd))
+    }
+
+    fn mask(&self) -> Result<()> {
+        self.request(&IrqSet::mask())
+    }
+
+    fn unmask(&self) -> Result<()> {
+        self.request(&IrqSet::unmask())
+    }
+}
+
+impl fmt::Debug for ModelIntx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        write!(f, "{}: status {:#x}, ", self.label, state.status)?;
+        match &state.mode {
+            _ if state.gone => f.write_str("gone"),
+            Mode::None => f.write_str("no interrupt set up"),
+            Mode::Msi(_) => f.write_str("MSI"),
+            Mode::Intx(intx) => {
+                let mask = if intx.masked { "masked" } else { "unmasked" };
+                let trigger = intx.trigger.as_ref().map_or("no trigger", |_| "trigger");
+                let unmask = intx.unmask.as_ref().map_or("no unmask eventfd", |_| "unmask eventfd");
+                write!(f, "INTx {mask}, {trigger}, {unmask}")
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's end of a test, and one in software: controller pins with a mask and an in-service bit, and sources that have a
+//! trigger eventfd, as an irqfd has.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use interrupt_core::{
+    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, Lowered, LoweredBy, Pin, Result, SourceKey,
+};
+use vfio_intx::{GuestLine, State};
+
+use super::{new_eventfd, signal, take};
+
+/// One of the guest's two lines. The second one has the higher priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineId {
+    A = 0,
+    B = 1,
+}
+
+pub const LINES: [LineId; 2] = [LineId::A, LineId::B];
+
+/// A guest with two level-triggered lines, on which the device under test has a source each. One thread moves it on.
+pub trait Guest {
+    /// The states that its lines lead to.
+    fn states(&self) -> &'static [State];
+    /// The line as the state machine sees it, so that INTx comes to `state` on it.
+    fn line(&self, line: LineId, state: State) -> GuestLine;
+    /// The same for another device on the line.
+    fn sharer(&mut self, line: LineId, state: State) -> GuestLine;
+    /// Whether the line is high.
+    fn is_high(&self, line: LineId) -> bool;
+    /// The processor takes the line's interrupt, if there is one to be taken.
+    fn accept(&mut self, line: LineId) -> bool;
+    /// The guest ends the interrupt that it has in service from the line; with none, an interrupt that is nobody's.
+    fn eoi(&mut self, line: LineId);
+    /// The guest masks or unmasks the pin.
+    fn set_masked(&mut self, line: LineId, masked: bool);
+    /// Whether an interrupt that has been sent to the processor, and not been taken yet, stays when its line falls, as it does in
+    /// a LAPIC.
+    fn keeps_what_was_sent(&self) -> bool;
+    /// The kernel's part: what goes on without the guest.
+    fn pump(&mut self);
+    /// How long nothing must happen, to be called nothing.
+    fn quiet(&self) -> Duration;
+}
+
+/// The guest in software.
+pub struct SoftGuest {
+    pub a: TestLine,
+    pub b: TestLine,
+    sharers: Vec<Arc<Irqfd>>,
+}
+
+impl SoftGuest {
+    pub fn new() -> Self {
+        Self {
+            a: TestLine::new(10),
+            b: TestLine::new(11),
+            sharers: Vec::new(),
+        }
+    }
+
+    pub fn on(&self, line: LineId) -> &TestLine {
+        match line {
+            LineId::A => &self.a,
+            LineId::B => &self.b,
+        }
+    }
+}
+
+impl Guest for SoftGuest {
+    fn states(&self) -> &'static [State] {
+        &[State::Relay, State::KernelLoop, State::SplitKick]
+    }
+
+    fn line(&self, line: LineId, state: State) -> GuestLine {
+        self.on(line).leading_to(state)
+    }
+
+    fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
+        let sharer = TestLine::beside(self.on(line));
+        self.sharers.push(Arc::clone(&sharer.irqfd));
+        sharer.leading_to(state)
+    }
+
+    fn is_high(&self, line: LineId) -> bool {
+        self.on(line).is_high()
+    }
+
+    fn accept(&mut self, line: LineId) -> bool {
+        self.on(line).accept()
+    }
+
+    fn eoi(&mut self, line: LineId) {
+        self.on(line).eoi();
+    }
+
+    fn set_masked(&mut self, line: LineId, masked: bool) {
+        self.on(line).set_masked(masked);
+    }
+
+    fn keeps_what_was_sent(&self) -> bool {
+        false
+    }
+
+    fn pump(&mut self) {
+        for irqfd in [&self.a.irqfd, &self.b.irqfd].into_iter().chain(&self.sharers) {
+            irqfd.poll();
+        }
+    }
+
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// A level-triggered pin, and the processor behind it.
+#[derive(Debug)]
+pub struct GuestPin(Mutex<PinState>);
+
+#[derive(Debug)]
+struct PinState {
+    level: Level,
+    masked: bool,
+    in_service: bool,
+}
+
+impl Pin for GuestPin {
+    type Outcome = Delivery;
+
+    fn drive(&self, level: Level) -> Result<Delivery> {
+        let mut pin = self.0.lock().unwrap();
+        pin.level = level;
+        Ok(match level {
+            Level::High if pin.masked || pin.in_service => Delivery::Held,
+            Level::High => Delivery::Delivered(1),
+            Level::Low => Delivery::Coalesced,
+        })
+    }
+
+    fn deliver(&self, outcome: Delivery) -> Result<Delivery> {
+        Ok(outcome)
+    }
+}
+
+/// One line of the guest, with the device's source on it.
+pub struct TestLine {
+    pub line: Arc<Line<GuestPin>>,
+    pub irqfd: Arc<Irqfd>,
+    /// A source without a trigger eventfd.
+    pub plain: Arc<LineSource<GuestPin>>,
+}
+
+impl TestLine {
+    pub fn new(gsi: u32) -> Self {
+        let pin = GuestPin(Mutex::new(PinState {
+            level: Level::Low,
+            masked: false,
+            in_service: false,
+        }));
+        Self::of(Line::new(Gsi(gsi), pin))
+    }
+
+    /// The sources of another device on the same line.
+    pub fn beside(other: &Self) -> Self {
+        Self::of(Arc::clone(&other.line))
+    }
+
+    fn of(line: Arc<Line<GuestPin>>) -> Self {
+        Self {
+            irqfd: Arc::new(Irqfd {
+                source: line.source("irqfd", LoweredBy::Eoi),
+                trigger: new_eventfd(),
+            }),
+            plain: Arc::new(line.source("plain", LoweredBy::Eoi)),
+            line,
+        }
+    }
+
+    fn notifier(&self) -> Arc<dyn EoiNotifier> {
+        self.line.clone()
+    }
+
+    pub fn kernel(&self) -> GuestLine {
+        GuestLine::kernel(self.irqfd.clone(), self.notifier())
+    }
+
+    pub fn split(&self) -> GuestLine {
+        GuestLine::split(self.irqfd.clone(), self.notifier())
+    }
+
+    pub fn relay(&self) -> GuestLine {
+        GuestLine::relay(self.irqfd.clone(), self.notifier(), "the test wants a relay")
+    }
+
+    pub fn leading_to(&self, state: State) -> GuestLine {
+        match state {
+            State::KernelLoop => self.kernel(),
+            State::SplitKick => self.split(),
+            _ => self.relay(),
+        }
+    }
+
+    /// Wants a kernel loop, and has no trigger eventfd for it.
+    pub fn without_trigger(&self) -> GuestLine {
+        GuestLine::kernel(self.plain.clone(), self.notifier())
+    }
+
+    /// Whether the line is high.
+    pub fn is_high(&self) -> bool {
+        self.line.level() == Level::High
+    }
+
+    /// The guest masks or unmasks the pin. As KVM does since Linux 6.4, an unmask with the line high is told to
+    /// the listeners.
+    pub fn set_masked(&self, masked: bool) {
+        let mut pin = self.line.pin().0.lock().unwrap();
+        pin.masked = masked;
+        let resample = !masked && !pin.in_service && pin.level == Level::High;
+        drop(pin);
+        if resample {
+            self.line.eoi().unwrap();
+        }
+    }
+
+    /// The processor takes the interrupt, if there is one to be taken.
+    pub fn accept(&self) -> bool {
+        let mut pin = self.line.pin().0.lock().unwrap();
+        let accepts = pin.level == Level::High && !pin.masked && !pin.in_service;
+        pin.in_service |= accepts;
+        accepts
+    }
+
+    /// The guest ends the interrupt in service: the line is lowered and sampled, and the pin is free again.
+    pub fn eoi(&self) {
+        self.line.eoi().unwrap();
+        self.line.pin().0.lock().unwrap().in_service = false;
+    }
+}
+
+/// A source whose trigger eventfd somebody else than the source's owner watches: the kernel's part is [`poll`](Self::poll).
+pub struct Irqfd {
+    source: LineSource<GuestPin>,
+    trigger: OwnedFd,
+}
+
+impl Irqfd {
+    /// Injects if the trigger has been signalled.
+    pub fn poll(&self) -> bool {
+        let signalled = take(&self.trigger) > 0;
+        if signalled {
+            self.source.assert().unwrap();
+        }
+        signalled
+    }
+}
+
+impl LevelSource for Irqfd {
+    fn key(&self) -> SourceKey {
+        self.source.key()
+    }
+
+    fn label(&self) -> &str {
+        self.source.label()
+    }
+
+    fn assert(&self) -> Result<Delivery> {
+        signal(&self.trigger);
+        Ok(Delivery::Unknown)
+    }
+
+    fn deassert(&self) -> Result<Lowered> {
+        Ok(Lowered::AtEoi)
+    }
+
+    fn withdraw(&self) -> Result<()> {
+        take(&self.trigger);
+        self.source.withdraw()
+    }
+
+    fn trigger(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.trigger.as_fd())
+    }
+}
+
+impl fmt::Debug for Irqfd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "irqfd of {:?}", self.source)
+    }
+}

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rows of the conformance list, part E, that are about the state machine: a device, its INTx and a guest together.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use vfio_intx::irq_set::{IrqSet, MSI};
+use vfio_intx::{Because, Intx, State};
+
+use super::guest::Guest;
+use super::guest::LineId::{A, B};
+use super::world::World;
+use super::{PATIENCE, Rig, new_eventfd, take_within};
+
+/// The states that the guest's lines lead to.
+fn states<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) -> &'static [State] {
+    new().1.states()
+}
+
+/// A world that is enabled on line A, in `state`.
+#[track_caller]
+fn start<R: Rig, G: Guest>(new: impl Fn() -> (R, G), state: State) -> World<R, G> {
+    let (rig, guest) = new();
+    World::in_state(rig, guest, state)
+}
+
+/// 88: whatever the path, the trigger is set before the unmask eventfd, and the interrupt works.
+pub fn row_88_trigger_before_unmask<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        let mut world = start(&new, state);
+        world.works(3);
+        assert_eq!(world.intx.status().fallbacks, 0, "{path}: {}", world.intx.status());
+    }
+}
+
+/// 96: the loop, many times over, with a device that drops its line only in the guest's handler.
+pub fn row_96_full_loop<R: Rig, G: Guest>(new: impl Fn() -> (R, G), count: u32) {
+    for &state in states(&new) {
+        let path = state;
+        let mut world = start(&new, state);
+        world.works(count);
+        assert_eq!((world.served, world.spurious), (count, 0), "{path}");
+        assert_eq!(world.intx.status().state, state);
+    }
+}
+
+/// What is going on at the moment when something is torn down or changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Moment {
+    Idle,
+    /// The device asserts and nobody has carried it anywhere yet.
+    Signalled,
+    /// The line is high, the guest has not looked yet.
+    Pending,
+    /// The guest's handler runs and the device still asserts.
+    InService,
+    /// The guest's handler runs and has acknowledged the device.
+    Acknowledged,
+    /// The guest has ended the interrupt, and nobody has told the device yet.
+    EoiInFlight,
+    /// The same, and the device asserts again.
+    EoiInFlightReasserted,
+}
+
+pub const MOMENTS: [Moment; 7] = [
+    Moment::Idle,
+    Moment::Signalled,
+    Moment::Pending,
+    Moment::InService,
+    Moment::Acknowledged,
+    Moment::EoiInFlight,
+    Moment::EoiInFlightReasserted,
+];
+
+impl Moment {
+    /// Brings about this moment on line `a`.
+    #[track_caller]
+    pub fn bring_about<R: Rig, G: Guest>(self, world: &mut World<R, G>) {
+        if self == Moment::Idle {
+            return;
+        }
+        world.rig.raise(1);
+        if self == Moment::Signalled {
+            return;
+        }
+        world.until("the line rises", |world| world.guest.is_high(A));
+        if self == Moment::Pending {
+            return;
+        }
+        assert!(world.guest.accept(A));
+        if self == Moment::InService {
+            return;
+        }
+        world.serve();
+        if self == Moment::Acknowledged {
+            return;
+        }
+        world.guest.eoi(A);
+        if self == Moment::EoiInFlightReasserted {
+            world.rig.raise(1);
+        }
+    }
+
+    /// How many interrupts may have been sent to a processor that keeps them, and are taken after the line has fallen.
+    fn may_have_been_sent<G: Guest>(self, guest: &G) -> u32 {
+        u32::from(guest.keeps_what_was_sent() && self.owed() > 0 && !self.in_service())
+    }
+
+    /// The line has been lowered for good: takes what has been sent before, with a handler that does not look at the device.
+    fn take_what_was_sent<R: Rig, G: Guest>(self, world: &mut World<R, G>) {
+        world.settle();
+        if self.may_have_been_sent(&world.guest) > 0 && world.guest.accept(A) {
+            world.guest.eoi(A);
+        }
+    }
+
+    /// Whether the guest is inside its handler.
+    pub fn in_service(self) -> bool {
+        matches!(self, Moment::InService | Moment::Acknowledged)
+    }
+
+    /// How many handler runs the device still has to get.
+    pub fn owed(self) -> u32 {
+        match self {
+            Moment::Signalled | Moment::Pending | Moment::InService | Moment::EoiInFlightReasserted => 1,
+            Moment::Idle | Moment::Acknowledged | Moment::EoiInFlight => 0,
+        }
+    }
+}
+
+/// 98: after a disable at any moment the line is low and nothing comes any more; enabled again, it works, and what the
+/// device still asserts is delivered.
+pub fn row_98_disable_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        for moment in MOMENTS {
+            let mut world = start(&new, state);
+            moment.bring_about(&mut world);
+            assert_eq!(world.intx.disable().unwrap(), State::Disabled);
+            assert!(!world.guest.is_high(A), "{path}, {moment:?}: the line is low at once");
+            moment.take_what_was_sent(&mut world);
+            if moment.in_service() {
+                world.guest.eoi(A);
+            }
+            world.rig.raise(2);
+            world.rests();
+            assert!(matches!(world.intx.status().because, Because::NotEnabled));
+            let served = world.served;
+            assert_eq!(world.intx.enable().unwrap(), state);
+            world.until("what is asserted is delivered", |world| {
+                world.guest_step();
+                world.rig.status() == 0
+            });
+            assert_eq!((world.served, world.spurious), (served + 1, 0), "{path}, {moment:?}");
+            world.works(2);
+        }
+    }
+}
+
+/// 99: a route change at any moment, between any two paths: the old line goes low, and what the device asserts comes up on the
+/// new one, once.
+pub fn row_99_route_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &from in states(&new) {
+        for &to in states(&new) {
+            for moment in MOMENTS {
+                let mut world = start(&new, from);
+                moment.bring_about(&mut world);
+                let what = format!("{from} to {to}, {moment:?}");
+                let served = world.served;
+                assert_eq!(world.intx.set_line(Some(world.guest.line(B, to))).unwrap(), to);
+                assert!(!world.guest.is_high(A), "{what}: the old line is low at once");
+                if moment.owed() > 0 {
+                    world.until(&what, |world| world.guest.is_high(B));
+                }
+                if moment.in_service() {
+                    world.guest.eoi(A);
+                }
+                world.settle();
+                assert!(!world.guest.is_high(A), "{what}: the old line stays low");
+                while world.guest_step() {
+                    world.settle();
+                }
+                assert_eq!(world.served, served + moment.owed(), "{what}");
+                assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
+                world.works(2);
+                assert_eq!(world.intx.status().line.map(|(gsi, _)| gsi.0), Some(11));
+            }
+        }
+    }
+}
+
+/// 99, on one line: the path changes under the interrupt, which is delivered once.
+pub fn row_99_path_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &from in states(&new) {
+        for &to in states(&new) {
+            for moment in MOMENTS {
+                let mut world = start(&new, from);
+                moment.bring_about(&mut world);
+                let what = format!("{from} to {to}, {moment:?}");
+                let served = world.served;
+                assert_eq!(world.intx.set_line(Some(world.guest.line(A, to))).unwrap(), to);
+                if moment == Moment::InService {
+                    // It asserts still, and its handler has it: acknowledged, it is not to come again.
+                    world.serve();
+                }
+                if moment.in_service() {
+                    world.settle();
+                    world.guest.eoi(A);
+                }
+                world.serve_all();
+                assert_eq!(world.served, served + moment.owed(), "{what}");
+                assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
+                world.works(2);
+            }
+        }
+    }
+}
+
+/// 104: a device that is not touched after the EOI is unmasked by the EOI alone.
+pub fn row_104_no_access_after_eoi<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        let mut world = start(&new, state);
+        for bit in 0..8 {
+            world.rig.raise(1 << bit);
+            world.until("the line rises", |world| world.guest.accept(A));
+            world.serve();
+            world.settle();
+            world.guest.eoi(A);
+            // From here on nobody looks at the device until it raises again.
+            world.until("the line falls", |world| !world.guest.is_high(A));
+            world.settle();
+        }
+        assert_eq!((world.served, world.spurious), (8, 0), "{path}");
+    }
+}
+
+/// 105: MSI is enabled at any moment: INTx is torn down and its line low; MSI works; INTx works again afterwards.
+pub fn row_105_msi_and_back<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    let msi = |rig: &R, request: IrqSet<'_>| rig.set_irqs(&IrqSet { index: MSI, ..request });
+    for &state in states(&new) {
+        let path = state;
+        for moment in MOMENTS {
+            let what = format!("{path}, {moment:?}");
+            let mut world = start(&new, state);
+            moment.bring_about(&mut world);
+            assert_eq!(world.intx.enter_msi().unwrap(), State::Disabled);
+            assert!(!world.guest.is_high(A), "{what}");
+            moment.take_what_was_sent(&mut world);
+            if moment.in_service() {
+                world.guest.eoi(A);
+            }
+            let message = new_eventfd();
+            msi(&world.rig, IrqSet::trigger(Some(message.as_fd()))).unwrap();
+            for _ in 0..3 {
+                world.rig.raise(2);
+                assert_eq!(take_within(message.as_fd(), PATIENCE), 1, "{what}");
+            }
+            world.rests();
+            // Too early: the device says so, and a later enable is right.
+            let early = world.intx.leave_msi().unwrap_err();
+            assert_eq!(early.errno(), Some(22), "{early}");
+            assert_eq!(world.intx.status().state, State::Disabled);
+            msi(&world.rig, IrqSet::disable()).unwrap();
+            world.rig.acknowledge(u32::MAX);
+            assert_eq!(world.intx.leave_msi().unwrap(), state);
+            world.works(3);
+        }
+    }
+}
+
+/// A reset at any moment and in any state: the line is low, nothing of before comes after, and INTx works.
+pub fn reset_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G), reset: impl Fn(&R)) {
+    for &state in states(&new) {
+        let path = state;
+        for moment in MOMENTS {
+            let what = format!("{path}, {moment:?}");
+            let mut world = start(&new, state);
+            moment.bring_about(&mut world);
+            let low = world
+                .intx
+                .reset(|| {
+                    let low = !world.guest.is_high(A);
+                    reset(&world.rig);
+                    low
+                })
+                .unwrap();
+            assert!(low, "{what}: the line is low before the device is reset");
+            moment.take_what_was_sent(&mut world);
+            if moment.in_service() {
+                world.guest.eoi(A);
+            }
+            world.rests();
+            assert_eq!(world.intx.status().state, state, "{what}");
+            world.works(2);
+        }
+    }
+}
+
+/// Masked on the guest's behalf or by Interrupt Disable at any moment: the line is low and stays low, whatever else the line's
+/// sharers end; afterwards what is asserted is delivered.
+pub fn held_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        for moment in MOMENTS {
+            for by_disintx in [false, true] {
+                let what = format!("{path}, {moment:?}, DisINTx {by_disintx}");
+                let mut world = start(&new, state);
+                moment.bring_about(&mut world);
+                let held = if by_disintx {
+                    world.rig.set_disintx(true);
+                    world.intx.set_disintx(true)
+                } else {
+                    world.intx.mask()
+                };
+                assert_eq!(held.unwrap(), State::Masked, "{what}");
+                assert!(!world.guest.is_high(A), "{what}");
+                moment.take_what_was_sent(&mut world);
+                if moment.in_service() {
+                    world.guest.eoi(A);
+                }
+                world.rig.raise(4);
+                // A sharer's interrupt is ended: being told is no reason to unmask.
+                world.guest.eoi(A);
+                world.rests();
+                let served = world.served;
+                let released = if by_disintx {
+                    world.rig.set_disintx(false);
+                    world.intx.set_disintx(false)
+                } else {
+                    world.intx.unmask()
+                };
+                assert_eq!(released.unwrap(), state, "{what}");
+                world.until(&what, |world| {
+                    world.guest_step();
+                    world.rig.status() == 0
+                });
+                assert_eq!((world.served, world.spurious), (served + 1, 0), "{what}");
+                world.works(2);
+            }
+        }
+    }
+}
+
+/// Asserted before the guest has enabled its pin: delivered once it has, and not wedged.
+pub fn asserted_before_the_pin_is_enabled<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        let mut world = start(&new, state);
+        world.guest.set_masked(A, true);
+        world.rig.raise(1);
+        world.settle();
+        assert!(!world.guest_step());
+        world.guest.set_masked(A, false);
+        world.until("it is served", |world| world.guest_step());
+        assert_eq!((world.served, world.spurious), (1, 0), "{path}");
+        world.works(2);
+    }
+}
+
+/// A second device on the line: each is told of the other's EOIs, and none is lost.
+pub fn two_devices_on_one_line<R: Rig, G: Guest, S: Rig>(new: impl Fn() -> (R, G), second: impl Fn() -> S) {
+    for &state in states(&new) {
+        for &other_state in states(&new) {
+            let what = format!("{state} and {other_state}");
+            let mut world = start(&new, state);
+            let other = second();
+            let (intx, mut relay) = Intx::new(other.interrupt()).unwrap();
+            intx.set_line(Some(world.guest.sharer(A, other_state))).unwrap();
+            assert_eq!(intx.enable().unwrap(), other_state);
+            let mut runs = 0;
+            let mut turn = |world: &mut World<R, G>| {
+                relay.wait(Some(Duration::ZERO)).unwrap();
+                other.pump();
+                if world.guest.accept(A) {
+                    runs += 1;
+                    // The handlers of a shared line each look at their own device.
+                    world.rig.acknowledge(u32::MAX);
+                    other.acknowledge(u32::MAX);
+                    world.guest.eoi(A);
+                }
+                world.rig.status() == 0 && other.status() == 0
+            };
+            for round in 0..30 {
+                // Both at once, one after the other, or one alone.
+                if round % 3 != 1 {
+                    world.rig.raise(1);
+                }
+                if round % 6 == 0 {
+                    world.until("the line rises", |world| world.guest.is_high(A));
+                }
+                if round % 3 != 2 {
+                    other.raise(1);
+                }
+                world.until(&what, &mut turn);
+            }
+            // A signal that was under way when its device was acknowledged ends in a handler run for nothing.
+            for _ in 0..8 {
+                world.settle();
+                turn(&mut world);
+            }
+            // Neither is left masked: each is heard alone.
+            world.rig.raise(2);
+            world.until(&what, &mut turn);
+            other.raise(2);
+            world.until(&what, &mut turn);
+            for _ in 0..8 {
+                world.settle();
+                turn(&mut world);
+            }
+            assert!(runs >= 22, "{what}: {runs} handler runs");
+            drop(intx);
+            world.works(2);
+        }
+    }
+}
+
+/// Saved at any moment and restored on a new state machine over the same device: nothing is lost.
+pub fn save_and_restore_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let path = state;
+        for moment in MOMENTS {
+            let what = format!("{path}, {moment:?}");
+            let mut world = start(&new, state);
+            moment.bring_about(&mut world);
+            let saved = world.intx.save();
+            // The machine is gone and another one takes its place, with the guest as it was.
+            let World {
+                rig,
+                intx,
+                relay,
+                guest,
+                ..
+            } = world;
+            drop((intx, relay));
+            let mut world = World::new(rig, guest);
+            world.intx.set_line(Some(world.guest.line(A, state))).unwrap();
+            assert_eq!(world.intx.restore(&saved).unwrap(), state, "{what}");
+            if moment == Moment::InService {
+                // Its handler was about to look at the device.
+                world.serve();
+            }
+            if moment.in_service() {
+                world.settle();
+                world.guest.eoi(A);
+            }
+            world.serve_all();
+            assert_eq!(world.served, moment.owed(), "{what}");
+            assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
+            world.works(2);
+        }
+    }
+}

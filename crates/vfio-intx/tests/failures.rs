@@ -1,0 +1,576 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Bad input and failing steps on the model device: what the caller is told, and that the interrupt works afterwards or is
+//! disabled, and is never left masked.
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use common::model_rig::{level, pulse};
+use common::new_eventfd;
+use common::rows::MOMENTS;
+use common::world::World;
+use interrupt_core::double::{ManualNotifier, RecordingSource};
+use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
+use vfio_intx::irq_set::{IrqInfo, flags};
+use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
+
+const STATES: [State; 3] = [State::Relay, State::KernelLoop, State::SplitKick];
+
+const ENOENT: i32 = 2;
+const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
+const ENODEV: i32 = 19;
+const EINVAL: i32 = 22;
+const ENOTTY: i32 = 25;
+
+/// Nothing is left masked: INTx is disabled at the device, or unmasked, or has signalled somebody who answers.
+#[track_caller]
+fn is_not_left_masked(world: &mut World<Arc<ModelIntx>>) {
+    world.until("the device is unmasked, or disabled", |world| {
+        world.guest_step();
+        !world.rig.is_masked()
+    });
+    let enabled = world.intx.status().state != State::Disabled;
+    assert_eq!(world.rig.is_enabled(), enabled, "{:?} {:?}", world.intx, world.rig);
+}
+
+#[test]
+fn row_87_no_pin_no_eventfd() {
+    let all = flags::INFO_EVENTFD | flags::INFO_MASKABLE | flags::INFO_AUTOMASKED;
+    for (flags, count, errno, words) in [
+        (all, 0, ENODEV, "find an INTx pin"),
+        (all & !flags::INFO_EVENTFD, 1, ENOTTY, "by eventfd"),
+    ] {
+        let device = ModelIntx::with_info("0000:00:03.0", IrqInfo { flags, count });
+        let error = Intx::new(Arc::new(device)).unwrap_err();
+        assert!(matches!(error, Error::NoInterrupt { .. }));
+        assert_eq!(error.errno(), Some(errno));
+        let text = error.to_string();
+        assert!(text.contains("0000:00:03.0") && text.contains(words), "{text}");
+    }
+    let gone = level();
+    gone.vanish();
+    assert_eq!(Intx::new(gone).unwrap_err().errno(), Some(ENODEV));
+}
+
+#[test]
+fn row_87_not_automasked_is_a_pulse_and_nothing_assumes_a_mask() {
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    assert_eq!(world.intx.enable().unwrap(), State::Relay);
+    assert!(matches!(world.intx.status().because, Because::Pulse));
+    world.works(50);
+    world.intx.mask().unwrap();
+    world.intx.unmask().unwrap();
+    world.works(2);
+    let requests = world.rig.recent_requests();
+    assert!(
+        requests.iter().all(|request| request.contains("trigger")),
+        "only triggers are set on a device that can do no more: {requests:?}"
+    );
+}
+
+#[test]
+fn a_pulse_in_service_is_followed_by_another_handler_run() {
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
+    world.intx.enable().unwrap();
+    world.rig.raise(1);
+    world.until("the interrupt is taken", |world| world.guest.a.accept());
+    world.serve();
+    // After the handler's look at the device, and before its EOI.
+    world.rig.raise(2);
+    world.settle();
+    world.guest.a.eoi();
+    world.until("the second pulse is served", |world| {
+        world.guest_step();
+        world.rig.status() == 0
+    });
+    world.rests();
+    assert_eq!((world.served, world.spurious), (2, 0));
+}
+
+#[test]
+fn a_pulse_is_kept_while_the_wires_change() {
+    for moment in ["masked", "rerouted"] {
+        let mut world = World::soft(pulse());
+        world.intx.set_line(Some(world.guest.a.relay())).unwrap();
+        world.intx.enable().unwrap();
+        match moment {
+            "masked" => {
+                world.intx.mask().unwrap();
+                world.rig.raise(1);
+                // The event loop meets it now, and may not forward it.
+                world.rests();
+                world.intx.unmask().unwrap();
+            }
+            _ => {
+                world.rig.raise(1);
+                world.until("the line rises", |world| world.guest.a.is_high());
+                world.intx.set_line(Some(world.guest.b.relay())).unwrap();
+                assert!(!world.guest.a.is_high());
+            }
+        }
+        world.until(moment, |world| world.guest_step());
+        world.settle();
+        while world.guest_step() {
+            world.settle();
+        }
+        world.rests();
+        // A line that is left with a pulse pending may be in service there, and the EOI of that is not to be taken for one of
+        // the next: the handler runs once more than needed.
+        let spurious = u32::from(moment == "rerouted");
+        assert_eq!((world.served, world.spurious), (1, spurious), "{moment}");
+    }
+}
+
+#[test]
+fn a_pulse_that_is_pending_survives_a_snapshot() {
+    let mut world = World::soft(pulse());
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
+    world.intx.enable().unwrap();
+    world.rig.raise(1);
+    world.until("the line rises", |world| world.guest.a.is_high());
+    let saved = world.intx.save();
+    assert!(saved.pulse_pending);
+    let World { rig, intx, relay, .. } = world;
+    drop((intx, relay));
+    let mut world = World::soft(rig);
+    world.intx.restore(&saved).unwrap();
+    assert!(matches!(world.intx.status().because, Because::NoRoute));
+    world.intx.set_line(Some(world.guest.a.relay())).unwrap();
+    world.until("the pulse is served", |world| world.guest_step());
+    assert_eq!((world.served, world.spurious), (1, 0));
+}
+
+/// Row 97, and more than it asks: any one step of an operation fails, at any moment, from any path to any other.
+#[test]
+fn row_97_any_step_fails() {
+    let mut fallbacks = 0;
+    let mut refusals = 0;
+    for from in STATES {
+        for to in STATES {
+            for moment in MOMENTS {
+                for step in 0.. {
+                    let mut world = World::soft_in(level(), from);
+                    moment.bring_about(&mut world);
+                    world.rig.refuse(step, 1, EIO);
+                    let outcome = world.intx.set_line(Some(world.guest.b.leading_to(to)));
+                    // Whether the refusal has been used up: one that is left over is no failure.
+                    let requests = world.rig.recent_requests();
+                    world.rig.refuse(0, 0, 0);
+                    let what = format!("{from} to {to}, {moment:?}, step {step}: {requests:?}");
+                    let status = world.intx.status();
+                    match &outcome {
+                        Ok(state) => assert!([to, State::Relay].contains(state), "{what}"),
+                        // It would not leave its old path, and works there.
+                        Err(error) => {
+                            refusals += 1;
+                            assert_eq!(error.errno(), Some(EIO), "{what}");
+                            assert_eq!(status.state, from, "{what}");
+                        }
+                    }
+                    if status.fallbacks > 0 {
+                        fallbacks += 1;
+                        let fallback = status.fallback.as_ref().unwrap();
+                        assert_eq!(fallback.error.errno(), Some(EIO));
+                        assert!(matches!(status.because, Because::FellBack), "{what}");
+                        assert_eq!(status.state, State::Relay, "{what}");
+                    }
+                    let served = world.served;
+                    if moment.in_service() {
+                        world.guest.a.eoi();
+                    }
+                    world.settle();
+                    while world.guest_step() {
+                        world.settle();
+                    }
+                    assert_eq!((world.served, world.spurious), (served + moment.owed(), 0), "{what}");
+                    is_not_left_masked(&mut world);
+                    world.works(2);
+                    if outcome.is_ok() && status.fallbacks == 0 && status.last_error.is_none() {
+                        break;
+                    }
+                    assert!(step < 20, "{what}");
+                }
+            }
+        }
+    }
+    assert!(
+        fallbacks > 0 && refusals > 0,
+        "{fallbacks} fallbacks, {refusals} refusals"
+    );
+}
+
+#[test]
+fn row_97_enable_fails_at_each_step() {
+    for to in STATES {
+        let mut reached = Vec::new();
+        for step in 0..12 {
+            let mut world = World::soft(level());
+            world.intx.set_line(Some(world.guest.a.leading_to(to))).unwrap();
+            world.rig.raise(1);
+            world.rig.refuse(step, 1, EIO);
+            let outcome = world.intx.enable();
+            world.rig.refuse(0, 0, 0);
+            match outcome {
+                Ok(state) => reached.push(state),
+                Err(error) => {
+                    assert_eq!(error.errno(), Some(EIO));
+                    assert!(matches!(
+                        error,
+                        Error::Step {
+                            state: State::Disabled,
+                            ..
+                        }
+                    ));
+                    assert!(!world.rig.is_enabled());
+                    reached.push(world.intx.enable().unwrap());
+                }
+            }
+            world.until("it is served", |world| world.guest_step());
+            is_not_left_masked(&mut world);
+            world.works(2);
+            assert_eq!(world.spurious, 0);
+        }
+        assert!(reached.contains(&to) && reached.contains(&State::Relay), "{reached:?}");
+    }
+}
+
+/// The second half of an unwinding fails too, and everything after it: INTx is disabled or works, never masked.
+#[test]
+fn any_step_and_all_after_it_fail() {
+    for from in STATES {
+        for to in STATES {
+            for times in [2, 3, 4, usize::MAX] {
+                for step in 0..12 {
+                    let mut world = World::soft_in(level(), from);
+                    world.rig.raise(1);
+                    world.rig.refuse(step, times, EIO);
+                    let outcome = world.intx.set_line(Some(world.guest.b.leading_to(to)));
+                    world.rig.refuse(0, 0, 0);
+                    let status = world.intx.status();
+                    let what = format!("{from} to {to}, {times} from {step}: {status}");
+                    match outcome {
+                        Ok(state) => assert_eq!(state, status.state),
+                        Err(error) => assert_eq!(error.errno(), Some(EIO), "{what}"),
+                    }
+                    if status.state == State::Disabled {
+                        assert!(matches!(status.because, Because::Failed(_)), "{what}");
+                        assert!(!world.guest.a.is_high() && !world.guest.b.is_high(), "{what}");
+                        world.intx.enable().unwrap();
+                    }
+                    world.until("it is served", |world| world.guest_step());
+                    is_not_left_masked(&mut world);
+                    world.works(2);
+                    assert_eq!(world.spurious, 0, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
+    let mut world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    // Unmask (who has it?), trigger, mask, trigger; then the unmask eventfd.
+    world.rig.refuse(4, 1, ENOMEM);
+    assert_eq!(world.intx.enable().unwrap(), State::Relay);
+    let status = world.intx.status();
+    assert_eq!(
+        status.to_string(),
+        "model: relay on gsi 10 (irqfd): the direct path failed: kernel loop failed: \
+         VFIO_DEVICE_SET_IRQS(set the unmask eventfd) on device model: Cannot allocate memory (os error 12)"
+    );
+    world.works(3);
+    world.intx.mask().unwrap();
+    assert_eq!(world.intx.unmask().unwrap(), State::Relay);
+    assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+    let status = world.intx.status();
+    assert!(matches!(status.because, Because::Fastest));
+    assert_eq!(
+        (status.fallbacks, status.fallback.unwrap().error.errno()),
+        (1, Some(ENOMEM))
+    );
+    world.works(3);
+}
+
+#[test]
+fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed() {
+    let mut world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
+    assert_eq!(world.intx.enable().unwrap(), State::Relay);
+    assert!(matches!(world.intx.status().because, Because::NoTriggerEventfd));
+    world.works(3);
+
+    let flags = flags::INFO_EVENTFD | flags::INFO_AUTOMASKED;
+    let unmaskable = ModelIntx::with_info("unmaskable", IrqInfo { flags, count: 1 });
+    let mut world = World::soft(Arc::new(unmaskable));
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    assert_eq!(world.intx.enable().unwrap(), State::Relay);
+    assert!(matches!(world.intx.status().because, Because::NoUnmaskEventfd));
+    world.works(3);
+}
+
+#[test]
+fn a_second_user_is_refused_and_the_first_undisturbed() {
+    let device = level();
+    let mut first = World::soft_in(Arc::clone(&device), State::KernelLoop);
+    let second = World::soft(device);
+    second.intx.set_line(Some(second.guest.a.kernel())).unwrap();
+    let error = second.intx.enable().unwrap_err();
+    assert!(matches!(error, Error::InUse { .. }));
+    assert_eq!(error.errno(), Some(EBUSY));
+    assert_eq!(second.intx.status().state, State::Disabled);
+    first.works(3);
+    first.intx.disable().unwrap();
+    assert_eq!(second.intx.enable().unwrap(), State::KernelLoop);
+}
+
+#[test]
+fn a_line_that_refuses_leaves_the_old_one_working() {
+    let mut world = World::soft_in(level(), State::KernelLoop);
+    // Its source has a listener already.
+    let taken = world
+        .guest
+        .b
+        .line
+        .subscribe(world.guest.b.irqfd.key().into(), Listener::callback(|_| {}));
+    let error = world.intx.set_line(Some(world.guest.b.kernel())).unwrap_err();
+    assert_eq!(error.errno(), Some(EBUSY));
+    // And the notifier of another line does not know it.
+    let stranger = GuestLine::kernel(world.guest.b.plain.clone(), world.guest.a.line.clone());
+    let error = world.intx.set_line(Some(stranger)).unwrap_err();
+    assert_eq!(error.errno(), Some(ENOENT));
+    assert!(
+        error.to_string().ends_with("it is now in state: kernel loop"),
+        "{error}"
+    );
+    world.works(3);
+    drop(taken.unwrap());
+    assert_eq!(
+        world.intx.set_line(Some(world.guest.b.kernel())).unwrap(),
+        State::KernelLoop
+    );
+    world.works(3);
+
+    let world = World::soft(level());
+    let stranger = GuestLine::kernel(world.guest.b.plain.clone(), world.guest.a.line.clone());
+    world.intx.set_line(Some(stranger)).unwrap();
+    let error = world.intx.enable().unwrap_err();
+    assert_eq!(error.errno(), Some(ENOENT));
+    assert!(!world.rig.is_enabled());
+}
+
+#[test]
+fn another_handle_of_the_same_notifier_keeps_the_subscription() {
+    #[derive(Debug)]
+    struct Handle(Arc<dyn EoiNotifier>);
+    impl EoiNotifier for Handle {
+        fn subscribe(
+            &self,
+            subject: interrupt_core::Subject,
+            listener: Listener,
+        ) -> interrupt_core::Result<interrupt_core::EoiGuard> {
+            self.0.subscribe(subject, listener)
+        }
+    }
+    let mut world = World::soft_in(level(), State::Relay);
+    let handle = Arc::new(Handle(world.guest.a.line.clone()));
+    let line = GuestLine::kernel(world.guest.a.irqfd.clone(), handle);
+    assert_eq!(world.intx.set_line(Some(line)).unwrap(), State::KernelLoop);
+    world.works(3);
+}
+
+#[test]
+fn without_a_relay_only_direct_paths_work() {
+    let mut world = World::soft_in(level(), State::Relay);
+    world.relay = None;
+    assert_eq!(world.intx.status().state, State::Disabled);
+    assert!(matches!(world.intx.status().because, Because::NoRelay));
+    assert!(!world.rig.is_enabled());
+    assert!(matches!(world.intx.enable().unwrap_err(), Error::NoRelay { .. }));
+    assert_eq!(
+        world.intx.set_line(Some(world.guest.a.kernel())).unwrap(),
+        State::KernelLoop
+    );
+    world.works(3);
+    // And a direct path that fails has nothing to fall back to.
+    world.intx.disable().unwrap();
+    world.rig.refuse(4, 1, EIO);
+    assert!(matches!(world.intx.enable().unwrap_err(), Error::NoRelay { .. }));
+    assert!(!world.rig.is_enabled());
+    assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+}
+
+#[test]
+fn a_device_that_vanishes_leaves_the_line_low_and_every_operation_typed() {
+    for state in STATES {
+        let path = state;
+        for moment in MOMENTS {
+            let mut world = World::soft_in(level(), state);
+            moment.bring_about(&mut world);
+            world.rig.vanish();
+            let mut errors = Vec::new();
+            for _ in 0..4 {
+                if let Err(error) = world.relay.as_mut().unwrap().wait(Some(std::time::Duration::ZERO)) {
+                    errors.push(error);
+                }
+                world.guest.a.irqfd.poll();
+                if world.guest.a.accept() {
+                    world.guest.a.eoi();
+                }
+            }
+            errors.extend(world.intx.set_line(Some(world.guest.b.kernel())).err());
+            for error in errors {
+                assert_eq!(error.errno(), Some(ENODEV), "{path}, {moment:?}: {error}");
+                assert!(error.to_string().contains("model"), "{error}");
+            }
+            world.intx.disable().unwrap();
+            assert_eq!(world.intx.status().state, State::Disabled);
+            assert!(
+                !world.guest.a.is_high() && !world.guest.b.is_high(),
+                "{path}, {moment:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_relayed_unmask_that_fails_is_replaced_by_a_set_up_from_scratch() {
+    let mut world = World::soft_in(level(), State::Relay);
+    world.rig.raise(1);
+    world.until("it is taken", |world| world.guest.a.accept());
+    world.serve();
+    world.rig.refuse(0, 1, EIO);
+    world.guest.a.eoi();
+    let error = world.relay.as_mut().unwrap().wait(None).unwrap_err();
+    assert_eq!(error.errno(), Some(EIO));
+    assert_eq!(
+        error.to_string(),
+        "relay INTx of model: VFIO_DEVICE_SET_IRQS(unmask) on device model: Input/output error (os error 5); it is now in \
+         state: relay"
+    );
+    world.works(3);
+}
+
+#[test]
+fn a_line_that_cannot_be_asserted_disables_the_device() {
+    let device = level();
+    let (intx, mut relay) = Intx::new(device.clone()).unwrap();
+    let source = Arc::new(RecordingSource::new(Gsi(5)));
+    let notifier = Arc::new(ManualNotifier::default());
+    intx.set_line(Some(GuestLine::relay(source.clone(), notifier, "a test")))
+        .unwrap();
+    intx.enable().unwrap();
+    relay.wait(Some(std::time::Duration::ZERO)).unwrap();
+    source.refuse_next(1);
+    device.raise(1);
+    let error = relay.wait(None).unwrap_err();
+    assert_eq!(error.errno(), Some(EIO));
+    assert_eq!(intx.status().state, State::Disabled);
+    assert!(matches!(intx.status().because, Because::Failed(_)));
+    assert!(!device.is_enabled());
+    assert_eq!(intx.enable().unwrap(), State::Relay);
+    relay.wait(None).unwrap();
+    assert_eq!(source.asserts(), 1);
+}
+
+#[test]
+fn a_reset_behind_its_back_is_overcome() {
+    for state in STATES {
+        let path = state;
+        let mut world = World::soft_in(level(), state);
+        world.rig.reset();
+        assert!(!world.rig.is_enabled());
+        assert_eq!(
+            world.intx.set_line(Some(world.guest.b.leading_to(state))).unwrap(),
+            state,
+            "{path}"
+        );
+        world.works(3);
+        world.rig.reset();
+        assert_eq!(world.intx.disable().unwrap(), State::Disabled);
+        assert_eq!(world.intx.enable().unwrap(), state);
+        world.works(3);
+    }
+}
+
+#[test]
+fn a_saved_state_that_cannot_be_is_refused() {
+    let world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    let good = IntxState {
+        version: IntxState::VERSION,
+        enabled: true,
+        msi: false,
+        masked: true,
+        disintx: true,
+        pulse_pending: false,
+    };
+    for bad in [
+        IntxState { version: 0, ..good },
+        IntxState {
+            pulse_pending: true,
+            ..good
+        },
+    ] {
+        let error = world.intx.restore(&bad).unwrap_err();
+        assert!(matches!(error, Error::Saved { .. }));
+        assert_eq!(error.errno(), Some(EINVAL));
+        assert!(!world.intx.save().enabled);
+    }
+    assert_eq!(world.intx.restore(&good).unwrap(), State::Masked);
+    assert_eq!(world.intx.save(), good);
+    assert!(matches!(world.intx.restore(&good).unwrap_err(), Error::Saved { .. }));
+    world.intx.unmask().unwrap();
+    assert!(matches!(world.intx.status().because, Because::DisIntx));
+    assert_eq!(world.intx.set_disintx(false).unwrap(), State::KernelLoop);
+}
+
+#[test]
+fn masked_before_it_is_enabled_is_masked_at_the_device() {
+    let world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    assert_eq!(world.intx.mask().unwrap(), State::Disabled);
+    world.rig.raise(1);
+    assert_eq!(world.intx.enable().unwrap(), State::Masked);
+    assert!(world.rig.is_masked());
+    assert_eq!(world.intx.unmask().unwrap(), State::KernelLoop);
+}
+
+#[test]
+fn the_relay_ends_with_its_intx() {
+    let World { intx, relay, rig, .. } = World::soft_in(level(), State::KernelLoop);
+    let mut relay = relay.unwrap();
+    let waiter = std::thread::spawn(move || while relay.wait(None).unwrap() {});
+    drop(intx);
+    waiter.join().unwrap();
+    assert!(!rig.is_enabled());
+}
+
+#[test]
+fn labels_reach_the_status() {
+    let world = World::soft(level());
+    assert_eq!(
+        world.intx.status().to_string(),
+        "model: disabled: nobody has enabled it"
+    );
+    world.intx.set_line(Some(world.guest.a.split())).unwrap();
+    world.intx.enable().unwrap();
+    assert_eq!(
+        format!("{:?}", world.intx),
+        "INTx of model: split kick on gsi 10 (irqfd): the fastest path that line and device have"
+    );
+    assert!(matches!(
+        world.intx.status().last_error.as_deref(),
+        None | Some(LineError::Device { .. })
+    ));
+    assert!(world.intx.status().last_error.is_none());
+    let trigger = new_eventfd();
+    assert!(trigger.as_fd().try_clone_to_owned().is_ok());
+}
