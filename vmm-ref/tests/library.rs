@@ -52,6 +52,11 @@ fn main() -> ExitCode {
             &needs,
             || costs_nothing_but_calls(composition(Source::Line, Eoi::Gsi, Wait::Block), Some((0, 0))),
         )
+        .test(
+            "a_blocking_wait_sleeps_and_a_spinning_one_does_not",
+            &needs,
+            waits_as_asked,
+        )
         .test("a_run_leaves_no_fd_and_no_thread_behind", &needs, leaves_nothing_behind)
         .test(
             "a_refused_composition_leaves_no_fd_behind",
@@ -127,6 +132,33 @@ fn costs_nothing_but_calls(composition: Composition, calls: Option<(u64, u64)>) 
     assert_eq!(allocations, 0);
     if let Some((writes, reads)) = calls {
         assert_eq!((io.writes, io.reads), (writes * ROUNDS, reads * ROUNDS));
+    }
+}
+
+/// How often the calling thread has gone to sleep.
+fn sleeps() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+fn waits_as_asked() {
+    const ROUNDS: u64 = 500;
+    let sleeps_of = |source, eoi, wait| {
+        let (running, _, mut parts) = set_up(&composition(source, eoi, wait), true);
+        let mut traffic = Traffic::new(Arc::clone(&parts.devices), ROUNDS).unwatched();
+        let before = sleeps();
+        traffic.run(&mut parts.eois, &Progress::default()).unwrap();
+        let sleeps = sleeps() - before;
+        running.stop().unwrap();
+        sleeps
+    };
+    for (source, eoi) in [(Source::Resample, Eoi::Resamplefd), (Source::Line, Eoi::Gsi)] {
+        let (blocking, spinning) = (sleeps_of(source, eoi, Wait::Block), sleeps_of(source, eoi, Wait::Spin));
+        assert!(blocking > ROUNDS / 2, "{source:?}: blocking slept {blocking} times");
+        assert!(spinning < ROUNDS / 10, "{source:?}: spinning slept {spinning} times");
     }
 }
 
