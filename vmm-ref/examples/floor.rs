@@ -1,30 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The floor under every figure of this VMM: the same guest, with the round trip written out in bare ioctls, an eventfd write and
-//! an eventfd read.
+//! an eventfd read. Bare and composed runs alternate, and the medians of their percentiles are compared.
 //!
 //! `cargo run --release -p vmm-ref --example floor [COUNT [RUNS]]`
 
 use std::error::Error;
+use std::hint::spin_loop;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
+use kvm_ioctls::Kvm;
+use vmm_ref::composition::{Composition, Wait};
 use vmm_ref::guest::{Controller, Program};
+use vmm_ref::latency::{Latency, Percentiles};
 use vmm_ref::machine::{DEV_KVM, Machine, open_kvm};
+use vmm_ref::run::{Options, run};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-fn round_trips(controller: Controller, spin: bool, count: u64) -> Result<(Histogram<u64>, u32, u32), Box<dyn Error>> {
-    let kvm = open_kvm(Path::new(DEV_KVM))?;
+fn bare(kvm: &Kvm, controller: Controller, spin: bool, count: u64) -> Result<Option<Percentiles>, Box<dyn Error>> {
     let program = Program {
         controller,
         devices: 1,
         acknowledge: false,
         eoi: true,
     };
-    let machine = Machine::new(&kvm, &program.assemble()?)?;
-    let status = machine.status()?;
-    let registers = status.device(0)?;
+    let machine = Machine::new(kvm, &program.assemble()?)?;
+    let registers = machine.status()?.device(0)?;
     let trigger = EventFd::new(0)?;
     let resample = EventFd::new(if spin { EFD_NONBLOCK } else { 0 })?;
     machine
@@ -32,44 +34,79 @@ fn round_trips(controller: Controller, spin: bool, count: u64) -> Result<(Histog
         .register_irqfd_with_resample(&trigger, &resample, controller.gsi().0)?;
     let running = machine.start(|_| Ok(()))?;
 
-    let mut latency = Histogram::new_with_bounds(1, 10_000_000_000, 3)?;
-    for round in 0..count {
-        registers.raised.store(round as u32 + 1, Ordering::Release);
+    let mut latency = Latency::new();
+    for round in 1..=count as u32 {
+        registers.raised.store(round, Ordering::Release);
         let asserted = Instant::now();
         trigger.write(1)?;
         if spin {
-            while resample.read().is_err() {}
+            while resample.read().is_err() {
+                spin_loop();
+            }
         } else {
             resample.read()?;
         }
-        latency.saturating_record(asserted.elapsed().as_nanos() as u64);
-        // Only where the host ends interrupts at injection.
+        latency.record(asserted.elapsed());
+        // It is served already, except where the host ends interrupts before the handler has run.
         while !registers.is_served() {
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
-    let counts = (status.handler_runs(), status.found_nothing());
     running.stop()?;
-    Ok((latency, counts.0, counts.1))
+    Ok(latency.percentiles())
+}
+
+fn composed(kvm: &Kvm, controller: Controller, wait: Wait, count: u64) -> Result<Option<Percentiles>, Box<dyn Error>> {
+    let options = Options {
+        composition: Composition {
+            wait,
+            ..Composition::new(controller)
+        },
+        count,
+        guest_eoi: true,
+    };
+    Ok(run(kvm, &options, &AtomicBool::new(false), &mut |_| {})?.latency)
+}
+
+/// p50 and p99, each the median of several runs.
+fn medians(runs: &[Percentiles]) -> (f64, f64) {
+    let median = |of: fn(&Percentiles) -> f64| {
+        let mut values: Vec<_> = runs.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    (median(|run| run.p50), median(|run| run.p99))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let count = arguments.next().map_or(Ok(10_000), |n| n.parse())?;
-    let runs = arguments.next().map_or(Ok(3), |n| n.parse())?;
+    let runs = arguments.next().map_or(Ok(5), |n| n.parse::<u32>())?.max(1);
+    let kvm = open_kvm(Path::new(DEV_KVM))?;
     for controller in [Controller::Pic, Controller::Ioapic] {
-        for spin in [false, true] {
-            for _ in 0..runs {
-                let (latency, handler_runs, found_nothing) = round_trips(controller, spin, count)?;
-                let us = |quantile| latency.value_at_quantile(quantile) as f64 / 1000.0;
-                println!(
-                    "{controller:?} {} p50 {:.1} p90 {:.1} p99 {:.1} us, {handler_runs} handler runs, {found_nothing} found nothing",
-                    if spin { "busy-poll" } else { "block" },
-                    us(0.5),
-                    us(0.9),
-                    us(0.99),
-                );
-            }
+        let mut all = [const { Vec::new() }; 5];
+        for _ in 0..runs {
+            all[0].extend(bare(&kvm, controller, false, count)?);
+            all[1].extend(composed(&kvm, controller, Wait::Block, count)?);
+            all[2].extend(bare(&kvm, controller, true, count)?);
+            all[3].extend(composed(&kvm, controller, Wait::Spin, count)?);
+            all[4].extend(composed(&kvm, controller, Wait::Adaptive, count)?);
+        }
+        let all = all.map(|runs| medians(&runs));
+        let names = [
+            "bare, blocking read",
+            "composed, block",
+            "bare, busy poll",
+            "composed, spin",
+            "composed, adaptive",
+        ];
+        let floors = [0, 0, 2, 2, 2];
+        for ((name, (p50, p99)), floor) in names.iter().zip(&all).zip(floors) {
+            println!(
+                "{controller:?} {name:<20} p50 {p50:6.1} us, p99 {p99:7.1} us, p50 {:.2} of bare, {:.2} of bare blocking",
+                p50 / all[floor].0,
+                p50 / all[0].0,
+            );
         }
     }
     Ok(())

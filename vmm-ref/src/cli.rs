@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, Source, Wait};
@@ -185,26 +185,69 @@ impl Cli {
     /// # Errors
     /// [`Refused`].
     pub fn from(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Refused> {
-        Self::try_parse_from(arguments).map_err(|error| match error.kind() {
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        Self::try_parse_from(&arguments).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refused::Asked(error),
-            _ => Refused::Wrong(one_line(&error)),
+            _ => Refused::Wrong(one_line(&error, arguments.get(1))),
         })
     }
 }
 
 /// clap spreads cause, possible values, tips and usage over several lines.
-fn one_line(error: &clap::Error) -> String {
+fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
     let text = error.to_string();
-    let mut parts: Vec<_> = text.lines().map(str::trim).filter(|part| !part.is_empty()).collect();
-    parts.retain(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
-    let mut line = parts.join(" ");
-    if let Some(cause) = line.strip_prefix("error: ") {
-        line = cause.to_owned();
-    }
-    let command = match error.get(ContextKind::Usage) {
-        Some(usage) if usage.to_string().contains("vmm-ref run") => "vmm-ref run --help",
-        Some(usage) if usage.to_string().contains("vmm-ref probe") => "vmm-ref probe --help",
-        _ => "vmm-ref --help",
+    let parts = text.lines().map(str::trim).filter(|part| {
+        let said_elsewhere = part.starts_with("Usage:") || part.starts_with("For more information");
+        !part.is_empty() && !said_elsewhere
+    });
+    let line = parts.collect::<Vec<_>>().join(" ");
+    let cause = line.strip_prefix("error: ").unwrap_or(&line);
+    let command = match command.and_then(|command| command.to_str()) {
+        Some(command @ ("run" | "probe")) => format!(" {command}"),
+        _ => String::new(),
     };
-    format!("{line}; see {command}")
+    format!("{cause}; see vmm-ref{command} --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, Refused> {
+        Cli::from(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn run_without_options_is_what_no_command_does() {
+        let Some(Command::Run(arguments)) = parse("vmm-ref run").unwrap().command else {
+            panic!("no run");
+        };
+        assert_eq!(format!("{arguments:?}"), format!("{:?}", RunArgs::default()));
+        assert!(parse("vmm-ref").unwrap().command.is_none());
+    }
+
+    #[test]
+    fn every_example_of_the_help_parses() {
+        let examples = [EXAMPLES, RUN_EXAMPLES, PROBE_EXAMPLES].join("\n");
+        let mut options = 0;
+        for line in examples.lines().filter(|line| line.starts_with("  vmm-ref")) {
+            let command = line.trim().split("  ").next().unwrap();
+            let command = command.split(" | ").next().unwrap();
+            parse(command).unwrap_or_else(|error| panic!("{command}: {error:?}"));
+            options += 1;
+        }
+        assert!(options >= 14, "{options} examples");
+    }
+
+    #[test]
+    fn every_option_has_an_example() {
+        use clap::CommandFactory as _;
+        for (command, examples) in [("run", RUN_EXAMPLES), ("probe", PROBE_EXAMPLES)] {
+            let cli = Cli::command();
+            let command = cli.find_subcommand(command).unwrap();
+            for option in command.get_arguments().filter_map(|argument| argument.get_long()) {
+                assert!(examples.contains(&format!("--{option}")), "no example of --{option}");
+            }
+        }
+    }
 }

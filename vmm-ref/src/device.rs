@@ -5,7 +5,7 @@
 //! choose, and none of it shows here.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::{Level, LevelSource, Result};
 
@@ -14,7 +14,7 @@ use crate::guest::Registers;
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Device {
-    line: Box<dyn LevelSource>,
+    line: Arc<dyn LevelSource>,
     registers: Registers,
     /// Between looking at the registers and driving the line nobody else may do either.
     state: Mutex<State>,
@@ -27,7 +27,7 @@ struct State {
 
 impl Device {
     /// A device without a request.
-    pub fn new(line: Box<dyn LevelSource>, registers: Registers) -> Self {
+    pub fn new(line: Arc<dyn LevelSource>, registers: Registers) -> Self {
         Self {
             line,
             registers,
@@ -99,5 +99,79 @@ impl Device {
     fn state(&self) -> MutexGuard<'_, State> {
         // A counter is whole whenever it can be seen.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interrupt_core::Gsi;
+    use interrupt_core::double::RecordingSource;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::guest::{MEMORY_SIZE, Status};
+
+    /// A device, its line, and the guest's side of its registers.
+    fn device() -> (Device, Arc<RecordingSource>, Registers) {
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
+        let status = Status::new(&memory).unwrap();
+        let line = Arc::new(RecordingSource::new(Gsi(5)));
+        let device = Device::new(Arc::<RecordingSource>::clone(&line), status.device(0).unwrap());
+        (device, line, status.device(0).unwrap())
+    }
+
+    fn serve(guest: &Registers) {
+        let raised = guest.raised.load(Ordering::Acquire);
+        guest.serviced.store(raised, Ordering::Release);
+    }
+
+    #[test]
+    fn a_request_asserts() {
+        let (device, line, guest) = device();
+        device.request().unwrap();
+        assert_eq!((line.level(), line.asserts()), (Level::High, 1));
+        assert_eq!(guest.raised.load(Ordering::Acquire), 1);
+        assert!(!device.is_served());
+    }
+
+    #[test]
+    fn a_device_that_is_told_asserts_again_as_long_as_its_cause_persists() {
+        let (device, line, guest) = device();
+        device.request().unwrap();
+        line.deassert().unwrap();
+        assert_eq!(device.state_level().unwrap(), Level::High);
+        assert_eq!((line.level(), device.asserted()), (Level::High, 2));
+        line.deassert().unwrap();
+        serve(&guest);
+        assert_eq!(device.state_level().unwrap(), Level::Low);
+        assert_eq!((line.level(), device.asserted()), (Level::Low, 2));
+    }
+
+    #[test]
+    fn an_idle_sharer_that_is_told_does_nothing() {
+        let (device, line, _guest) = device();
+        assert_eq!(device.state_level().unwrap(), Level::Low);
+        assert_eq!(line.asserts(), 0);
+    }
+
+    #[test]
+    fn an_acknowledgement_lowers_only_what_is_served() {
+        let (device, line, guest) = device();
+        device.request().unwrap();
+        device.acknowledge().unwrap();
+        assert_eq!(line.level(), Level::High);
+        serve(&guest);
+        device.acknowledge().unwrap();
+        assert_eq!(line.level(), Level::Low);
+    }
+
+    #[test]
+    fn a_request_whose_assertion_is_refused_is_asserted_when_the_level_is_next_stated() {
+        let (device, line, _guest) = device();
+        line.refuse_next(1);
+        device.request().unwrap_err();
+        assert_eq!((device.raised(), device.asserted()), (1, 0));
+        assert_eq!(device.state_level().unwrap(), Level::High);
+        assert_eq!(line.level(), Level::High);
     }
 }

@@ -227,6 +227,6 @@ fn system(step: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
 }
 
 /// The subjects of a line's sources.
-pub fn keys(sources: &[Box<dyn LevelSource>]) -> Vec<Subject> {
+pub fn keys(sources: &[Arc<dyn LevelSource>]) -> Vec<Subject> {
     sources.iter().map(|source| source.key().into()).collect()
 }

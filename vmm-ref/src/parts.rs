@@ -19,6 +19,8 @@ pub struct Parts {
     pub devices: Arc<[Device]>,
     /// The EOIs of that line.
     pub eois: Eois,
+    /// What injects into the VM.
+    pub interrupts: KvmInterrupts,
 }
 
 impl Parts {
@@ -35,8 +37,8 @@ impl Parts {
             .map(|n| {
                 let label = format!("device {n}");
                 Ok(match composition.source {
-                    Source::Resample => Box::new(interrupts.resample_source(gsi, label)?) as Box<dyn LevelSource>,
-                    Source::Line => Box::new(interrupts.irq_line_source(gsi, label)?),
+                    Source::Resample => Arc::new(interrupts.resample_source(gsi, label)?) as Arc<dyn LevelSource>,
+                    Source::Line => Arc::new(interrupts.irq_line_source(gsi, label)?),
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -62,6 +64,7 @@ impl Parts {
         Ok(Self {
             devices: devices.into(),
             eois,
+            interrupts,
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::latency::Percentiles;
 use crate::machine::Machine;
 use crate::parts::Parts;
 use crate::traffic::{Progress, Traffic, Watched};
+use crate::vcpu::Exit;
 
 /// A round trip that takes longer than this has come to nothing. Rounds take microseconds; the rest is for a busy host.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
@@ -113,9 +114,11 @@ pub fn run(
     };
     let machine = Machine::new(kvm, &program.assemble()?)?;
     let status = machine.status()?;
-    let Parts { devices, mut eois } = Parts::compose(&machine, composition)?;
-    let acknowledged = Arc::clone(&devices);
-    let running = machine.start(move |_acknowledge| Ok(acknowledged.iter().try_for_each(Device::acknowledge)?))?;
+    let Parts { devices, mut eois, .. } = Parts::compose(&machine, composition)?;
+    let on_exit = Arc::clone(&devices);
+    let running = machine.start(move |exit| match exit {
+        Exit::Acknowledge => Ok(on_exit.iter().try_for_each(Device::acknowledge)?),
+    })?;
 
     let progress = Arc::new(Progress::default());
     let stop = eois.stop();
@@ -196,7 +199,8 @@ impl Patience {
 }
 
 impl Summary {
-    fn new(options: &Options, traffic: &Traffic, devices: &[Device], status: &Status, interrupted: bool) -> Self {
+    /// Draws up the account of a run that has ended.
+    pub fn new(options: &Options, traffic: &Traffic, devices: &[Device], status: &Status, interrupted: bool) -> Self {
         let sum = |of: fn(&Device) -> u64| devices.iter().map(of).sum::<u64>();
         let (raised, asserted, serviced) = (sum(Device::raised), sum(Device::asserted), sum(Device::serviced));
         let handler_runs = u64::from(status.handler_runs());
@@ -235,5 +239,47 @@ impl Summary {
         } else {
             Outcome::Ok
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report;
+
+    /// A run of 100 that went well, and what `change` makes of it.
+    fn outcome(guest_eoi: bool, interrupted: bool, change: impl FnOnce(&mut Summary)) -> Outcome {
+        let mut summary = report().summary;
+        summary.options.guest_eoi = guest_eoi;
+        (summary.options.count, summary.done) = (100, 100);
+        change(&mut summary);
+        summary.judge(interrupted)
+    }
+
+    #[test]
+    fn a_run_is_judged_by_its_worst() {
+        assert_eq!(outcome(true, false, |_| {}), Outcome::Ok);
+        assert_eq!(outcome(true, false, |run| run.spurious = 1), Outcome::Spurious);
+        assert_eq!(
+            outcome(true, true, |run| (run.lost, run.spurious) = (1, 1)),
+            Outcome::Lost
+        );
+        assert_eq!(outcome(true, true, |run| run.done = 99), Outcome::Interrupted);
+        assert_eq!(
+            outcome(true, true, |_| {}),
+            Outcome::Ok,
+            "an interruption after the last round trip"
+        );
+    }
+
+    #[test]
+    fn the_negative_control_expects_that_nothing_is_reported() {
+        assert_eq!(outcome(false, false, |run| run.done = 0), Outcome::NoEoi);
+        assert_eq!(outcome(false, false, |run| run.done = 1), Outcome::EndedByHost);
+        assert_eq!(outcome(false, true, |run| run.done = 0), Outcome::Interrupted);
+        assert_eq!(
+            outcome(false, false, |run| (run.done, run.lost) = (0, 1)),
+            Outcome::Lost
+        );
     }
 }

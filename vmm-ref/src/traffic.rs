@@ -54,6 +54,7 @@ pub struct Watched {
 pub struct Traffic {
     devices: Arc<[Device]>,
     count: u64,
+    watched: u64,
     /// Round trips completed.
     pub done: u64,
     /// EOIs that the devices were told of.
@@ -72,6 +73,8 @@ impl Traffic {
         Self {
             devices,
             count,
+            // At least the last one is measured.
+            watched: WATCHED.min(count.saturating_sub(1)),
             done: 0,
             resampled: 0,
             latency: Latency::new(),
@@ -80,19 +83,22 @@ impl Traffic {
         }
     }
 
+    /// The same with every round trip measured, and no trace.
+    pub fn unwatched(self) -> Self {
+        Self { watched: 0, ..self }
+    }
+
     /// Makes the requests, until all are completed, `progress` says to finish, or `eois` is stopped.
     ///
     /// # Errors
     /// The first error of a line or of a wait.
     pub fn run(&mut self, eois: &mut Eois, progress: &Progress) -> Result<()> {
-        // At least the last one is measured.
-        let watched = WATCHED.min(self.count.saturating_sub(1));
         let start = Instant::now();
         let ended = loop {
             if self.done >= self.count || progress.finish.load(Ordering::Acquire) {
                 break Ok(());
             }
-            let round_trip = if self.done < watched {
+            let round_trip = if self.done < self.watched {
                 self.watch(eois, start)
             } else {
                 self.measure(eois)

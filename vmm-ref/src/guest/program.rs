@@ -192,3 +192,86 @@ impl Program {
         write_ioapic(a, rte, RTE_LEVEL | u32::from(IOAPIC_VECTOR))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MAX_DEVICES;
+
+    fn variants() -> impl Iterator<Item = Program> {
+        Controller::ALL.into_iter().flat_map(|controller| {
+            [1, 2, MAX_DEVICES].into_iter().flat_map(move |devices| {
+                [(false, false), (false, true), (true, false), (true, true)].map(|(acknowledge, eoi)| Program {
+                    controller,
+                    devices,
+                    acknowledge,
+                    eoi,
+                })
+            })
+        })
+    }
+
+    #[test]
+    fn every_variant_assembles_below_the_status_page() {
+        assert_eq!(variants().count(), 24);
+        for program in variants() {
+            let image = program.assemble().unwrap();
+            assert!(image.entry + image.code.len() as u64 <= READY, "{program:?}: {image:?}");
+        }
+    }
+
+    #[test]
+    fn every_vector_leads_into_the_program() {
+        for program in variants() {
+            let image = program.assemble().unwrap();
+            let code = image.entry..image.entry + image.code.len() as u64;
+            assert!(image.vectors.iter().all(|&at| code.contains(&at.into())), "{program:?}");
+            let handler = image.vectors[usize::from(program.vector())];
+            let faults = image.vectors.iter().filter(|&&at| at == image.vectors[0]).count();
+            assert_eq!(
+                faults,
+                256 - 3,
+                "{program:?}: the handler's vector and the two spurious ones do not fault"
+            );
+            // 66 FF 06 disp16 is `inc dword [disp16]`.
+            let at = usize::from(handler) - CODE as usize;
+            assert_eq!(
+                image.code[at..at + 5],
+                [0x66, 0xff, 0x06, HANDLER_RUNS as u8, (HANDLER_RUNS >> 8) as u8]
+            );
+        }
+    }
+
+    #[test]
+    fn the_variants_differ_in_what_they_say() {
+        let ends_with = |program: Program, tail: &[u8]| {
+            let image = program.assemble().unwrap();
+            let handler = usize::from(image.vectors[usize::from(program.vector())]) - CODE as usize;
+            let handler = &image.code[handler..];
+            // 66 FF 06 disp16 is the stray handler's first instruction, and comes after the handler's last.
+            let stray = [0x66, 0xff, 0x06, STRAY as u8, (STRAY >> 8) as u8];
+            let end = handler.windows(stray.len()).position(|window| window == stray).unwrap();
+            handler[..end].ends_with(tail)
+        };
+        let pic = Program {
+            controller: Controller::Pic,
+            devices: 1,
+            acknowledge: false,
+            eoi: true,
+        };
+        let iret = 0xcf;
+        let ocw2 = [0xb0, 0x20, 0xe6, 0x20, iret];
+        assert!(ends_with(pic, &ocw2));
+        assert!(!ends_with(Program { eoi: false, ..pic }, &ocw2));
+        // mov dx, 5a0h; out dx, al
+        let acknowledge = [0xba, 0xa0, 0x05, 0xee, 0xb0, 0x20, 0xe6, 0x20, iret];
+        assert!(ends_with(
+            Program {
+                acknowledge: true,
+                ..pic
+            },
+            &acknowledge
+        ));
+        assert!(!ends_with(pic, &acknowledge));
+    }
+}

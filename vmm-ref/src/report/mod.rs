@@ -21,7 +21,7 @@ pub struct Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -32,7 +32,7 @@ mod tests {
     use crate::traffic::Watched;
 
     /// A run that went well.
-    pub(super) fn report() -> Report {
+    pub(crate) fn report() -> Report {
         Report {
             host: Host {
                 kernel: "6.18.0".to_owned(),

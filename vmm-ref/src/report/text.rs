@@ -58,15 +58,17 @@ pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<(
 pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let Report { ended_by, summary, .. } = report;
     for (n, watched) in summary.trace.iter().enumerate() {
-        let mut steps = [
-            (watched.asserted, "assert"),
-            (watched.handled, "handler"),
-            (watched.told, "resample"),
-        ];
+        let mut steps = [(watched.handled, "handler"), (watched.told, "resample")];
         // A host that ends interrupts by itself may tell the device before the handler has run.
         steps.sort();
-        let steps = steps.map(|(at, step)| format!("{:>9.1} us {step:<8}", us(at)));
-        line(out, &format!("trace #{}", n + 1), steps.join(" ").trim_end())?;
+        let [first, second] =
+            steps.map(|(at, step)| format!("{step:<8} +{:.1} us", us(at.saturating_sub(watched.asserted))));
+        let asserted = format!("assert at {:.1} us", us(watched.asserted));
+        line(
+            out,
+            &format!("trace #{}", n + 1),
+            &format!("{asserted:<22} {first:<20} {second}"),
+        )?;
     }
     line(
         out,
@@ -150,4 +152,63 @@ fn closing(summary: &Summary) -> String {
 
 fn us(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report;
+
+    /// The summary as a pipe gets it.
+    fn text(report: &Report) -> String {
+        let mut out = anstream::StripStream::new(Vec::new());
+        summary(&mut out, report).unwrap();
+        String::from_utf8(out.into_inner()).unwrap()
+    }
+
+    #[test]
+    fn a_summary_reads_like_this() {
+        assert_eq!(
+            text(&report()),
+            "trace #1  assert at 0.5 us       handler  +2.7 us     resample +5.2 us\n\
+             counts    asserted 10000, serviced 10000, resampled 10000, lost 0, spurious 0\n\
+             guest     its handler ran 10000 times and found nothing to do in 0 of them\n\
+             latency   p50 5.5 us, p90 6.0 us, p99 9.0 us (min 4.0, max 1234.5), from assert to resample\n\
+             elapsed   0.250 s\n\
+             all well: 10000 of 10000 round trips, nothing lost, nothing spurious\n"
+        );
+    }
+
+    #[test]
+    fn a_figure_that_is_no_eoi_figure_says_so() {
+        let mut report = report();
+        report.ended_by = EndedBy::Host;
+        assert!(text(&report).contains("not an EOI round trip"));
+    }
+
+    #[test]
+    fn the_trace_is_in_the_order_of_events() {
+        let mut report = report();
+        report.summary.trace[0].told = Duration::from_nanos(1_000);
+        let line = text(&report).lines().next().unwrap().to_owned();
+        assert!(line.find("resample") < line.find("handler"), "{line}");
+    }
+
+    #[test]
+    fn every_outcome_closes_with_one_line() {
+        for outcome in [
+            Outcome::Ok,
+            Outcome::Lost,
+            Outcome::Spurious,
+            Outcome::Interrupted,
+            Outcome::NoEoi,
+            Outcome::EndedByHost,
+        ] {
+            let mut report = report();
+            report.summary.outcome = outcome;
+            let closing = closing(&report.summary);
+            assert_eq!(text(&report).lines().last(), Some(closing.as_str()));
+            assert_eq!(closing.contains("all well"), outcome == Outcome::Ok, "{closing}");
+        }
+    }
 }
