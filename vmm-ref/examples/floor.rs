@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use kvm_ioctls::Kvm;
+use vmm_ref::composition::Irqchip;
 use vmm_ref::composition::{Composition, Wait};
-use vmm_ref::guest::{Controller, Program};
+use vmm_ref::guest::{Controller, Idle, Program};
 use vmm_ref::latency::{Latency, Percentiles};
 use vmm_ref::machine::{DEV_KVM, Machine, open_kvm};
 use vmm_ref::run::{Options, run};
@@ -24,15 +25,17 @@ fn bare(kvm: &Kvm, controller: Controller, spin: bool, count: u64) -> Result<Opt
         devices: 1,
         acknowledge: false,
         eoi: true,
+        idle: Idle::Halt,
     };
-    let machine = Machine::new(kvm, &program.assemble()?)?;
+    let machine = Machine::new(kvm, &program.assemble()?, Irqchip::Kernel)?;
     let registers = machine.status()?.device(0)?;
     let trigger = EventFd::new(0)?;
     let resample = EventFd::new(if spin { EFD_NONBLOCK } else { 0 })?;
     machine
         .vm()
         .register_irqfd_with_resample(&trigger, &resample, controller.gsi().0)?;
-    let running = machine.start(|_| Ok(()))?;
+    let controllers = machine.controllers()?;
+    let running = machine.start(&controllers, || Ok(()))?;
 
     let mut latency = Latency::new();
     for round in 1..=count as u32 {
@@ -60,12 +63,12 @@ fn composed(kvm: &Kvm, controller: Controller, wait: Wait, count: u64) -> Result
     let options = Options {
         composition: Composition {
             wait,
-            ..Composition::new(controller)
+            ..Composition::in_kernel(controller)
         },
         count,
         guest_eoi: true,
     };
-    Ok(run(kvm, &options, &AtomicBool::new(false), &mut |_| {})?.latency)
+    Ok(run(Some(kvm), &options, &AtomicBool::new(false), &mut |_| {})?.latency)
 }
 
 /// p50 and p99, each the median of several runs.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, Source, Wait};
+use crate::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::guest::Controller;
 use crate::machine::DEV_KVM;
 
@@ -29,6 +29,11 @@ Exit status:
 const RUN_EXAMPLES: &str = "\
 Examples:
   vmm-ref run --irqchip kernel     interrupt controllers in the kernel
+  vmm-ref run --irqchip split      the IOAPIC in this process, the LAPIC in the kernel
+  vmm-ref run --irqchip split --source irqfd
+                                   an irqfd on the pin's message
+  vmm-ref run --irqchip user       the 8259 in this process
+  vmm-ref run --machine soft       without KVM
   vmm-ref run --controller pic     the line goes to the 8259
   vmm-ref run --controller ioapic  the line goes to the IOAPIC
   vmm-ref run --source line --eoi gsi
@@ -75,21 +80,25 @@ pub enum Command {
 /// Options of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Where the interrupt controllers are
-    #[arg(long, value_enum, default_value_t = RunArgs::default().irqchip)]
-    pub irqchip: Irqchip,
+    /// What runs the guest [default: kvm, or soft where there is no KVM]
+    #[arg(long, value_enum)]
+    pub machine: Option<MachineKind>,
+
+    /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
 
     /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both are]
     #[arg(long, value_enum)]
     pub controller: Option<Controller>,
 
-    /// How a device holds its line
-    #[arg(long, value_enum, default_value_t = RunArgs::default().source)]
-    pub source: Source,
+    /// How a device holds its line [default: resample with --irqchip kernel, else pin]
+    #[arg(long, value_enum)]
+    pub source: Option<Source>,
 
-    /// How a device learns of an EOI
-    #[arg(long, value_enum, default_value_t = RunArgs::default().eoi)]
-    pub eoi: Eoi,
+    /// How a device learns of an EOI [default: resamplefd, or key for --source pin, or gsi]
+    #[arg(long, value_enum)]
+    pub eoi: Option<Eoi>,
 
     /// How many devices share the GSI; they make their requests in turn
     #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
@@ -121,17 +130,23 @@ pub struct ProbeArgs {
 }
 
 impl RunArgs {
-    /// The composition that is asked for; the caller knows the default controller.
-    pub fn composition(&self, controller: Controller) -> Composition {
+    /// Where the controllers are, on that machine.
+    pub fn irqchip(&self, machine: MachineKind) -> Irqchip {
+        self.irqchip.unwrap_or(Irqchip::default_of(machine))
+    }
+
+    /// The composition that is asked for; the caller knows the machine and the default controller.
+    pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
+        let irqchip = self.irqchip(machine);
+        let source = self.source.unwrap_or(Source::default_of(irqchip));
         Composition {
-            irqchip: self.irqchip,
-            controller,
-            source: self.source,
-            eoi: self.eoi,
+            source,
+            eoi: self.eoi.unwrap_or(Eoi::default_of(source)),
             forward: Forward::None,
             device: DeviceKind::Embedded,
             sharers: self.sharers,
             wait: self.wait,
+            ..Composition::new(machine, irqchip, controller)
         }
     }
 }
@@ -139,21 +154,14 @@ impl RunArgs {
 /// What `vmm-ref` does when it is not told otherwise.
 impl Default for RunArgs {
     fn default() -> Self {
-        let Composition {
-            irqchip,
-            source,
-            eoi,
-            sharers,
-            wait,
-            ..
-        } = Composition::new(Controller::Ioapic);
         Self {
-            irqchip,
+            machine: None,
+            irqchip: None,
             controller: None,
-            source,
-            eoi,
-            sharers,
-            wait,
+            source: None,
+            eoi: None,
+            sharers: 1,
+            wait: Wait::Block,
             count: 10_000,
             no_guest_eoi: false,
             json: false,

@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ProbeArgs, RunArgs};
+use crate::composition::{Composition, Irqchip, MachineKind};
 use crate::error::Error;
 use crate::guest::Controller;
 use crate::host::Host;
@@ -38,18 +39,39 @@ pub enum Failure {
 /// # Errors
 /// [`Failure`].
 pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
-    // Before anything else: what cannot work does not depend on the controller.
-    arguments
-        .composition(Controller::Ioapic)
-        .check()
-        .map_err(Error::Impossible)?;
-    let kvm = open_kvm(kvm_device)?;
+    // Before anything else: what cannot work does not depend on the host.
+    for machine in [MachineKind::Kvm, MachineKind::Soft] {
+        if arguments.machine.unwrap_or(MachineKind::Kvm) == machine {
+            let controller = arguments.controller.unwrap_or(first_controller(arguments, machine));
+            arguments
+                .composition(machine, controller)
+                .check()
+                .map_err(Error::Impossible)?;
+        }
+    }
     let interrupted = on_interrupt()?;
     let host = Host::this();
+    let (machine, kvm) = match (arguments.machine, open_kvm(kvm_device)) {
+        (Some(MachineKind::Soft), _) => (MachineKind::Soft, None),
+        (_, Ok(kvm)) => (MachineKind::Kvm, Some(kvm)),
+        // What was asked for in so many words needs KVM.
+        (Some(MachineKind::Kvm), Err(error)) => return Err(error.into()),
+        (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
+            return Err(error.into());
+        }
+        (None, Err(error)) => {
+            let note = format!("vmm-ref: {error}; running on the soft machine instead");
+            // Nobody is left to tell if standard error is gone.
+            let _ = writeln!(io::stderr(), "{note}");
+            (MachineKind::Soft, None)
+        }
+    };
+    let controllers = arguments.irqchip(machine).controllers(machine);
 
     let mut eois = Vec::new();
-    for controller in Controller::ALL {
-        eois.push((controller, ended_by(&kvm, controller, &interrupted)?));
+    for &controller in controllers {
+        let composition = Composition::new(machine, arguments.irqchip(machine), controller);
+        eois.push((controller, ended_by(kvm.as_ref(), composition, &interrupted)?));
     }
     if interrupted.load(Ordering::Acquire) {
         // Nothing has begun, and what was found so far is of no value.
@@ -58,9 +80,10 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     let observable = eois.iter().find(|(_, ended_by)| *ended_by == EndedBy::Guest);
     let controller = match (arguments.controller, observable) {
         (Some(controller), _) | (None, Some(&(controller, _))) => controller,
-        (None, None) => Controller::Ioapic,
+        (None, None) => first_controller(arguments, machine),
     };
-    let composition = arguments.composition(controller);
+    let composition = arguments.composition(machine, controller);
+    composition.check().map_err(Error::Impossible)?;
     if !arguments.json {
         text::host(out, &host, &eois)?;
         text::composed(out, &composition)?;
@@ -73,7 +96,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         guest_eoi: !arguments.no_guest_eoi,
     };
     let bar = progress::bar(arguments.count);
-    let summary = run(&kvm, &options, &interrupted, &mut |done| bar.set_position(done));
+    let summary = run(kvm.as_ref(), &options, &interrupted, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     let summary = summary?;
     let outcome = summary.outcome;
@@ -96,6 +119,12 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         Outcome::Lost | Outcome::Spurious | Outcome::EndedByHost => 1,
         Outcome::Interrupted => INTERRUPTED,
     })
+}
+
+fn first_controller(arguments: &RunArgs, machine: MachineKind) -> Controller {
+    // There is one for every irqchip.
+    let controllers = arguments.irqchip(machine).controllers(machine);
+    controllers.first().copied().unwrap_or(Controller::Ioapic)
 }
 
 /// `vmm-ref probe`. Returns the exit status.

@@ -10,12 +10,26 @@ use serde::Serialize;
 
 use crate::guest::{Controller, MAX_DEVICES};
 
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// KVM, and a guest of real-mode instructions
+    Kvm,
+    /// No KVM: a bus master written in Rust does what the guest would do, to the same controllers
+    Soft,
+}
+
 /// Where the interrupt controllers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Irqchip {
     /// All in the kernel: 8259 pair, IOAPIC and LAPIC
     Kernel,
+    /// The LAPIC in the kernel, the IOAPIC in this process
+    Split,
+    /// All in this process: the 8259 pair, and on the soft machine the IOAPIC too
+    User,
 }
 
 /// How a device holds its line.
@@ -26,6 +40,10 @@ pub enum Source {
     Resample,
     /// KVM_IRQ_LINE: asserted and lowered by the device; the handler acknowledges it before its EOI
     Line,
+    /// A pin of a controller in this process: asserted by a call, lowered by the EOI
+    Pin,
+    /// Split irqchip: an irqfd on the message of the pin, past the IOAPIC; asserted by an eventfd write
+    Irqfd,
 }
 
 /// How a device learns of an EOI.
@@ -34,8 +52,10 @@ pub enum Source {
 pub enum Eoi {
     /// By the key of its own source: KVM signals the source's resamplefd
     Resamplefd,
-    /// By GSI: notify-only, whoever drives the line
+    /// By GSI, whoever drives the line
     Gsi,
+    /// By the key of its own source, from a controller in this process
+    Key,
 }
 
 /// How the device side waits for an EOI.
@@ -69,6 +89,8 @@ pub enum DeviceKind {
 /// What a run is put together from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Composition {
+    /// What runs the guest.
+    pub machine: MachineKind,
     /// Where the interrupt controllers are.
     pub irqchip: Irqchip,
     /// The controller that the line goes to.
@@ -90,9 +112,39 @@ pub struct Composition {
 /// Why a composition cannot work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
+    /// There is no kernel in it.
+    #[error("--machine soft with an irqchip in the kernel: the soft machine runs without KVM; use --irqchip user")]
+    SoftHasNoKernel,
+    /// A guest in real mode reaches a LAPIC only in the kernel.
+    #[error(
+        "--irqchip user with --controller ioapic: its LAPIC would be in the kernel; use --irqchip split, or --machine soft"
+    )]
+    UserHasNoLapic,
+    /// The 8259 of a split irqchip is of no use to anyone.
+    #[error(
+        "--irqchip split with --controller pic: a split irqchip has the IOAPIC in this process; use --irqchip user"
+    )]
+    SplitHasNoPic,
+    /// A resample irqfd and KVM_IRQ_LINE drive pins in the kernel.
+    #[error("--source resample or line drives a pin in the kernel; use --source pin with --irqchip split or user")]
+    NoKernelPins,
+    /// A pin of a controller in this process.
+    #[error("--source pin drives a controller in this process; use --source resample with --irqchip kernel")]
+    NoUserPins,
+    /// It is for messages of a split irqchip.
+    #[error("--source irqfd passes by the IOAPIC of a split irqchip; use --irqchip split, or --source resample or pin")]
+    IrqfdIsForSplit,
     /// A resamplefd belongs to an irqfd.
     #[error("--source line with --eoi resamplefd: a KVM_IRQ_LINE source has no resamplefd; use --eoi gsi")]
     LineHasNoResamplefd,
+    /// A resamplefd is KVM's.
+    #[error("--eoi resamplefd is signalled by the kernel's irqchip; use --eoi key or gsi with --irqchip split or user")]
+    NoResamplefd,
+    /// A key belongs to a pin of a controller in this process.
+    #[error(
+        "--eoi key is for a pin of a controller in this process; use --eoi gsi, or resamplefd with --source resample"
+    )]
+    NoKey,
     /// Nobody to interrupt for.
     #[error("--sharers 0: a line needs at least one device; use --sharers 1")]
     NoSharers,
@@ -103,14 +155,56 @@ pub enum Impossible {
     TooManySharers(usize),
 }
 
+impl Irqchip {
+    /// What is there without being asked for.
+    pub fn default_of(machine: MachineKind) -> Self {
+        match machine {
+            MachineKind::Kvm => Self::Kernel,
+            MachineKind::Soft => Self::User,
+        }
+    }
+
+    /// The controllers that a guest of this machine can use, best first.
+    pub fn controllers(self, machine: MachineKind) -> &'static [Controller] {
+        match (machine, self) {
+            (MachineKind::Soft, _) | (_, Self::Kernel) => &Controller::ALL,
+            (MachineKind::Kvm, Self::Split) => &[Controller::Ioapic],
+            (MachineKind::Kvm, Self::User) => &[Controller::Pic],
+        }
+    }
+}
+
+impl Source {
+    /// What a device uses without being asked for something else.
+    pub fn default_of(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Kernel => Self::Resample,
+            Irqchip::Split | Irqchip::User => Self::Pin,
+        }
+    }
+}
+
+impl Eoi {
+    /// How a device with such a source learns of EOIs without being asked for something else.
+    pub fn default_of(source: Source) -> Self {
+        match source {
+            Source::Resample => Self::Resamplefd,
+            Source::Pin => Self::Key,
+            Source::Line | Source::Irqfd => Self::Gsi,
+        }
+    }
+}
+
 impl Composition {
-    /// The one that `vmm-ref` runs by default on a host where the EOI of `controller` is observable.
-    pub fn new(controller: Controller) -> Self {
+    /// What runs by default with this machine, irqchip and controller.
+    pub fn new(machine: MachineKind, irqchip: Irqchip, controller: Controller) -> Self {
+        let source = Source::default_of(irqchip);
         Self {
-            irqchip: Irqchip::Kernel,
+            machine,
+            irqchip,
             controller,
-            source: Source::Resample,
-            eoi: Eoi::Resamplefd,
+            source,
+            eoi: Eoi::default_of(source),
             forward: Forward::None,
             device: DeviceKind::Embedded,
             sharers: 1,
@@ -118,14 +212,33 @@ impl Composition {
         }
     }
 
+    /// What runs by default on KVM with everything in the kernel.
+    pub fn in_kernel(controller: Controller) -> Self {
+        Self::new(MachineKind::Kvm, Irqchip::Kernel, controller)
+    }
+
     /// Whether it can work. This is the only place that decides it; whoever composes may rely on it.
     ///
     /// # Errors
     /// The first reason why not.
     pub fn check(&self) -> Result<(), Impossible> {
+        match (self.machine, self.irqchip, self.controller) {
+            (MachineKind::Soft, Irqchip::Kernel | Irqchip::Split, _) => return Err(Impossible::SoftHasNoKernel),
+            (MachineKind::Kvm, Irqchip::User, Controller::Ioapic) => return Err(Impossible::UserHasNoLapic),
+            (MachineKind::Kvm, Irqchip::Split, Controller::Pic) => return Err(Impossible::SplitHasNoPic),
+            _ => {}
+        }
+        match (self.irqchip, self.source) {
+            (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins),
+            (Irqchip::Split | Irqchip::User, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins),
+            (Irqchip::Kernel | Irqchip::User, Source::Irqfd) => return Err(Impossible::IrqfdIsForSplit),
+            _ => {}
+        }
         match (self.source, self.eoi) {
             (Source::Line, Eoi::Resamplefd) => return Err(Impossible::LineHasNoResamplefd),
-            (Source::Line, Eoi::Gsi) | (Source::Resample, Eoi::Resamplefd | Eoi::Gsi) => {}
+            (Source::Pin | Source::Irqfd, Eoi::Resamplefd) => return Err(Impossible::NoResamplefd),
+            (Source::Resample | Source::Line | Source::Irqfd, Eoi::Key) => return Err(Impossible::NoKey),
+            _ => {}
         }
         match self.sharers {
             0 => Err(Impossible::NoSharers),
@@ -137,7 +250,7 @@ impl Composition {
     /// Whether the handler has to acknowledge its devices before the EOI, so that they lower their line themselves.
     pub fn acknowledge(&self) -> bool {
         match self.source {
-            Source::Resample => false,
+            Source::Resample | Source::Pin | Source::Irqfd => false,
             Source::Line => true,
         }
     }
@@ -147,7 +260,8 @@ impl fmt::Display for Composition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "irqchip {}, controller {} ({}), source {}, eoi {}, sharers {}, wait {}",
+            "machine {}, irqchip {}, controller {} ({}), source {}, eoi {}, sharers {}, wait {}",
+            name(&self.machine),
             name(&self.irqchip),
             name(&self.controller),
             self.controller.gsi(),
@@ -170,40 +284,78 @@ pub fn name(value: &impl ValueEnum) -> String {
 mod tests {
     use super::*;
 
-    fn composition(source: Source, eoi: Eoi) -> Composition {
-        Composition {
-            source,
-            eoi,
-            ..Composition::new(Controller::Pic)
+    fn base() -> Composition {
+        Composition::in_kernel(Controller::Pic)
+    }
+
+    /// Every combination that can work; all others are refused with a reason.
+    #[test]
+    fn every_combination_is_decided() {
+        use Controller::{Ioapic, Pic};
+        use Eoi::{Gsi, Key, Resamplefd};
+        use Irqchip::{Kernel, Split, User};
+        use MachineKind::{Kvm, Soft};
+        use Source::{Irqfd, Line, Pin, Resample};
+        let mut works = Vec::new();
+        for machine in MachineKind::value_variants() {
+            for irqchip in Irqchip::value_variants() {
+                for controller in Controller::value_variants() {
+                    for source in Source::value_variants() {
+                        for eoi in Eoi::value_variants() {
+                            let composition = Composition {
+                                source: *source,
+                                eoi: *eoi,
+                                ..Composition::new(*machine, *irqchip, *controller)
+                            };
+                            if composition.check().is_ok() {
+                                works.push((*machine, *irqchip, *controller, *source, *eoi));
+                            }
+                        }
+                    }
+                }
+            }
         }
+        assert_eq!(
+            works,
+            [
+                (Kvm, Kernel, Ioapic, Resample, Resamplefd),
+                (Kvm, Kernel, Ioapic, Resample, Gsi),
+                (Kvm, Kernel, Ioapic, Line, Gsi),
+                (Kvm, Kernel, Pic, Resample, Resamplefd),
+                (Kvm, Kernel, Pic, Resample, Gsi),
+                (Kvm, Kernel, Pic, Line, Gsi),
+                (Kvm, Split, Ioapic, Pin, Gsi),
+                (Kvm, Split, Ioapic, Pin, Key),
+                (Kvm, Split, Ioapic, Irqfd, Gsi),
+                (Kvm, User, Pic, Pin, Gsi),
+                (Kvm, User, Pic, Pin, Key),
+                (Soft, User, Ioapic, Pin, Gsi),
+                (Soft, User, Ioapic, Pin, Key),
+                (Soft, User, Pic, Pin, Gsi),
+                (Soft, User, Pic, Pin, Key),
+            ]
+        );
     }
 
     #[test]
-    fn every_combination_is_decided() {
-        let cases = [
-            (Source::Resample, Eoi::Resamplefd, Ok(())),
-            (Source::Resample, Eoi::Gsi, Ok(())),
-            (Source::Line, Eoi::Gsi, Ok(())),
-            (Source::Line, Eoi::Resamplefd, Err(Impossible::LineHasNoResamplefd)),
-        ];
-        assert_eq!(
-            cases.len(),
-            Source::value_variants().len() * Eoi::value_variants().len()
-        );
-        for (source, eoi, expected) in cases {
-            assert_eq!(composition(source, eoi).check(), expected, "{source:?} {eoi:?}");
+    fn what_is_not_asked_for_can_work() {
+        for machine in MachineKind::value_variants() {
+            let irqchips: &[Irqchip] = match machine {
+                MachineKind::Kvm => Irqchip::value_variants(),
+                MachineKind::Soft => &[Irqchip::User],
+            };
+            assert!(irqchips.contains(&Irqchip::default_of(*machine)));
+            for irqchip in irqchips {
+                for controller in irqchip.controllers(*machine) {
+                    Composition::new(*machine, *irqchip, *controller).check().unwrap();
+                }
+            }
         }
     }
 
     #[test]
     fn sharers_have_both_bounds() {
-        let check = |sharers| {
-            Composition {
-                sharers,
-                ..Composition::new(Controller::Pic)
-            }
-            .check()
-        };
+        let check = |sharers| Composition { sharers, ..base() }.check();
         assert_eq!(check(0), Err(Impossible::NoSharers));
         assert_eq!(check(1), Ok(()));
         assert_eq!(check(MAX_DEVICES), Ok(()));
@@ -213,7 +365,15 @@ mod tests {
     #[test]
     fn a_reason_is_one_line_and_says_the_way_out() {
         for reason in [
+            Impossible::SoftHasNoKernel,
+            Impossible::UserHasNoLapic,
+            Impossible::SplitHasNoPic,
+            Impossible::NoKernelPins,
+            Impossible::NoUserPins,
+            Impossible::IrqfdIsForSplit,
             Impossible::LineHasNoResamplefd,
+            Impossible::NoResamplefd,
+            Impossible::NoKey,
             Impossible::NoSharers,
             Impossible::TooManySharers(99),
         ] {
@@ -230,6 +390,7 @@ mod tests {
                 assert_eq!(serde_json::to_value(value).unwrap(), name(value));
             }
         }
+        check::<MachineKind>();
         check::<Irqchip>();
         check::<Controller>();
         check::<Source>();

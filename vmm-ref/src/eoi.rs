@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier as _, LevelSource, Listener, Subject};
+use interrupt_core::{EoiGuard, EoiNotifier, LevelSource, Listener, Subject};
 use kvm_irqfd::{KvmInterrupts, Waiter};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -68,11 +68,11 @@ impl Stop {
 }
 
 impl Eois {
-    /// Subscribes to each of `subjects` with the same eventfd, which is to become KVM's resamplefd for each of them.
+    /// Subscribes to each of `subjects` with the same eventfd, which KVM makes the resamplefd of each of them.
     ///
     /// # Errors
     /// Those of the notifier, and of making an eventfd.
-    pub fn by_eventfd(interrupts: &KvmInterrupts, subjects: &[Subject], waiter: Waiter) -> Result<Self> {
+    pub fn by_eventfd(notifier: &dyn EoiNotifier, subjects: &[Subject], waiter: Waiter) -> Result<Self> {
         // Blocking, which saves the sleeping wait a poll.
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(system("eventfd"))?);
         let guards = subjects
@@ -82,7 +82,7 @@ impl Eois {
                     step: "dup(eventfd)",
                     source,
                 })?;
-                Ok(interrupts.subscribe(subject, Listener::fd(listener))?)
+                Ok(notifier.subscribe(subject, Listener::fd(listener))?)
             })
             .collect::<Result<_>>()?;
         Ok(Self {

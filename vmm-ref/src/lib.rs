@@ -8,11 +8,13 @@
 pub mod cli;
 pub mod commands;
 pub mod composition;
+pub mod controllers;
 pub mod device;
 pub mod eoi;
 pub mod error;
 pub mod guest;
 pub mod host;
+mod inject;
 pub mod latency;
 pub mod machine;
 pub mod observe;
@@ -20,6 +22,7 @@ pub mod parts;
 pub mod probe;
 pub mod report;
 pub mod run;
+pub mod soft;
 pub mod traffic;
 pub mod vcpu;
 

@@ -2,6 +2,7 @@
 //! A VM on KVM with the embedded guest in it.
 
 use std::ffi::CString;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -11,11 +12,14 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_irqfd::{KvmInterrupts, SPLIT_PINS, enable_split_irqchip};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
+use crate::composition::Irqchip;
+use crate::controllers::Controllers;
 use crate::error::{Error, Result, at};
 use crate::guest::{Image, MEMORY_SIZE, Status};
-use crate::vcpu::{Exit, Vcpu};
+use crate::vcpu::{Cpu, Vcpu};
 
 /// Where KVM usually is.
 pub const DEV_KVM: &str = "/dev/kvm";
@@ -55,26 +59,32 @@ pub fn open_kvm(path: &Path) -> Result<Kvm> {
 // Field order is drop order: the vCPU goes before the memory that it runs in.
 #[derive(Debug)]
 pub struct Machine {
+    irqchip: Irqchip,
     vcpu: VcpuFd,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
 }
 
 impl Machine {
-    /// A VM with the full in-kernel irqchip, and `image` in its memory.
+    /// A VM with that irqchip, and `image` in its memory.
     ///
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
-    pub fn new(kvm: &Kvm, image: &Image) -> Result<Self> {
+    pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
         let vm = kvm.create_vm().map_err(at("KVM_CREATE_VM"))?;
         // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
         vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
-        vm.create_irq_chip().map_err(Error::NoFullIrqchip)?;
+        match irqchip {
+            Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
+            Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
+            Irqchip::User => {}
+        }
         let memory = load(image)?;
         map(&vm, &memory)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
-        set_up(kvm, &vcpu, image)?;
+        set_up(kvm, &vcpu, image, irqchip)?;
         Ok(Self {
+            irqchip,
             vcpu,
             vm: Arc::new(vm),
             memory: Arc::new(memory),
@@ -94,46 +104,74 @@ impl Machine {
         Ok(Status::new(&self.memory)?)
     }
 
-    /// Starts the guest and returns when it is ready for interrupts. `on_exit` is called on the vCPU's thread.
+    /// The interrupt controllers, in the kernel and in this process.
     ///
     /// # Errors
-    /// What [`Vcpu::start`] says, or [`Error::Guest`] when the guest does not get ready.
-    pub fn start(self, on_exit: impl FnMut(Exit) -> Result<()> + Send + 'static) -> Result<Running> {
-        let status = self.status()?;
-        let running = Running {
-            vcpu: Vcpu::start(self.vcpu, on_exit)?,
-            _vm: self.vm,
-            _memory: self.memory,
-        };
-        let since = Instant::now();
-        while !status.is_ready() {
-            if running.vcpu.has_ended() {
-                running.stop()?;
-                return Err(Error::Guest("it ended before it was ready".to_owned()));
-            }
-            if since.elapsed() > READY_LIMIT {
-                running.stop()?;
-                return Err(Error::Guest(format!("it was not ready within {READY_LIMIT:?}")));
-            }
-            thread::yield_now();
+    /// [`Error::Irqfd`].
+    pub fn controllers(&self) -> Result<Controllers> {
+        let interrupts = || KvmInterrupts::new(Arc::clone(&self.vm));
+        match self.irqchip {
+            Irqchip::Kernel => Ok(Controllers::Kernel(interrupts()?)),
+            Irqchip::Split => Controllers::split(interrupts()?),
+            Irqchip::User => Ok(Controllers::pic()),
         }
-        Ok(running)
+    }
+
+    /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
+    ///
+    /// # Errors
+    /// What [`Cpu::start`] says, or [`Error::Guest`] when the guest does not get ready.
+    pub fn start(
+        self,
+        controllers: &Controllers,
+        on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
+    ) -> Result<Running> {
+        let status = self.status()?;
+        let vcpu = Vcpu {
+            fd: self.vcpu,
+            controllers: controllers.clone(),
+            on_acknowledge: Box::new(on_acknowledge),
+        };
+        let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;
+        // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
+        Running::new(cpu, &status, (self.vm, self.memory))
     }
 }
 
 /// A machine whose guest runs. Dropping it stops the guest.
-#[derive(Debug)]
 pub struct Running {
-    vcpu: Vcpu,
-    /// The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
-    _vm: Arc<VmFd>,
-    _memory: Arc<GuestMemoryMmap>,
+    cpu: Cpu,
+    /// What the guest lives in.
+    _kept: Box<dyn Send>,
 }
 
 impl Running {
+    /// Waits for the guest to get ready, and keeps `kept` for as long as it runs.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] when it ends, or does not get ready in time.
+    pub(crate) fn new(cpu: Cpu, status: &Status, kept: impl Send + 'static) -> Result<Self> {
+        let since = Instant::now();
+        while !status.is_ready() {
+            if cpu.has_ended() {
+                cpu.stop()?;
+                return Err(Error::Guest("it ended before it was ready".to_owned()));
+            }
+            if since.elapsed() > READY_LIMIT {
+                cpu.stop()?;
+                return Err(Error::Guest(format!("it was not ready within {READY_LIMIT:?}")));
+            }
+            thread::yield_now();
+        }
+        Ok(Self {
+            cpu,
+            _kept: Box::new(kept),
+        })
+    }
+
     /// Whether the guest has failed; [`stop`](Self::stop) then says how.
     pub fn has_ended(&self) -> bool {
-        self.vcpu.has_ended()
+        self.cpu.has_ended()
     }
 
     /// Stops the guest.
@@ -141,7 +179,13 @@ impl Running {
     /// # Errors
     /// The guest's failure, if it failed.
     pub fn stop(self) -> Result<()> {
-        self.vcpu.stop()
+        self.cpu.stop()
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({:?})", self.cpu)
     }
 }
 
@@ -174,14 +218,14 @@ fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
 }
 
 /// Real mode at the program's entry, with the IOAPIC at the base of ES and an x2APIC that the guest may turn on.
-fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image) -> Result<()> {
+fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
     const CPUID_FEATURES: u32 = 1;
     const ECX_X2APIC: u32 = 1 << 21;
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(at("KVM_GET_SUPPORTED_CPUID"))?;
     for entry in cpuid.as_mut_slice() {
-        if entry.function == CPUID_FEATURES {
+        if entry.function == CPUID_FEATURES && irqchip != Irqchip::User {
             entry.ecx |= ECX_X2APIC;
         }
     }

@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use crate::composition::Composition;
 use crate::error::Result;
-use crate::guest::Controller;
 use crate::run::{Options, Outcome, run};
 
 /// Who ends interrupts.
@@ -45,9 +44,9 @@ const ROUNDS: u64 = 20;
 ///
 /// # Errors
 /// As [`run`].
-pub fn ended_by(kvm: &Kvm, controller: Controller, interrupted: &AtomicBool) -> Result<EndedBy> {
+pub fn ended_by(kvm: Option<&Kvm>, composition: Composition, interrupted: &AtomicBool) -> Result<EndedBy> {
     let options = |guest_eoi| Options {
-        composition: Composition::new(controller),
+        composition,
         count: ROUNDS,
         guest_eoi,
     };

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use interrupt_core::LevelSource;
-use kvm_irqfd::{KvmInterrupts, WaitMode, Waiter};
+use kvm_irqfd::{WaitMode, Waiter};
 
 use crate::composition::{Composition, Eoi, Source, Wait};
+use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::eoi::{Eois, keys};
 use crate::error::Result;
-use crate::machine::Machine;
+use crate::guest::Status;
 
 /// What a run consists of beside its machine.
 #[derive(Debug)]
@@ -19,28 +19,19 @@ pub struct Parts {
     pub devices: Arc<[Device]>,
     /// The EOIs of that line.
     pub eois: Eois,
-    /// What injects into the VM.
-    pub interrupts: KvmInterrupts,
 }
 
 impl Parts {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is registered. Otherwise that of the part that
-    /// could not be had; nothing is left registered.
-    pub fn compose(machine: &Machine, composition: &Composition) -> Result<Self> {
+    /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is registered.
+    /// Otherwise that of the part that could not be had; nothing is left registered.
+    pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         composition.check()?;
-        let interrupts = KvmInterrupts::new(Arc::clone(machine.vm()))?;
         let gsi = composition.controller.gsi();
         let sources = (0..composition.sharers)
-            .map(|n| {
-                let label = format!("device {n}");
-                Ok(match composition.source {
-                    Source::Resample => Arc::new(interrupts.resample_source(gsi, label)?) as Arc<dyn LevelSource>,
-                    Source::Line => Arc::new(interrupts.irq_line_source(gsi, label)?),
-                })
-            })
+            .map(|n| controllers.source(composition.source, gsi, format!("device {n}")))
             .collect::<Result<Vec<_>>>()?;
 
         let waiter = Waiter::new(match composition.wait {
@@ -48,14 +39,16 @@ impl Parts {
             Wait::Spin => WaitMode::Spin,
             Wait::Adaptive => WaitMode::Adaptive,
         });
-        let eois = match (composition.source, composition.eoi) {
-            (_, Eoi::Resamplefd) => Eois::by_eventfd(&interrupts, &keys(&sources), waiter),
-            (Source::Resample, Eoi::Gsi) => Eois::by_eventfd(&interrupts, &[gsi.into()], waiter),
+        let notifier = controllers.notifier();
+        let eois = match (composition.source, composition.eoi, controllers) {
+            (_, Eoi::Resamplefd | Eoi::Key, _) => Eois::by_eventfd(notifier, &keys(&sources), waiter),
             // The dispatch loop has to run anyway: it states levels again that KVM may have forgotten.
-            (Source::Line, Eoi::Gsi) => Eois::by_dispatch(&interrupts, gsi.into(), waiter),
+            (Source::Line, Eoi::Gsi, Controllers::Kernel(interrupts)) => {
+                Eois::by_dispatch(interrupts, gsi.into(), waiter)
+            }
+            (_, Eoi::Gsi, _) => Eois::by_eventfd(notifier, &[gsi.into()], waiter),
         }?;
 
-        let status = machine.status()?;
         let devices = sources
             .into_iter()
             .enumerate()
@@ -64,7 +57,6 @@ impl Parts {
         Ok(Self {
             devices: devices.into(),
             eois,
-            interrupts,
         })
     }
 }

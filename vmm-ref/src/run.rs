@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::composition::Composition;
+use crate::composition::{Composition, Irqchip, MachineKind};
+use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::guest::{Program, Status};
+use crate::guest::{Controller, Idle, Program, Status};
 use crate::latency::Percentiles;
 use crate::machine::Machine;
 use crate::parts::Parts;
+use crate::soft::SoftMachine;
 use crate::traffic::{Progress, Traffic, Watched};
-use crate::vcpu::Exit;
 
 /// A round trip that takes longer than this has come to nothing. Rounds take microseconds; the rest is for a busy host.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
@@ -93,13 +94,13 @@ pub struct Summary {
 }
 
 /// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted` becomes
-/// true, or no progress is made any more.
+/// true, or no progress is made any more. The soft machine needs no `kvm`.
 ///
 /// # Errors
 /// When the parts cannot be put together, the guest fails, or a system call does. Lost interrupts are no error but an
 /// [`Outcome`].
 pub fn run(
-    kvm: &Kvm,
+    kvm: Option<&Kvm>,
     options: &Options,
     interrupted: &AtomicBool,
     on_progress: &mut dyn FnMut(u64),
@@ -111,14 +112,20 @@ pub fn run(
         devices: composition.sharers,
         acknowledge: composition.acknowledge(),
         eoi: options.guest_eoi,
+        idle: match composition.irqchip {
+            Irqchip::Split => Idle::Spin,
+            Irqchip::Kernel | Irqchip::User => Idle::Halt,
+        },
     };
-    let machine = Machine::new(kvm, &program.assemble()?)?;
-    let status = machine.status()?;
-    let Parts { devices, mut eois, .. } = Parts::compose(&machine, composition)?;
-    let on_exit = Arc::clone(&devices);
-    let running = machine.start(move |exit| match exit {
-        Exit::Acknowledge => Ok(on_exit.iter().try_for_each(Device::acknowledge)?),
-    })?;
+    let (guest, controllers) = Guest::new(kvm, program, composition)?;
+    let status = guest.status()?;
+    let Parts { devices, mut eois } = Parts::compose(&controllers, &status, composition)?;
+    let acknowledged = Arc::clone(&devices);
+    let on_acknowledge = move || Ok(acknowledged.iter().try_for_each(Device::acknowledge)?);
+    let running = match guest {
+        Guest::Kvm(machine) => machine.start(&controllers, on_acknowledge),
+        Guest::Soft(machine) => machine.start(&controllers, on_acknowledge),
+    }?;
 
     let progress = Arc::new(Progress::default());
     let stop = eois.stop();
@@ -164,6 +171,39 @@ pub fn run(
         &status,
         interrupted.load(Ordering::Acquire),
     ))
+}
+
+/// The machine of a run, before it starts.
+enum Guest {
+    Kvm(Machine),
+    Soft(SoftMachine),
+}
+
+impl Guest {
+    fn new(kvm: Option<&Kvm>, program: Program, composition: &Composition) -> Result<(Self, Controllers)> {
+        match (composition.machine, kvm) {
+            (MachineKind::Kvm, Some(kvm)) => {
+                let machine = Machine::new(kvm, &program.assemble()?, composition.irqchip)?;
+                let controllers = machine.controllers()?;
+                Ok((Self::Kvm(machine), controllers))
+            }
+            (MachineKind::Kvm, None) => Err(Error::Absent("--machine kvm: KVM was not opened".to_owned())),
+            (MachineKind::Soft, _) => {
+                let controllers = match composition.controller {
+                    Controller::Pic => Controllers::pic(),
+                    Controller::Ioapic => Controllers::ioapic()?,
+                };
+                Ok((Self::Soft(SoftMachine::new(program)?), controllers))
+            }
+        }
+    }
+
+    fn status(&self) -> Result<Status> {
+        match self {
+            Self::Kvm(machine) => machine.status(),
+            Self::Soft(machine) => machine.status(),
+        }
+    }
 }
 
 /// Decides when nothing will come any more.

@@ -1,42 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread in which the guest's CPU runs, and how it is stopped.
+//! The thread in which the guest's CPU runs, how it is stopped, and what its exits lead to.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use user_irqchip::{Ioapic, Pic};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::{DeviceMmio as _, DevicePio as _};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use crate::controllers::Controllers;
 use crate::error::{Error, Result, at};
 use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
+use crate::inject::inject;
 
 const EINTR: i32 = 4;
 
 /// How long a kick may take before the next one: much longer than a way out of KVM_RUN.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What the guest wants of its VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// The handler acknowledges its devices, before it ends the interrupt.
-    Acknowledge,
-}
-
-/// A running vCPU. Dropping it stops the thread and waits for it.
+/// A thread that plays a processor. Dropping it stops the thread and waits for it.
 #[derive(Debug)]
-pub struct Vcpu {
+pub struct Cpu {
     thread: Option<JoinHandle<Result<()>>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Vcpu {
-    /// Runs `fd` in a thread of its own until [`stop`](Self::stop), and calls `on_exit` there for what the guest wants.
+impl Cpu {
+    /// Runs `body` in a thread of its own, until its flag becomes true. It is woken by a signal, and from a park.
     ///
     /// # Errors
     /// When the signal handler or the thread cannot be made.
-    pub fn start(mut fd: VcpuFd, mut on_exit: impl FnMut(Exit) -> Result<()> + Send + 'static) -> Result<Self> {
+    pub fn start(name: &str, body: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static) -> Result<Self> {
         register_signal_handler(SIGRTMIN(), kicked).map_err(|source| Error::System {
             step: "sigaction(SIGRTMIN)",
             source: source.into(),
@@ -44,10 +43,10 @@ impl Vcpu {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
-            .name("vcpu0".to_owned())
-            .spawn(move || run(&mut fd, &stopped, &mut on_exit))
+            .name(name.to_owned())
+            .spawn(move || body(&stopped))
             .map_err(|source| Error::System {
-                step: "starting the vCPU's thread",
+                step: "starting a processor's thread",
                 source,
             })?;
         Ok(Self {
@@ -77,6 +76,7 @@ impl Vcpu {
         // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop` and
         // KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls' exclusive borrow.
         while !thread.is_finished() {
+            thread.thread().unpark();
             // It fails when the thread has just ended.
             let _ = thread.kill(SIGRTMIN());
             thread::park_timeout(KICK_INTERVAL);
@@ -88,7 +88,7 @@ impl Vcpu {
     }
 }
 
-impl Drop for Vcpu {
+impl Drop for Cpu {
     fn drop(&mut self) {
         // Whoever wants the error calls `stop`.
         let _ = self.join();
@@ -98,17 +98,79 @@ impl Drop for Vcpu {
 /// The kick has done its work by interrupting KVM_RUN.
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn run(fd: &mut VcpuFd, stop: &AtomicBool, on_exit: &mut impl FnMut(Exit) -> Result<()>) -> Result<()> {
-    while !stop.load(Ordering::Acquire) {
-        match fd.run() {
-            Ok(VcpuExit::IoOut(ACKNOWLEDGE_PORT, _)) => on_exit(Exit::Acknowledge)?,
-            Ok(VcpuExit::IoOut(FAULT_PORT, _)) => {
-                return Err(Error::Guest("it took a vector that nothing here raises".to_owned()));
-            }
-            Ok(other) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
-            Err(error) if error.errno() == EINTR => {}
-            Err(error) => return Err(at("KVM_RUN")(error)),
+/// A vCPU of KVM, and what its exits lead to.
+pub struct Vcpu {
+    /// The vCPU.
+    pub fd: VcpuFd,
+    /// The machine's interrupt controllers.
+    pub controllers: Controllers,
+    /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
+    pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
+}
+
+impl Vcpu {
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// The guest's failure, or KVM's.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        if let Controllers::Pic(_, processor) = &self.controllers {
+            processor.is_this_thread();
         }
+        while !stop.load(Ordering::Acquire) {
+            if let Controllers::Pic(pic, _) = &self.controllers {
+                inject(&mut self.fd, pic)?;
+            }
+            let exit = match self.fd.run() {
+                Ok(exit) => exit,
+                Err(error) if error.errno() == EINTR => continue,
+                Err(error) => return Err(at("KVM_RUN")(error)),
+            };
+            match (exit, &self.controllers) {
+                (VcpuExit::IoOut(ACKNOWLEDGE_PORT, _), _) => (self.on_acknowledge)()?,
+                (VcpuExit::IoOut(FAULT_PORT, _), _) => {
+                    return Err(Error::Guest("it took a vector that nothing here raises".to_owned()));
+                }
+                (VcpuExit::IoapicEoi(vector), Controllers::Split { ioapic, .. }) => ioapic.eoi(vector),
+                (VcpuExit::MmioWrite(address, data), Controllers::Split { ioapic, .. }) if is_ioapic(address) => {
+                    ioapic.mmio_write(MmioAddress(Ioapic::BASE), address - Ioapic::BASE, data);
+                }
+                (VcpuExit::MmioRead(address, data), Controllers::Split { ioapic, .. }) if is_ioapic(address) => {
+                    ioapic.mmio_read(MmioAddress(Ioapic::BASE), address - Ioapic::BASE, data);
+                }
+                // The guest of a split irqchip masks an 8259 that is not there.
+                (VcpuExit::IoOut(port, _), Controllers::Split { .. }) if is_pic(port) => {}
+                (VcpuExit::IoOut(port, data), Controllers::Pic(pic, _)) if is_pic(port) => {
+                    pic.pio_write(PioAddress(port), 0, data);
+                }
+                (VcpuExit::IoIn(port, data), Controllers::Pic(pic, _)) if is_pic(port) => {
+                    pic.pio_read(PioAddress(port), 0, data);
+                }
+                (VcpuExit::IrqWindowOpen, Controllers::Pic(..)) => {}
+                (VcpuExit::Hlt, Controllers::Pic(pic, _)) => {
+                    while !pic.intr() && !stop.load(Ordering::Acquire) {
+                        thread::park();
+                    }
+                }
+                (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+            }
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vcpu({:?})", self.fd)
+    }
+}
+
+fn is_ioapic(address: u64) -> bool {
+    (Ioapic::BASE..Ioapic::BASE + Ioapic::SIZE).contains(&address)
+}
+
+fn is_pic(port: u16) -> bool {
+    Pic::PORTS
+        .iter()
+        .any(|&(first, ports)| (first..first + ports).contains(&port))
 }

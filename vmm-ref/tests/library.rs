@@ -9,19 +9,18 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interrupt_core::LevelSource as _;
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::{fds, thread_io};
 use vmm_ref::composition::{Composition, Eoi, Source, Wait};
+use vmm_ref::controllers::Controllers;
 use vmm_ref::device::Device;
-use vmm_ref::guest::{Controller, Program};
+use vmm_ref::guest::{Controller, Idle, Program};
 use vmm_ref::machine::{DEV_KVM, Machine, Running, open_kvm};
 use vmm_ref::parts::Parts;
 use vmm_ref::run::{Options, Outcome, Summary, run};
 use vmm_ref::traffic::{Progress, Traffic, WATCHED};
-use vmm_ref::vcpu::Exit;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -82,27 +81,31 @@ fn composition(source: Source, eoi: Eoi, wait: Wait) -> Composition {
         source,
         eoi,
         wait,
-        ..Composition::new(Controller::Pic)
+        ..Composition::in_kernel(Controller::Pic)
     }
 }
 
 /// A guest that runs, and the parts of its composition.
-fn set_up(composition: &Composition, guest_eoi: bool) -> (Running, vmm_ref::guest::Status, Parts) {
+fn set_up(composition: &Composition, guest_eoi: bool) -> (Running, Controllers, vmm_ref::guest::Status, Parts) {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let program = Program {
         controller: composition.controller,
         devices: composition.sharers,
         acknowledge: composition.acknowledge(),
         eoi: guest_eoi,
+        idle: Idle::Halt,
     };
-    let machine = Machine::new(&kvm, &program.assemble().unwrap()).unwrap();
+    let machine = Machine::new(&kvm, &program.assemble().unwrap(), composition.irqchip).unwrap();
+    let controllers = machine.controllers().unwrap();
     let status = machine.status().unwrap();
-    let parts = Parts::compose(&machine, composition).unwrap();
+    let parts = Parts::compose(&controllers, &status, composition).unwrap();
     let devices = Arc::clone(&parts.devices);
     let running = machine
-        .start(move |Exit::Acknowledge| Ok(devices.iter().try_for_each(Device::acknowledge)?))
+        .start(&controllers, move || {
+            Ok(devices.iter().try_for_each(Device::acknowledge)?)
+        })
         .unwrap();
-    (running, status, parts)
+    (running, controllers, status, parts)
 }
 
 fn options(composition: Composition, count: u64) -> Options {
@@ -116,7 +119,7 @@ fn options(composition: Composition, count: u64) -> Options {
 /// `calls` are the writes and reads of each round trip, where they are to be counted.
 fn costs_nothing_but_calls(composition: Composition, calls: Option<(u64, u64)>) {
     const ROUNDS: u64 = 1000;
-    let (running, _, mut parts) = set_up(&composition, true);
+    let (running, _, _, mut parts) = set_up(&composition, true);
     // The round trips that are watched come first and are not what is measured.
     let progress = Progress::default();
     Traffic::new(Arc::clone(&parts.devices), WATCHED + 100)
@@ -147,7 +150,7 @@ fn sleeps() -> u64 {
 fn waits_as_asked() {
     const ROUNDS: u64 = 500;
     let sleeps_of = |source, eoi, wait| {
-        let (running, _, mut parts) = set_up(&composition(source, eoi, wait), true);
+        let (running, _, _, mut parts) = set_up(&composition(source, eoi, wait), true);
         let mut traffic = Traffic::new(Arc::clone(&parts.devices), ROUNDS).unwatched();
         let before = sleeps();
         traffic.run(&mut parts.eois, &Progress::default()).unwrap();
@@ -171,7 +174,7 @@ fn leaves_nothing_behind() {
     let never = AtomicBool::new(false);
     let once = |source, eoi| {
         let options = options(composition(source, eoi, Wait::Block), 50);
-        let summary = run(&kvm, &options, &never, &mut |_| {}).unwrap();
+        let summary = run(Some(&kvm), &options, &never, &mut |_| {}).unwrap();
         assert_eq!(summary.outcome, Outcome::Ok);
     };
     // What is made once for a process is made by now.
@@ -203,20 +206,20 @@ fn refusal_leaves_nothing_behind() {
         composition(Source::Line, Eoi::Resamplefd, Wait::Block),
         Composition {
             sharers: 0,
-            ..Composition::new(Controller::Pic)
+            ..Composition::in_kernel(Controller::Pic)
         },
     ] {
-        run(&kvm, &options(refused, 1), &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+        run(Some(&kvm), &options(refused, 1), &AtomicBool::new(false), &mut |_| {}).unwrap_err();
         assert_eq!(fds(), before);
     }
 }
 
 fn a_phantom_is_counted() {
-    let composition = Composition::new(Controller::Pic);
-    let (running, status, mut parts) = set_up(&composition, true);
-    let stray = parts
-        .interrupts
-        .resample_source(composition.controller.gsi(), "nobody's")
+    let composition = Composition::in_kernel(Controller::Pic);
+    let (running, controllers, status, mut parts) = set_up(&composition, true);
+    let gsi = composition.controller.gsi();
+    let stray = controllers
+        .source(Source::Resample, gsi, "nobody's".to_owned())
         .unwrap();
     stray.assert().unwrap();
     // It is over when the devices are told of its EOI.
@@ -231,9 +234,9 @@ fn a_phantom_is_counted() {
 }
 
 fn a_lost_eoi_is_counted() {
-    let composition = Composition::new(Controller::Pic);
+    let composition = Composition::in_kernel(Controller::Pic);
     // A guest that does not end its interrupt is, to the device, an EOI that is lost.
-    let (running, status, parts) = set_up(&composition, false);
+    let (running, _, status, parts) = set_up(&composition, false);
     let Parts { devices, mut eois, .. } = parts;
     let (stop, mut traffic) = (eois.stop(), Traffic::new(Arc::clone(&devices), 10));
     let thread = thread::spawn(move || {
@@ -254,7 +257,7 @@ fn a_lost_eoi_is_counted() {
 }
 
 fn dropping_stops() {
-    let (running, status, mut parts) = set_up(&Composition::new(Controller::Pic), true);
+    let (running, _, status, mut parts) = set_up(&Composition::in_kernel(Controller::Pic), true);
     let before = threads();
     drop(running);
     assert!(threads() < before, "the vCPU's thread is still there");

@@ -7,7 +7,7 @@
 //! whether its cause is gone. The handler counts its runs, so that lost and spurious interrupts are found by comparing numbers
 //! and not by guessing.
 
-mod chips;
+pub(crate) mod chips;
 mod image;
 mod layout;
 mod program;
@@ -17,7 +17,7 @@ mod word;
 
 pub use image::Image;
 pub use layout::{ACKNOWLEDGE_PORT, FAULT_PORT, MAX_DEVICES, MEMORY_SIZE};
-pub use program::{Controller, Program};
+pub use program::{Controller, Idle, Program};
 pub use status::{Registers, Status};
 pub use unmask::unmask_program;
 pub use word::GuestWord;

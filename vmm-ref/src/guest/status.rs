@@ -29,10 +29,10 @@ impl Registers {
 #[derive(Debug)]
 pub struct Status {
     memory: Arc<GuestMemoryMmap>,
-    ready: GuestWord,
-    handler_runs: GuestWord,
-    found_nothing: GuestWord,
-    stray: GuestWord,
+    pub(crate) ready: GuestWord,
+    pub(crate) handler_runs: GuestWord,
+    pub(crate) found_nothing: GuestWord,
+    pub(crate) stray: GuestWord,
 }
 
 impl Status {

@@ -20,6 +20,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::composition::Composition;
 use crate::error::{Error, Result, at};
 use crate::guest::Controller;
 use crate::host::Host;
@@ -152,7 +153,7 @@ fn resample_irqfd(vm: &VmFd) -> Trial {
 }
 
 fn eoi(kvm: &Kvm, controller: Controller) -> Trial {
-    match ended_by(kvm, controller, &AtomicBool::new(false))? {
+    match ended_by(Some(kvm), Composition::in_kernel(controller), &AtomicBool::new(false))? {
         EndedBy::Guest => Ok(EndedBy::Guest.to_string()),
         other => Err(Error::Absent(other.to_string())),
     }

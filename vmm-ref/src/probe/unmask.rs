@@ -11,6 +11,7 @@ use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::{GSI, Trial, event};
+use crate::composition::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::guest::unmask_program;
 use crate::machine::Machine;
@@ -19,12 +20,13 @@ use crate::machine::Machine;
 const LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn trial(kvm: &Kvm) -> Trial {
-    let machine = Machine::new(kvm, &unmask_program(GSI.into())?)?;
+    let machine = Machine::new(kvm, &unmask_program(GSI.into())?, Irqchip::Kernel)?;
     let (vm, registers) = (Arc::clone(machine.vm()), machine.status()?.device(0)?);
     let (trigger, resample) = (event()?, event()?);
     vm.register_irqfd_with_resample(&trigger, &resample, GSI)
         .map_err(at("KVM_IRQFD(resample)"))?;
-    let running = machine.start(|_| Ok(()))?;
+    let controllers = machine.controllers()?;
+    let running = machine.start(&controllers, || Ok(()))?;
 
     trigger.write(1).map_err(|source| Error::System {
         step: "write(trigger)",

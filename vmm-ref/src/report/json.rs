@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::Report;
-use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, Source, Wait};
+use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::guest::Controller;
 use crate::latency::Percentiles;
 use crate::observe::EndedBy;
@@ -36,6 +36,7 @@ pub struct Object<'a> {
     latency_us: Option<Percentiles>,
     elapsed_s: f64,
     outcome: Outcome,
+    machine: MachineKind,
 }
 
 impl<'a> From<&'a Report> for Object<'a> {
@@ -62,6 +63,7 @@ impl<'a> From<&'a Report> for Object<'a> {
             latency_us: summary.latency,
             elapsed_s: summary.elapsed.as_secs_f64(),
             outcome: summary.outcome,
+            machine: composition.machine,
         }
     }
 }
@@ -89,7 +91,7 @@ mod tests {
                 r#"{"host":"Linux 6.18.0, kvm_intel, 2 CPUs","irqchip":"kernel","controller":"pic","source":"resample","#,
                 r#""eoi":"resamplefd","forward":"none","device":"embedded","sharers":1,"wait":"block","eoi_observable":true,"#,
                 r#""count":10000,"asserted":10000,"serviced":10000,"resampled":10000,"lost":0,"spurious":0,"#,
-                r#""latency_us":{"min":4.0,"p50":5.5,"p90":6.0,"p99":9.0,"max":1234.5},"elapsed_s":0.25,"outcome":"ok"}"#
+                r#""latency_us":{"min":4.0,"p50":5.5,"p90":6.0,"p99":9.0,"max":1234.5},"elapsed_s":0.25,"outcome":"ok","machine":"kvm"}"#
             )
         );
     }

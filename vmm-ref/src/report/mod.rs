@@ -42,7 +42,7 @@ pub(crate) mod tests {
             ended_by: EndedBy::Guest,
             summary: Summary {
                 options: Options {
-                    composition: Composition::new(Controller::Pic),
+                    composition: Composition::in_kernel(Controller::Pic),
                     count: 10_000,
                     guest_eoi: true,
                 },

@@ -16,10 +16,19 @@ pub fn command_lines() {
         ("run --sharers 0", "use --sharers 1"),
         ("run --sharers 17", "use at most --sharers 16"),
         ("run --sharers some", "'some'"),
+        ("run --machine soft --irqchip kernel", "use --irqchip user"),
+        ("run --machine soft --irqchip split", "use --irqchip user"),
         (
-            "run --source line",
-            "a KVM_IRQ_LINE source has no resamplefd; use --eoi gsi",
+            "run --irqchip user --controller ioapic",
+            "use --irqchip split, or --machine soft",
         ),
+        ("run --irqchip split --controller pic", "use --irqchip user"),
+        ("run --irqchip split --source resample", "use --source pin"),
+        ("run --irqchip user --source line", "use --source pin"),
+        ("run --source pin", "use --source resample with --irqchip kernel"),
+        ("run --source irqfd", "use --irqchip split"),
+        ("run --irqchip user --eoi resamplefd", "use --eoi key or gsi"),
+        ("run --eoi key", "use --eoi gsi"),
         (
             "run --source line --eoi resamplefd",
             "a KVM_IRQ_LINE source has no resamplefd; use --eoi gsi",
@@ -28,10 +37,10 @@ pub fn command_lines() {
             "run --wait nap",
             "[possible values: block, spin, adaptive]; see vmm-ref run --help",
         ),
-        ("run --irqchip none", "[possible values: kernel]"),
+        ("run --irqchip none", "[possible values: kernel, split, user]"),
         ("run --controller gic", "[possible values: ioapic, pic]"),
-        ("run --source wire", "[possible values: resample, line]"),
-        ("run --eoi smoke", "[possible values: resamplefd, gsi]"),
+        ("run --source wire", "[possible values: resample, line, pin, irqfd]"),
+        ("run --eoi smoke", "[possible values: resamplefd, gsi, key]"),
         ("run --wait", "--wait"),
         ("run --frobnicate", "'--frobnicate' found; see vmm-ref run --help"),
         ("run now", "'now'"),
@@ -54,10 +63,21 @@ pub fn devices() {
         ),
         ("/", "/ is no KVM device this program can use: "),
     ] {
-        for arguments in ["", "run", "run --json"] {
+        for arguments in ["run --machine kvm", "run --machine kvm --json", "run --irqchip split"] {
             let arguments = format!("{arguments} --kvm-device {device}");
             assert_refused(&arguments, &run(&arguments), cause);
         }
+        // The first command of the README works on every machine, and says what it does there.
+        let ended = run(&format!("--kvm-device {device}"));
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert!(ended.stdout.contains("machine soft"), "{ended:?}");
+        assert!(ended.stdout.contains("all well: 10000 of 10000"), "{ended:?}");
+        assert!(ended.stderr.contains(cause), "{ended:?}");
+        assert!(
+            ended.stderr.contains("running on the soft machine instead"),
+            "{ended:?}"
+        );
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
     }
 }
 
@@ -85,7 +105,7 @@ pub fn permission() {
     }
     const NOBODY: u32 = 65534;
     let ended = command_of(&program)
-        .arg("--kvm-device")
+        .args(["run", "--machine", "kvm", "--kvm-device"])
         .arg(&device)
         .uid(NOBODY)
         .gid(NOBODY)

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         )
         .test("every_composition_works_on_the_8259", &pic, runs::on_the_pic)
         .test("every_composition_works_on_the_ioapic", &lapic, runs::on_the_ioapic)
+        .test("every_composition_works_without_kvm", &[], runs::on_the_soft_machine)
         .test(
             "the_ioapic_loses_nothing_on_any_host",
             &kvm,

@@ -35,6 +35,7 @@ pub fn json_fields() {
         "latency_us",
         "elapsed_s",
         "outcome",
+        "machine",
     ];
     let object: serde_json::Map<_, _> = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(object.len(), fields.len(), "{}", ended.stdout);

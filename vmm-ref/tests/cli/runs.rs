@@ -18,13 +18,28 @@ pub fn without_arguments() {
 
 const COUNT: u64 = 200;
 
-/// Every composition that can work, on one controller: each path with each way to wait and with each number of sharers.
-fn compositions(controller: &str) -> Vec<String> {
-    let paths = [
-        "--source resample --eoi resamplefd",
-        "--source resample --eoi gsi",
-        "--source line --eoi gsi",
-    ];
+/// The paths of an irqchip in the kernel.
+const KERNEL: [&str; 3] = [
+    "--irqchip kernel --source resample --eoi resamplefd",
+    "--irqchip kernel --source resample --eoi gsi",
+    "--irqchip kernel --source line --eoi gsi",
+];
+const SPLIT: [&str; 3] = [
+    "--irqchip split --source pin --eoi key",
+    "--irqchip split --source pin --eoi gsi",
+    "--irqchip split --source irqfd --eoi gsi",
+];
+const USER: [&str; 2] = [
+    "--irqchip user --source pin --eoi key",
+    "--irqchip user --source pin --eoi gsi",
+];
+const SOFT: [&str; 2] = [
+    "--machine soft --irqchip user --source pin --eoi key",
+    "--machine soft --irqchip user --source pin --eoi gsi",
+];
+
+/// Every composition of these paths on one controller: each with each way to wait and with each number of sharers.
+fn compositions(controller: &str, paths: &[&str]) -> Vec<String> {
     let waits_and_sharers = [
         ("block", 1),
         ("spin", 1),
@@ -34,9 +49,7 @@ fn compositions(controller: &str) -> Vec<String> {
     ];
     let all = paths.iter().flat_map(|path| {
         waits_and_sharers.map(|(wait, sharers)| {
-            format!(
-                "run --irqchip kernel --controller {controller} {path} --wait {wait} --sharers {sharers} --count {COUNT}"
-            )
+            format!("run --controller {controller} {path} --wait {wait} --sharers {sharers} --count {COUNT}")
         })
     });
     all.collect()
@@ -68,16 +81,25 @@ fn assert_exact(arguments: &str, status: i32, object: &Value) {
 }
 
 pub fn on_the_pic() {
-    for arguments in compositions("pic") {
+    for arguments in compositions("pic", &[KERNEL.as_slice(), &USER].concat()) {
         let (status, object) = run_json(&arguments);
         assert_exact(&arguments, status, &object);
     }
 }
 
 pub fn on_the_ioapic() {
-    for arguments in compositions("ioapic") {
+    for arguments in compositions("ioapic", &[KERNEL.as_slice(), &SPLIT].concat()) {
         let (status, object) = run_json(&arguments);
         assert_exact(&arguments, status, &object);
+    }
+}
+
+pub fn on_the_soft_machine() {
+    for controller in ["pic", "ioapic"] {
+        for arguments in compositions(controller, &SOFT) {
+            let (status, object) = run_json(&arguments);
+            assert_exact(&arguments, status, &object);
+        }
     }
 }
 
@@ -85,7 +107,7 @@ pub fn on_the_ioapic() {
 /// are more interrupts than requests, but every request is served.
 pub fn on_the_ioapic_of_any_host() {
     let genuine = Need::GenuineLapicEoi.probe().is_ok();
-    for path in ["--source resample --eoi resamplefd", "--source line --eoi gsi"] {
+    for path in [KERNEL[0], KERNEL[2], SPLIT[0], SPLIT[1], SPLIT[2]] {
         let arguments = format!("run --controller ioapic {path} --count {COUNT}");
         let (_, object) = run_json(&arguments);
         assert_eq!(object["eoi_observable"], genuine, "{arguments}: {object}");
@@ -112,11 +134,7 @@ pub fn default_controller() {
 }
 
 pub fn control_on_the_pic() {
-    for path in [
-        "--source resample --eoi resamplefd",
-        "--source resample --eoi gsi",
-        "--source line --eoi gsi",
-    ] {
+    for path in KERNEL.iter().chain(&USER).chain(&SOFT) {
         let arguments = format!("run --controller pic --no-guest-eoi {path}");
         let (status, object) = run_json(&arguments);
         assert_eq!(

@@ -146,13 +146,12 @@ impl Ioapic {
             let _writes = lock(&self.writes);
             self.select.store(*select, Ordering::Relaxed);
             self.id.store(*id, Ordering::Relaxed);
-            let outcomes = self
-                .lines
-                .iter()
-                .zip(pins)
-                .map(|(line, saved)| self.restore_pin(line.pin(), *saved));
             // Every pin is restored, whatever becomes of the first one's route.
-            outcomes.fold(Ok(()), |first, outcome| first.and(outcome))
+            let mut routed = Ok(());
+            for (line, saved) in self.lines.iter().zip(pins) {
+                routed = routed.and(self.restore_pin(line.pin(), *saved));
+            }
+            routed
         };
         self.restate(&self.lines);
         routed
