@@ -166,7 +166,7 @@ impl Eois {
         }
     }
 
-    /// The EOIs that there have been by now; 0 when none.
+    /// The EOIs that there have been by now; 0 when none, and once it is stopped.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -185,7 +185,8 @@ impl Eois {
                 interrupts.dispatch(Some(Duration::ZERO))?;
             }
         }
-        Ok(self.take())
+        // What was read may be the count by which `Stop` ends a wait, and that is no EOI.
+        Ok(if self.stop.is_stopped() { 0 } else { self.take() })
     }
 
     /// Whether [`Stop::stop`] was called.

@@ -19,7 +19,7 @@ use crate::composition::Irqchip;
 use crate::controllers::Controllers;
 use crate::error::{Error, Result, at};
 use crate::guest::{Image, MEMORY_SIZE, Status};
-use crate::vcpu::{Cpu, Vcpu};
+use crate::vcpu::{Cpu, EINTR, Vcpu};
 
 /// Where KVM usually is.
 pub const DEV_KVM: &str = "/dev/kvm";
@@ -71,7 +71,13 @@ impl Machine {
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
     pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
-        let vm = kvm.create_vm().map_err(at("KVM_CREATE_VM"))?;
+        // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
+        let vm = loop {
+            match kvm.create_vm() {
+                Err(error) if error.errno() == EINTR => {}
+                made => break made.map_err(at("KVM_CREATE_VM"))?,
+            }
+        };
         // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
         vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
         match irqchip {

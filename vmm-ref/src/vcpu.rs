@@ -18,7 +18,7 @@ use crate::error::{Error, Result, at};
 use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
 use crate::inject::inject;
 
-const EINTR: i32 = 4;
+pub(crate) const EINTR: i32 = 4;
 
 /// How long a kick may take before the next one: much longer than a way out of KVM_RUN.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
