@@ -241,3 +241,99 @@ impl Forward {
         self.unsure.store(true, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use interrupt_core::double::{LevelDevice, RecordingSource};
+    use interrupt_core::{Gsi, Level};
+
+    use super::*;
+
+    fn source() -> Arc<RecordingSource> {
+        Arc::new(RecordingSource::new(Gsi(5)))
+    }
+
+    /// A device that is enabled and has signalled `forward`.
+    fn signalled(forward: &Forward) -> LevelDevice {
+        use std::os::fd::AsFd;
+        let device = LevelDevice::new();
+        device.set_trigger(Some(forward.trigger.as_fd())).unwrap();
+        device.set_level(Level::High).unwrap();
+        device
+    }
+
+    #[test]
+    fn a_signal_from_before_a_change_is_not_forwarded_after_it() {
+        let (forward, source) = (Forward::new(false).unwrap(), source());
+        forward.open(source.clone()).unwrap();
+        // Epoll has handed out this signal, and the event loop comes to it only when all has changed.
+        eventfd::signal(&forward.trigger).unwrap();
+        forward.close();
+        forward.open(source.clone()).unwrap();
+        forward.on_trigger().unwrap();
+        assert_eq!(source.asserts(), 0);
+        for n in 1..4 {
+            eventfd::signal(&forward.trigger).unwrap();
+            forward.on_trigger().unwrap();
+            assert_eq!(source.asserts(), n);
+        }
+    }
+
+    #[test]
+    fn an_eoi_from_before_a_change_does_not_unmask_after_it() {
+        let (forward, source) = (Forward::new(false).unwrap(), source());
+        forward.open(source.clone()).unwrap();
+        eventfd::signal(&forward.eoi).unwrap();
+        forward.close();
+        forward.open(source.clone()).unwrap();
+        let device = signalled(&forward);
+        forward.on_trigger().unwrap();
+        forward.on_eoi(&device).unwrap();
+        assert_eq!(
+            (source.level(), device.signals()),
+            (Level::High, 1),
+            "that EOI was not its"
+        );
+        eventfd::signal(&forward.eoi).unwrap();
+        forward.on_eoi(&device).unwrap();
+        assert_eq!((source.level(), device.signals()), (Level::Low, 2));
+    }
+
+    #[test]
+    fn an_eoi_with_nothing_pending_is_nothing_to_the_device() {
+        let (forward, source) = (Forward::new(false).unwrap(), source());
+        forward.open(source.clone()).unwrap();
+        let device = signalled(&forward);
+        for _ in 0..1_000 {
+            eventfd::signal(&forward.eoi).unwrap();
+            forward.on_eoi(&device).unwrap();
+        }
+        assert_eq!((source.asserts(), device.signals(), device.is_masked()), (0, 1, true));
+    }
+
+    #[test]
+    fn a_pulse_that_came_while_closed_is_signalled_again() {
+        let (forward, source) = (Forward::new(true).unwrap(), source());
+        forward.on_trigger().unwrap();
+        assert!(forward.pulse_pending());
+        forward.open(source.clone()).unwrap();
+        assert!(eventfd::drain(&forward.trigger).unwrap());
+        forward.on_trigger().unwrap();
+        assert_eq!(source.asserts(), 1);
+        // Once.
+        forward.close();
+        forward.forget();
+        forward.open(source).unwrap();
+        assert!(!eventfd::drain(&forward.trigger).unwrap());
+    }
+
+    #[test]
+    fn the_event_loop_never_waits_for_a_change() {
+        let (forward, source) = (Forward::new(false).unwrap(), source());
+        forward.open(source.clone()).unwrap();
+        let changing = forward.slot.write().unwrap();
+        forward.on_trigger().unwrap();
+        assert_eq!(source.asserts(), 0);
+        drop(changing);
+    }
+}

@@ -17,6 +17,20 @@ use crate::state::Direct;
 /// A kernel loop and a split kick are wired the same way: the device signals the source's trigger eventfd, and the notifier
 /// signals the device's unmask eventfd. They differ in who the notifier is. Whoever puts a machine together knows that,
 /// and says it by the constructor.
+///
+/// With KVM's in-kernel irqchip (`interrupts` is a `kvm_irqfd::KvmInterrupts`, of the crate beside this one):
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use interrupt_core::Gsi;
+/// use vfio_intx::GuestLine;
+///
+/// # fn line(interrupts: kvm_irqfd::KvmInterrupts) -> Result<GuestLine, kvm_irqfd::Error> {
+/// let source = interrupts.resample_source(Gsi(11), "0000:00:02.0")?;
+/// let line = GuestLine::kernel(Arc::new(source), Arc::new(interrupts));
+/// # Ok(line)
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct GuestLine {
     source: Arc<dyn LevelSource>,

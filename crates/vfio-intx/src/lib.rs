@@ -1,5 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VFIO device's INTx, forwarded to a guest's line and back.
+//! A PCI device's INTx, forwarded from VFIO to a guest's line, and the line's EOI back to the device.
+//!
+//! * [`Intx`] is the state machine of one device: disabled, [relay](State::Relay), [kernel loop](State::KernelLoop) or
+//!   [split kick](State::SplitKick), and every way between them.
+//! * [`GuestLine`] is the guest's end: an [`interrupt_core::LevelSource`], an [`interrupt_core::EoiNotifier`], and which of the
+//!   direct paths they make.
+//! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
+//! * The device's end is an [`interrupt_core::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
+//!   descriptor, [`ModelIntx`] for no hardware at all, or your own.
+//!
+//! # When an interrupt comes while something changes
+//!
+//! INTx is a level: as long as the device asserts, an interrupt that could not be carried further is signalled again at the next
+//! unmask, and every change of state ends with one. A signal that was under way through the old wires is dropped there. A device
+//! that does not mask itself has no such level; its signals are kept until there is somebody to carry them to.
+//!
+//! A processor that has been sent an interrupt (a LAPIC with the vector in its IRR) takes it also after the line has fallen, as on
+//! hardware.
+//!
+//! # Sources
+//!
+//! Linux, `drivers/vfio/pci/vfio_pci_intrs.c` and `virt/kvm/eventfd.c`; the order of steps is that of QEMU's `hw/vfio/pci.c`.
+//!
+//! # Example
+//!
+//! See [`GuestLine`] for the guest's end on KVM, and the README for a VMM's INTx code before and after.
 #![deny(unsafe_code)]
 
 mod decide;
@@ -27,3 +52,9 @@ pub use saved::IntxState;
 pub use state::{Because, Direct, Fallback, State, Status};
 #[cfg(feature = "vfio")]
 pub use vfio::VfioIntx;
+
+/// The README's examples, compiled.
+#[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+struct Readme;

@@ -428,7 +428,8 @@ impl State {
                     return Err(errno(EBUSY));
                 }
                 intx.unmask = Some(fd);
-                // A count that waits in it is honoured at once.
+                // A count that waits in it is honoured at once. The kernel leaves it there until the next signal; here it has to
+                // go, since a look at the eventfd could not tell it from a new one.
                 self.poll_unmask();
             }
         }

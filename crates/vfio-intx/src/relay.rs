@@ -58,7 +58,7 @@ pub(crate) enum Watch {
 /// read. Nothing is allocated.
 pub struct Relay {
     pub(crate) shared: Arc<Shared>,
-    watching_eoi: bool,
+    pub(crate) watching_eoi: bool,
     epoll: Option<OwnedFd>,
 }
 
@@ -183,11 +183,6 @@ impl Relay {
         }
         .map(|()| Watch::Same)
         .map_err(|trouble| self.shared.trouble(trouble))
-    }
-
-    /// Whether the EOI eventfd is being watched.
-    pub(crate) fn is_watching_eoi(&self) -> bool {
-        self.watching_eoi
     }
 
     fn changed(&mut self) -> Watch {

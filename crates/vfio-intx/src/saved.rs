@@ -27,3 +27,27 @@ impl IntxState {
     /// The version that this crate writes, and the only one it reads.
     pub const VERSION: u32 = 1;
 }
+
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_survives_serialisation_and_refuses_what_it_does_not_know() {
+        let state = IntxState {
+            version: IntxState::VERSION,
+            enabled: true,
+            msi: false,
+            masked: true,
+            disintx: false,
+            pulse_pending: true,
+        };
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<IntxState>(&text).unwrap(), state);
+        let unknown = text.replace("\"msi\"", "\"msi_x\"");
+        serde_json::from_str::<IntxState>(&unknown).unwrap_err();
+        let incomplete = text.replace("\"msi\":false,", "");
+        assert_ne!(incomplete, text);
+        serde_json::from_str::<IntxState>(&incomplete).unwrap_err();
+    }
+}

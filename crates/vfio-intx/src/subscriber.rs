@@ -15,7 +15,7 @@ impl Relay {
     }
 
     fn end(&self, ops: &mut EventOps<'_>) {
-        let eoi = self.is_watching_eoi().then_some(Signal::Eoi);
+        let eoi = self.watching_eoi.then_some(Signal::Eoi);
         for signal in [Signal::Trigger, Signal::Changed].into_iter().chain(eoi) {
             if let Err(error) = ops.remove(self.events(signal)) {
                 log::error!("{self:?}: {error}");

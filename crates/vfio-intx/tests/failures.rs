@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Bad input and failing steps on the model device: what the caller is told, and that the interrupt works afterwards or is
 //! disabled, and is never left masked.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
 

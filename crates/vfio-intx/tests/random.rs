@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Random sequences of everything that can be asked for and everything that can happen, steps that fail included. After each
 //! sequence, with the guest willing to look: never masked with nobody to unmask, and no assertion lost.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
 

@@ -19,7 +19,7 @@ const SUITE: [(&str, &[&str]); 5] = [
     ("kvm-irqfd", &[]),
     ("testkit", &[]),
     ("user-irqchip", &[]),
-    ("vfio-intx", &[]),
+    ("vfio-intx", &["edu", "kvm"]),
 ];
 
 /// Why there is nothing to run.

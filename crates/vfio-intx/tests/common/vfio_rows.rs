@@ -178,7 +178,9 @@ pub fn row_90_one_unmask_eventfd(rig: &impl Rig) {
     signal(&second);
     rig.set_irqs(&IrqSet::unmask_eventfd(Some(second.as_fd()))).unwrap();
     comes(rig, &trigger);
-    rig.pump();
+    // Linux leaves that count in the eventfd until the next signal, and then takes both.
+    signal(&second);
+    comes(rig, &trigger);
     assert_eq!(take(&second), 0, "the device drains it");
     rig.acknowledge(1);
     rig.set_irqs(&IrqSet::disable()).unwrap();

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The conformance list, part E, with a real PCI device behind the kernel's vfio-pci: QEMU's `edu`, in the lab. The guest is
+//! one in software, or one on the lab's KVM, where the whole of a kernel loop is the kernel's.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod device;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::guest::SoftGuest;
+use common::kvm_guest::KvmGuest;
+use common::world::World;
+use common::{Rig, new_eventfd, rows, take, vfio_rows};
+use device::{Edu, first, second};
+use testkit::harness::Suite;
+use testkit::need::Need;
+use vfio_intx::irq_set::IrqSet;
+use vfio_intx::{Intx, State};
+
+type Body = fn();
+
+/// How many interrupts each path carries in row 96.
+const COUNT: u32 = 5_000;
+
+fn soft() -> (Arc<Edu>, SoftGuest) {
+    (first(), SoftGuest::new())
+}
+
+fn kvm() -> (Arc<Edu>, KvmGuest) {
+    (first(), KvmGuest::new())
+}
+
+fn main() -> ExitCode {
+    let one = [Need::Host("edu", device::probe_first)];
+    let two = [one[0], Need::Host("a second edu", device::probe_second)];
+    let with_kvm = [one[0], Need::FullIrqchip, Need::AcceptMode];
+    let both_with_kvm = [two[0], two[1], Need::FullIrqchip, Need::AcceptMode];
+
+    let on_the_device: [(&str, Body); 14] = [
+        ("row_87_info", || vfio_rows::row_87_info(&first())),
+        ("row_88_unmask_before_trigger", || {
+            vfio_rows::row_88_unmask_before_trigger(&first())
+        }),
+        ("row_89_malformed_requests", || {
+            vfio_rows::row_89_malformed_requests(&first())
+        }),
+        ("row_89_closed_eventfd", closed_eventfd),
+        ("row_90_one_unmask_eventfd", || {
+            vfio_rows::row_90_one_unmask_eventfd(&first())
+        }),
+        ("row_91_one_signal_until_unmask", || {
+            vfio_rows::row_91_one_signal_until_unmask(&first())
+        }),
+        ("row_92_unmask_with_the_line_high", || {
+            vfio_rows::row_92_unmask_with_the_line_high(&first())
+        }),
+        ("row_93_unmask_with_the_line_low", || {
+            vfio_rows::row_93_unmask_with_the_line_low(&first())
+        }),
+        ("row_94_the_mask_is_a_flag", || {
+            vfio_rows::row_94_the_mask_is_a_flag(&first())
+        }),
+        ("row_101_asserts_while_masked", || {
+            vfio_rows::row_101_asserts_while_masked(&first())
+        }),
+        ("row_102_no_trigger", || vfio_rows::row_102_no_trigger(&first())),
+        ("row_105_msi_excludes_intx", || {
+            vfio_rows::row_105_msi_excludes_intx(&first())
+        }),
+        ("trigger_exchange_keeps_the_mask", || {
+            vfio_rows::trigger_exchange_keeps_the_mask(&first())
+        }),
+        ("disintx_suppresses", || vfio_rows::disintx_suppresses(&first())),
+    ];
+    let with_a_soft_guest: [(&str, Body); 10] = [
+        ("soft::row_88_trigger_before_unmask", || {
+            rows::row_88_trigger_before_unmask(soft)
+        }),
+        ("soft::row_98_disable_at_any_moment", || {
+            rows::row_98_disable_at_any_moment(soft)
+        }),
+        ("soft::row_99_route_change_at_any_moment", || {
+            rows::row_99_route_change_at_any_moment(soft)
+        }),
+        ("soft::row_99_path_change_at_any_moment", || {
+            rows::row_99_path_change_at_any_moment(soft)
+        }),
+        ("soft::row_104_no_access_after_eoi", || {
+            rows::row_104_no_access_after_eoi(soft)
+        }),
+        ("soft::row_105_msi_and_back", || rows::row_105_msi_and_back(soft)),
+        ("soft::held_at_any_moment", || rows::held_at_any_moment(soft)),
+        ("soft::asserted_before_the_pin_is_enabled", || {
+            rows::asserted_before_the_pin_is_enabled(soft)
+        }),
+        ("soft::save_and_restore_at_any_moment", || {
+            rows::save_and_restore_at_any_moment(soft)
+        }),
+        ("soft::reset_at_any_moment", || {
+            rows::reset_at_any_moment(soft, |edu| edu.reset())
+        }),
+    ];
+    let with_a_kvm_guest: [(&str, Body); 10] = [
+        ("kvm::row_88_trigger_before_unmask", || {
+            rows::row_88_trigger_before_unmask(kvm)
+        }),
+        ("kvm::row_98_disable_at_any_moment", || {
+            rows::row_98_disable_at_any_moment(kvm)
+        }),
+        ("kvm::row_99_route_change_at_any_moment", || {
+            rows::row_99_route_change_at_any_moment(kvm)
+        }),
+        ("kvm::row_99_path_change_at_any_moment", || {
+            rows::row_99_path_change_at_any_moment(kvm)
+        }),
+        ("kvm::row_104_no_access_after_eoi", || {
+            rows::row_104_no_access_after_eoi(kvm)
+        }),
+        ("kvm::row_105_msi_and_back", || rows::row_105_msi_and_back(kvm)),
+        ("kvm::held_at_any_moment", || rows::held_at_any_moment(kvm)),
+        ("kvm::asserted_before_the_pin_is_enabled", || {
+            rows::asserted_before_the_pin_is_enabled(kvm)
+        }),
+        ("kvm::save_and_restore_at_any_moment", || {
+            rows::save_and_restore_at_any_moment(kvm)
+        }),
+        ("kvm::reset_at_any_moment", || {
+            rows::reset_at_any_moment(kvm, |edu| edu.reset())
+        }),
+    ];
+
+    let limit = Duration::from_secs(120);
+    let mut suite = Suite::new("edu").serial();
+    for (name, body) in on_the_device.into_iter().chain(with_a_soft_guest) {
+        suite = suite.test_within(limit, name, &one, body);
+    }
+    for (name, body) in with_a_kvm_guest {
+        suite = suite.test_within(limit, name, &with_kvm, body);
+    }
+    suite
+        .test_within(limit, "soft::row_96_full_loop", &one, || {
+            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(soft, COUNT), 3 * COUNT);
+        })
+        .test_within(limit, "kvm::row_96_full_loop", &with_kvm, || {
+            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(kvm, COUNT), 2 * COUNT);
+        })
+        .test_within(limit, "soft::two_devices_on_one_line", &two, || {
+            rows::two_devices_on_one_line(soft, second);
+        })
+        .test_within(limit, "kvm::two_devices_on_one_line", &both_with_kvm, || {
+            rows::two_devices_on_one_line(kvm, second);
+        })
+        .test("the_kernel_unmasks_by_itself", &with_kvm, the_kernel_unmasks_by_itself)
+        .test(
+            "without_an_eoi_it_stays_masked",
+            &with_kvm,
+            without_an_eoi_it_stays_masked,
+        )
+        .test("a_second_user_is_refused", &one, a_second_user_is_refused)
+        .run()
+}
+
+/// `/proc/interrupts` counts what the host's kernel saw of the device while `body` ran.
+fn every_interrupt_was_the_hosts_too(body: impl FnOnce(), count: u32) {
+    let before = device::host_interrupts();
+    body();
+    let seen = device::host_interrupts() - before;
+    assert_eq!(
+        seen,
+        u64::from(count),
+        "interrupts in /proc/interrupts for as many raised"
+    );
+}
+
+/// A file that is not open, which only a kernel can be shown.
+fn closed_eventfd() {
+    let edu = first();
+    // SAFETY: no file of this process has this number (its limit is lower), so that nobody's is borrowed; the kernel takes a
+    // number and says EBADF.
+    let closed = unsafe { BorrowedFd::borrow_raw(1 << 28) };
+    let refused = |request: IrqSet<'_>| edu.set_irqs(&request).unwrap_err().raw_os_error();
+    assert_eq!(refused(IrqSet::trigger(Some(closed))), Some(9));
+    // Nothing came of it: INTx is not enabled.
+    assert_eq!(refused(IrqSet::unmask()), Some(22));
+    let trigger = new_eventfd();
+    edu.set_irqs(&IrqSet::trigger(Some(trigger.as_fd()))).unwrap();
+    assert_eq!(refused(IrqSet::unmask_eventfd(Some(closed))), Some(9));
+    edu.set_irqs(&IrqSet::disable()).unwrap();
+}
+
+/// On the kernel loop nobody in this process does anything between the guest's EOI and the device's next signal.
+fn the_kernel_unmasks_by_itself() {
+    let mut world = World::in_state(first(), KvmGuest::new(), State::KernelLoop);
+    // Nobody runs the relay either.
+    let relay = world.relay.take();
+    for _ in 0..100 {
+        world.round();
+    }
+    assert_eq!((world.served, world.spurious), (100, 0));
+    assert_eq!(world.intx.status().state, State::KernelLoop);
+    drop(relay);
+}
+
+/// The negative control: a handler that acknowledges its device and does not end the interrupt gets no other one.
+fn without_an_eoi_it_stays_masked() {
+    use common::guest::Guest;
+    use common::guest::LineId::A;
+
+    for state in [State::Relay, State::KernelLoop] {
+        let mut world = World::in_state(first(), KvmGuest::new(), state);
+        world.rig.raise(1);
+        world.until("it is taken", |world| world.guest.accept(A));
+        world.serve();
+        world.rig.raise(1);
+        world.settle();
+        assert!(
+            !world.guest.accept(A) && !world.guest.is_high(A),
+            "{state}: without its EOI it hangs"
+        );
+        world.guest.eoi(A);
+        world.until("with its EOI it goes on", |world| world.guest_step());
+        assert_eq!((world.served, world.spurious), (2, 0));
+    }
+}
+
+fn a_second_user_is_refused() {
+    let mut world = World::in_state(first(), SoftGuest::new(), State::KernelLoop);
+    let (other, _relay) = Intx::new(world.rig.interrupt()).unwrap();
+    let line = SoftGuest::new().a.kernel();
+    other.set_line(Some(line)).unwrap();
+    assert_eq!(other.enable().unwrap_err().errno(), Some(16));
+    world.works(3);
+    // Nor is a trigger of somebody who does not ask first.
+    let trigger: OwnedFd = new_eventfd();
+    world.intx.disable().unwrap();
+    world.rig.set_irqs(&IrqSet::trigger(Some(trigger.as_fd()))).unwrap();
+    assert_eq!(world.intx.enable().unwrap_err().errno(), Some(16));
+    world.rig.raise(1);
+    assert_eq!(common::take_within(trigger.as_fd(), common::PATIENCE), 1);
+    world.rig.acknowledge(1);
+    world.rig.set_irqs(&IrqSet::disable()).unwrap();
+    assert_eq!(take(&trigger), 0);
+    assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+    world.works(3);
+}
