@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -162,15 +163,14 @@ fn bad_arguments(guest: Guest) {
     assert_eq!((error.at(), error.errno().errno()), (at, Code::INVAL.raw_os_error()));
 
     // A number that no file has: above the limit, so that no other test of this process can open it meanwhile.
-    // SAFETY: nothing else owns the number; it is forgotten below, so that nothing closes it.
-    let closed = Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) });
-    let error = guest.bus.register(at, closed.clone()).unwrap_err();
+    // SAFETY: nothing owns the number, and `ManuallyDrop` keeps it from being closed.
+    let closed = ManuallyDrop::new(Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) }));
+    let error = guest.bus.register(at, Arc::clone(&closed)).unwrap_err();
     assert_eq!((error.at(), error.errno().errno()), (at, Code::BADF.raw_os_error()));
 
     // The length is reported before the fd.
-    let error = guest.bus.register(overflow, closed.clone()).unwrap_err();
+    let error = guest.bus.register(overflow, Arc::clone(&closed)).unwrap_err();
     assert_eq!(error.errno().errno(), Code::INVAL.raw_os_error());
-    std::mem::forget(closed);
 
     let port = Match::pio(0xfffe, Length::Bytes4);
     let error = guest.bus.register(port, eventfd()).unwrap_err();
