@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ type Row = (&'static str, fn(Guest));
 
 fn main() -> ExitCode {
     logged::start();
-    let everywhere: [Row; 14] = [
+    let everywhere: [Row; 13] = [
         ("106_bad_arguments", bad_arguments),
         ("107_any_length", any_length_is_accepted_and_has_no_datamatch),
         ("108_collisions", collisions),
@@ -57,7 +58,6 @@ fn main() -> ExitCode {
             "several_registrations_on_one_eventfd",
             several_registrations_on_one_eventfd,
         ),
-        ("sixteen_thousand_registrations", sixteen_thousand_registrations),
         ("after_removal_a_store_is_nobodys", after_removal_a_store_is_nobodys),
     ];
     let guests: [Row; 2] = [
@@ -71,6 +71,13 @@ fn main() -> ExitCode {
                 body(Guest::new(setup))
             });
         }
+        // Before Linux 6.18 each registration waits for the kernel's readers.
+        suite = suite.test_within(
+            Duration::from_secs(240),
+            format!("{}/sixteen_thousand_registrations", setup.name()),
+            setup.needs(),
+            move || sixteen_thousand_registrations(Guest::new(setup)),
+        );
         if setup != Setup::Model {
             for (name, body) in guests {
                 suite = suite.test(format!("{}/{name}", setup.name()), setup.needs(), move || {
@@ -162,15 +169,14 @@ fn bad_arguments(guest: Guest) {
     assert_eq!((error.at(), error.errno().errno()), (at, Code::INVAL.raw_os_error()));
 
     // A number that no file has: above the limit, so that no other test of this process can open it meanwhile.
-    // SAFETY: nothing else owns the number; it is forgotten below, so that nothing closes it.
-    let closed = Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) });
-    let error = guest.bus.register(at, closed.clone()).unwrap_err();
+    // SAFETY: nothing owns the number, and `ManuallyDrop` keeps it from being closed.
+    let closed = ManuallyDrop::new(Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) }));
+    let error = guest.bus.register(at, Arc::clone(&closed)).unwrap_err();
     assert_eq!((error.at(), error.errno().errno()), (at, Code::BADF.raw_os_error()));
 
     // The length is reported before the fd.
-    let error = guest.bus.register(overflow, closed.clone()).unwrap_err();
+    let error = guest.bus.register(overflow, Arc::clone(&closed)).unwrap_err();
     assert_eq!(error.errno().errno(), Code::INVAL.raw_os_error());
-    std::mem::forget(closed);
 
     let port = Match::pio(0xfffe, Length::Bytes4);
     let error = guest.bus.register(port, eventfd()).unwrap_err();
