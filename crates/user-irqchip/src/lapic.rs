@@ -12,10 +12,15 @@ use crate::Ioapic;
 use crate::sync::lock;
 
 /// A set of vectors.
-#[derive(Clone, Copy, Debug, Default)]
-struct Vectors([u64; 4]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vectors([u64; 4]);
 
 impl Vectors {
+    /// Whether it contains this vector.
+    pub fn contains(&self, vector: u8) -> bool {
+        self.0[usize::from(vector / 64)] & 1 << (vector % 64) != 0
+    }
+
     fn set(&mut self, vector: u8, on: bool) {
         let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
         if on {
@@ -25,15 +30,22 @@ impl Vectors {
         }
     }
 
-    fn contains(&self, vector: u8) -> bool {
-        self.0[usize::from(vector / 64)] & 1 << (vector % 64) != 0
-    }
-
     fn highest(&self) -> Option<u8> {
         let word = self.0.iter().rposition(|&word| word != 0)?;
         // At most 3 * 64 + 63.
         Some((word as u32 * 64 + self.0[word].ilog2()) as u8)
     }
+}
+
+/// What a local APIC knows of each vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Those that wait for the processor.
+    pub irr: Vectors,
+    /// Those in service.
+    pub isr: Vectors,
+    /// Those that last came in level-triggered.
+    pub tmr: Vectors,
 }
 
 /// The priority of a vector or a task: the upper four bits.
@@ -43,12 +55,7 @@ fn class(priority: u8) -> u8 {
 
 #[derive(Debug)]
 struct LocalApic {
-    /// Waiting.
-    irr: Vectors,
-    /// In service.
-    isr: Vectors,
-    /// Came in level-triggered.
-    tmr: Vectors,
+    registers: Registers,
     task_priority: u8,
     logical_id: u8,
     enabled: bool,
@@ -57,13 +64,13 @@ struct LocalApic {
 
 impl LocalApic {
     fn priority(&self) -> u8 {
-        let in_service = self.isr.highest().unwrap_or(0);
+        let in_service = self.registers.isr.highest().unwrap_or(0);
         class(self.task_priority).max(class(in_service))
     }
 
     fn take(&mut self, vector: u8, level: bool) {
-        self.irr.set(vector, true);
-        self.tmr.set(vector, level);
+        self.registers.irr.set(vector, true);
+        self.registers.tmr.set(vector, level);
     }
 }
 
@@ -96,9 +103,7 @@ impl LocalApics {
     /// the processor's bit set, for processors 0 to 7.
     pub fn new(processors: u8) -> Arc<Self> {
         let apic = |processor: u8| LocalApic {
-            irr: Vectors::default(),
-            isr: Vectors::default(),
-            tmr: Vectors::default(),
+            registers: Registers::default(),
             task_priority: 0,
             logical_id: 1u8.checked_shl(processor.into()).unwrap_or(0),
             enabled: true,
@@ -125,21 +130,21 @@ impl LocalApics {
         self.with(processor, |apic| apic.suppresses_broadcasts = suppresses);
     }
 
-    /// Whether this vector waits.
-    pub fn is_waiting(&self, processor: u8, vector: u8) -> bool {
-        self.with(processor, |apic| apic.irr.contains(vector)).unwrap_or(false)
+    /// What waits and what is in service.
+    pub fn registers(&self, processor: u8) -> Registers {
+        self.with(processor, |apic| apic.registers).unwrap_or_default()
     }
 
     /// The processor takes the highest interrupt that waits, if its class is above the task's and above that of what is in
     /// service. It is in service from now on.
     pub fn accept(&self, processor: u8) -> Option<u8> {
         self.with(processor, |apic| {
-            let vector = apic.irr.highest()?;
+            let vector = apic.registers.irr.highest()?;
             if !apic.enabled || class(vector) <= apic.priority() {
                 return None;
             }
-            apic.irr.set(vector, false);
-            apic.isr.set(vector, true);
+            apic.registers.irr.set(vector, false);
+            apic.registers.isr.set(vector, true);
             Some(vector)
         })?
     }
@@ -148,9 +153,9 @@ impl LocalApics {
     /// vector; None when nothing is in service, and then nobody is told.
     pub fn eoi(&self, processor: u8, ioapic: &Ioapic) -> Option<u8> {
         let (vector, is_level, suppressed) = self.with(processor, |apic| {
-            let vector = apic.isr.highest()?;
-            apic.isr.set(vector, false);
-            Some((vector, apic.tmr.contains(vector), apic.suppresses_broadcasts))
+            let vector = apic.registers.isr.highest()?;
+            apic.registers.isr.set(vector, false);
+            Some((vector, apic.registers.tmr.contains(vector), apic.suppresses_broadcasts))
         })??;
         match (is_level, suppressed) {
             (true, true) => {}
@@ -253,10 +258,10 @@ mod tests {
         let apics = LocalApics::new(2);
         apics.set_task_priority(0, 0x10);
         assert_eq!(taken_by(&apics, message(0xff, true, 1, 111)), Delivery::Delivered(1));
-        assert_eq!([0, 1].map(|n| apics.is_waiting(n, 111)), [false, true]);
+        assert_eq!([0, 1].map(|n| apics.registers(n).irr.contains(111)), [false, true]);
         apics.set_task_priority(1, 0x20);
         assert_eq!(taken_by(&apics, message(0xff, true, 1, 222)), Delivery::Delivered(1));
-        assert_eq!([0, 1].map(|n| apics.is_waiting(n, 222)), [true, false]);
+        assert_eq!([0, 1].map(|n| apics.registers(n).irr.contains(222)), [true, false]);
     }
 
     #[test]
@@ -272,7 +277,11 @@ mod tests {
             let count = taken.iter().filter(|&&taken| taken).count() as u32;
             assert_eq!(taken_by(&apics, message), Delivery::Delivered(count), "{message}");
             let vector = message.data as u8;
-            assert_eq!([0, 1].map(|n| apics.is_waiting(n, vector)), taken, "{message}");
+            assert_eq!(
+                [0, 1].map(|n| apics.registers(n).irr.contains(vector)),
+                taken,
+                "{message}"
+            );
         }
     }
 

@@ -49,6 +49,16 @@ impl UserRig {
         }
     }
 
+    /// The local APIC.
+    pub fn apics(&self) -> &LocalApics {
+        &self.apics
+    }
+
+    /// States the level of a GSI's line once more, if it is high.
+    pub fn restate(&self, gsi: u32) {
+        self.ioapic.line(Gsi(gsi)).unwrap().restate().unwrap();
+    }
+
     fn write(&self, register: u32, value: u32) {
         let base = MmioAddress(Ioapic::BASE);
         self.ioapic.mmio_write(base, SELECT, &register.to_le_bytes());
@@ -191,6 +201,11 @@ pub struct UserPicRig(Pic);
 impl UserPicRig {
     pub fn new() -> Self {
         Self(Pic::new(|| {}))
+    }
+
+    /// The pair.
+    pub fn pic(&self) -> &Pic {
+        &self.0
     }
 }
 
