@@ -327,6 +327,39 @@ mod tests {
         assert!(!eventfd::drain(&forward.trigger).unwrap());
     }
 
+    /// How often the line is asserted for one pulse, when each assertion is followed by an EOI.
+    fn assertions_of_a_pulse(forward: &Forward, source: &RecordingSource) -> usize {
+        let (device, before) = (LevelDevice::new(), source.asserts());
+        forward.on_trigger().unwrap();
+        for _ in 0..4 {
+            eventfd::signal(&forward.eoi).unwrap();
+            forward.on_eoi(&device).unwrap();
+        }
+        assert_eq!(source.level(), Level::Low);
+        source.asserts() - before
+    }
+
+    #[test]
+    fn a_pulse_is_said_twice_when_the_first_eoi_may_be_that_of_a_service_from_before() {
+        let (forward, a, b) = (Forward::new(true).unwrap(), source(), source());
+        forward.open(a.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&forward, &a), 1);
+        // The same line again, at rest: nothing of this device's is in service there.
+        forward.close();
+        forward.open(a.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&forward, &a), 1);
+        // Another line, where it may have been before.
+        forward.close();
+        forward.open(b.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&forward, &b), 2);
+        assert_eq!(assertions_of_a_pulse(&forward, &b), 1);
+        // The same line again, with a pulse that may be in service.
+        forward.on_trigger().unwrap();
+        forward.close();
+        forward.open(b.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&forward, &b), 2);
+    }
+
     #[test]
     fn the_event_loop_never_waits_for_a_change() {
         let (forward, source) = (Forward::new(false).unwrap(), source());

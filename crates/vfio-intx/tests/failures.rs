@@ -14,7 +14,7 @@ use common::rows::MOMENTS;
 use common::world::World;
 use interrupt_core::double::{ManualNotifier, RecordingSource};
 use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
-use vfio_intx::irq_set::{IrqInfo, flags};
+use vfio_intx::irq_set::{IrqInfo, IrqSet, flags};
 use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
 
 const STATES: [State; 3] = [State::Relay, State::KernelLoop, State::SplitKick];
@@ -298,6 +298,47 @@ fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
         (1, Some(ENOMEM))
     );
     world.works(3);
+}
+
+#[test]
+fn an_unmask_eventfd_of_somebody_elses_is_replaced() {
+    let mut world = World::soft_in(level(), State::Relay);
+    let foreign = new_eventfd();
+    world
+        .rig
+        .set_irqs(&IrqSet::unmask_eventfd(Some(foreign.as_fd())))
+        .unwrap();
+    assert_eq!(
+        world.intx.set_line(Some(world.guest.a.kernel())).unwrap(),
+        State::KernelLoop
+    );
+    world.works(3);
+}
+
+#[test]
+fn a_trigger_that_will_not_go_back_is_replaced_by_a_set_up_from_scratch() {
+    let mut world = World::soft(level());
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    // The unmask eventfd is refused, and so is what would undo it.
+    world.rig.refuse(4, 3, EIO);
+    assert_eq!(world.intx.enable().unwrap(), State::Relay);
+    assert!(matches!(world.intx.status().because, Because::FellBack));
+    world.works(3);
+}
+
+#[test]
+fn a_device_that_refuses_to_be_disabled_does_not_reach_the_line_any_more() {
+    for state in STATES {
+        let mut world = World::soft_in(level(), state);
+        world.rig.refuse(0, 1, EIO);
+        assert_eq!(world.intx.disable().unwrap(), State::Disabled);
+        assert_eq!(world.intx.status().last_error.unwrap().errno(), Some(EIO));
+        world.rig.raise(1);
+        world.rests();
+        assert_eq!(world.intx.enable().unwrap(), state);
+        world.until("it is served", |world| world.guest_step());
+        world.works(3);
+    }
 }
 
 #[test]

@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         .test_within(Duration::from_secs(300), "row_96_full_loop", needs, || {
             rows::row_96_full_loop(new, 10_000);
         })
+        .test("without_an_eoi_nothing_more_comes", needs, || {
+            rows::without_an_eoi_nothing_more_comes(new);
+        })
         .test("row_98_disable_at_any_moment", needs, || {
             rows::row_98_disable_at_any_moment(new)
         })

@@ -66,6 +66,11 @@ fn row_96_full_loop() {
 }
 
 #[test]
+fn without_an_eoi_nothing_more_comes() {
+    rows::without_an_eoi_nothing_more_comes(soft);
+}
+
+#[test]
 fn row_98_disable_at_any_moment() {
     rows::row_98_disable_at_any_moment(soft);
 }

@@ -2,10 +2,11 @@
 //! A guest on KVM with a full irqchip: sources are resample irqfds on two pins of the kernel's IOAPIC. The processor is moved by
 //! hand ("accept mode"), so that the guest's EOI is its own also where the host would end interrupts as it injects them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use interrupt_core::{EoiNotifier, Gsi};
+use kvm_ioctls::VmFd;
 use kvm_irqfd::{KvmInterrupts, ResampleSource};
 use testkit::machine::Machine;
 use testkit::rig::{LEVEL, MASKED};
@@ -31,6 +32,9 @@ fn vector(line: LineId) -> u8 {
 
 impl KvmGuest {
     pub fn new() -> Self {
+        // One VM that stays: with the last one KVM disables virtualisation on every CPU, and enables it again with the next.
+        static STAYS: OnceLock<Arc<VmFd>> = OnceLock::new();
+        STAYS.get_or_init(|| Arc::clone(Machine::full().vm()));
         let machine = Machine::full();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
         let source = |line| Arc::new(interrupts.resample_source(Gsi(gsi(line)), "device").unwrap());

@@ -45,6 +45,26 @@ pub fn row_96_full_loop<R: Rig, G: Guest>(new: impl Fn() -> (R, G), count: u32) 
     }
 }
 
+/// The negative control of every EOI here: a handler that acknowledges its device and does not end the interrupt gets no other.
+pub fn without_an_eoi_nothing_more_comes<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &state in states(&new) {
+        let mut world = start(&new, state);
+        world.rig.raise(1);
+        world.until("it is taken", |world| world.guest.accept(A));
+        world.serve();
+        world.rig.raise(1);
+        world.settle();
+        assert!(
+            !world.guest.accept(A),
+            "{state}: an interrupt without the EOI of the one before"
+        );
+        assert_eq!(world.rig.status(), 1);
+        world.guest.eoi(A);
+        world.until("with its EOI it goes on", |world| world.guest_step());
+        assert_eq!((world.served, world.spurious), (2, 0), "{state}");
+    }
+}
+
 /// What is going on at the moment when something is torn down or changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Moment {

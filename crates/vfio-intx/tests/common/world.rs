@@ -127,6 +127,8 @@ impl<R: Rig, G: Guest> World<R, G> {
             world.guest_step();
             world.served > before
         });
+        // A relay unmasks only now; raised before that, the device would be signalled again instead of interrupting its host.
+        self.pump();
     }
 
     /// Raises and has the guest serve, `count` times; then nothing more may come.

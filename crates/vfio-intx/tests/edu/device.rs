@@ -72,15 +72,16 @@ pub fn second() -> Arc<Edu> {
     Edu::at_rest(&EDU, SECOND)
 }
 
-/// How often the host's kernel has handled INTx of a vfio-pci device, by /proc/interrupts.
+/// How often the host's kernel has handled the INTx of the first edu: its row of /proc/interrupts, which is only shown there
+/// while INTx is set up.
 pub fn host_interrupts() -> u64 {
-    let interrupts = fs::read_to_string("/proc/interrupts").unwrap();
-    let lines = interrupts
-        .lines()
-        .filter(|line| line.contains("vfio-intx(0000:00:02.0)"));
-    lines
-        .flat_map(|line| line.split_whitespace().skip(1))
-        .map_while(|word| word.parse::<u64>().ok())
+    let read = |path: String| fs::read_to_string(path).unwrap();
+    let irq = read(format!("/sys/bus/pci/devices/{FIRST}/irq"));
+    let counts = read(format!("/sys/kernel/irq/{}/per_cpu_count", irq.trim()));
+    counts
+        .trim()
+        .split(',')
+        .map(|count| count.parse::<u64>().unwrap())
         .sum()
 }
 
