@@ -4,6 +4,8 @@
 
 use interrupt_core::Gsi;
 
+use crate::router::Route;
+
 /// A chip that cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -58,4 +60,33 @@ pub enum StateError {
     /// entries are written again.
     #[error("a route of the restored state: {0}")]
     Route(#[source] interrupt_core::Error),
+}
+
+/// A route that a GSI cannot have.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RouteError {
+    /// There is no such pin, or no such controller.
+    #[error("{gsi} cannot lead to {route:?}: there is no such pin here")]
+    NoPin {
+        /// The GSI.
+        gsi: Gsi,
+        /// Where it was to lead.
+        route: Route,
+    },
+    /// A GSI leads to pins or to an MSI, not to both.
+    #[error("{gsi} cannot lead to a pin and to an MSI; clear its routes first")]
+    Mixed {
+        /// The GSI.
+        gsi: Gsi,
+    },
+    /// The GSI has sources or listeners, and an MSI has no EOI.
+    #[error("{gsi} has sources or listeners, and cannot lead to an MSI before they are gone")]
+    InUse {
+        /// The GSI.
+        gsi: Gsi,
+    },
+    /// A controller would not let go of the line or take it, or the output would not be told of an MSI.
+    #[error(transparent)]
+    Line(#[from] interrupt_core::Error),
 }

@@ -8,8 +8,9 @@ mod error;
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;
+pub mod router;
 mod sync;
 
-pub use error::{ConfigError, StateError};
+pub use error::{ConfigError, RouteError, StateError};
 pub use ioapic::{Ioapic, IoapicBuilder, IoapicSource, IoapicState};
 pub use pic::{Pic, PicSource, PicState};

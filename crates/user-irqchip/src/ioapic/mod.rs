@@ -104,7 +104,7 @@ impl IoapicBuilder {
             version,
             pause,
         } = self;
-        if !(1..=64).contains(&pins) {
+        if !(1..=Ioapic::MAX_PINS).contains(&pins) {
             return Err(ConfigError::Pins { pins });
         }
         if first_gsi.0.checked_add(u32::from(pins)).is_none() {
@@ -168,6 +168,9 @@ impl Ioapic {
     pub const BASE: u64 = 0xfec0_0000;
     /// The size of the range that the registers are in, in bytes.
     pub const SIZE: u64 = 0x1000;
+
+    /// The greatest number of pins that a chip can have.
+    pub const MAX_PINS: u8 = 64;
 
     /// Starts describing a chip.
     pub fn builder() -> IoapicBuilder {
