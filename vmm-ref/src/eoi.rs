@@ -48,7 +48,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Makes this and every later wait return 0.
+    /// Makes this and every later wait return 0. The flag is set first: whoever sees the count sees the flag.
     ///
     /// # Errors
     /// That of writing the eventfd.
@@ -138,7 +138,8 @@ impl Eois {
     /// # Errors
     /// That of reading the eventfd, or of the dispatch.
     pub fn wait(&mut self) -> Result<u64> {
-        loop {
+        // Looked at before each wait, because `try_wait` may have taken the count of `Stop`.
+        while !self.stop.is_stopped() {
             let stop = &self.stop;
             match &mut self.path {
                 Path::Eventfd { fd, counts, .. } => {
@@ -156,14 +157,12 @@ impl Eois {
                     self.waiter.wait_with::<_, interrupt_core::Error>(try_now, sleep)?;
                 }
             }
-            if self.stop.is_stopped() {
-                return Ok(0);
-            }
             match self.take() {
                 0 => {}
                 eois => return Ok(eois),
             }
         }
+        Ok(0)
     }
 
     /// The EOIs that there have been by now; 0 when none, and once it is stopped.
@@ -185,8 +184,7 @@ impl Eois {
                 interrupts.dispatch(Some(Duration::ZERO))?;
             }
         }
-        // What was read may be the count by which `Stop` ends a wait, and that is no EOI.
-        Ok(if self.stop.is_stopped() { 0 } else { self.take() })
+        Ok(self.take())
     }
 
     /// Whether [`Stop::stop`] was called.
@@ -194,8 +192,11 @@ impl Eois {
         self.stop.is_stopped()
     }
 
-    /// Takes the whole EOIs out of what has been counted.
+    /// Takes the whole EOIs out of what has been counted; none once it is stopped, because the count of `Stop` is not an EOI.
     fn take(&mut self) -> u64 {
+        if self.stop.is_stopped() {
+            return 0;
+        }
         match &mut self.path {
             Path::Eventfd { listeners, counts, .. } => {
                 let eois = *counts / *listeners;

@@ -53,8 +53,11 @@ pub fn ended_by(kvm: Option<&Kvm>, composition: Composition, interrupted: &Atomi
     if run(kvm, &options(true), interrupted, &mut |_| {})?.done == 0 {
         return Ok(EndedBy::Nobody);
     }
-    Ok(match run(kvm, &options(false), interrupted, &mut |_| {})?.outcome {
+    let control = run(kvm, &options(false), interrupted, &mut |_| {})?;
+    Ok(match control.outcome {
         Outcome::NoEoi => EndedBy::Guest,
-        _ => EndedBy::Host,
+        _ if control.resampled > 0 => EndedBy::Host,
+        // The handler did not even run.
+        _ => EndedBy::Nobody,
     })
 }

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             &needs,
             waits_as_asked,
         )
+        .test("stopping_is_not_taken_for_an_eoi", &needs, stopping_is_no_eoi)
         .test("a_run_leaves_no_fd_and_no_thread_behind", &needs, leaves_nothing_behind)
         .test(
             "a_refused_composition_leaves_no_fd_behind",
@@ -162,6 +163,16 @@ fn waits_as_asked() {
         let (blocking, spinning) = (sleeps_of(source, eoi, Wait::Block), sleeps_of(source, eoi, Wait::Spin));
         assert!(blocking > ROUNDS / 2, "{source:?}: blocking slept {blocking} times");
         assert!(spinning < ROUNDS / 10, "{source:?}: spinning slept {spinning} times");
+    }
+}
+
+fn stopping_is_no_eoi() {
+    for (source, eoi) in [(Source::Resample, Eoi::Resamplefd), (Source::Line, Eoi::Gsi)] {
+        let (running, _controllers, _, mut parts) = set_up(&composition(source, eoi, Wait::Block), true);
+        parts.eois.stop().stop().unwrap();
+        assert_eq!(parts.eois.try_wait().unwrap(), 0, "{source:?}");
+        assert_eq!(parts.eois.wait().unwrap(), 0, "{source:?}");
+        running.stop().unwrap();
     }
 }
 
