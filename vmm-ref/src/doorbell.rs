@@ -7,9 +7,9 @@
 //! to each place, every one counted by the guest, by the eventfd, and by the exit path if it exits.
 //!
 //! **Cost.** The guest reads its time-stamp counter before and after each store. A figure is the median of the difference, in ns
-//! by KVM_GET_TSC_KHZ, and so contains what reading the counter takes, which is measured in the same way with no store in
-//! between and is reported beside it: some 20 ns where the CPU does it, and about as much as a store without an exit where KVM
-//! emulates each instruction. The quotient of two figures is therefore a lower bound of that of the stores alone. Nobody waits on
+//! by KVM_GET_TSC_KHZ, and so contains what reading the counter takes. That is measured in the same way with no store in between,
+//! and is reported beside it: some 20 ns where the CPU reads it, some 500 ns where KVM emulates each instruction. The ratio of two
+//! figures is therefore lower than that of the stores alone. The counter needs no fence: each store leaves the guest. Nobody waits on
 //! the eventfds while the guest rings, so waking a device's thread, which both ways have to do, is in neither.
 
 use std::io;
