@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::composition::{Composition, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::guest::Controller;
 use crate::machine::DEV_KVM;
 
@@ -42,9 +42,14 @@ Examples:
   vmm-ref run --sharers 8          eight devices on one GSI
   vmm-ref run --wait spin          poll for the EOI
   vmm-ref run --count 1000000      a million round trips
+  vmm-ref run --doorbell ioeventfd
+                                   the guest stores to a doorbell too, without an exit
+  vmm-ref run --doorbell trap      the same stores, each with an exit
   vmm-ref run --no-guest-eoi       the negative control
   vmm-ref run --json | jq .latency_us.p50
-                                   for programs";
+                                   for programs
+  vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
+                                   what a store costs";
 
 const PROBE_EXAMPLES: &str = "\
 Examples:
@@ -112,6 +117,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = RunArgs::default().count, value_parser = count)]
     pub count: u64,
 
+    /// Ring the device's doorbell besides, COUNT times by PIO and COUNT times by MMIO, and time the stores
+    #[arg(long, value_enum)]
+    pub doorbell: Option<Doorbell>,
+
     /// Leave the EOI out of the guest's handler: the negative control, which is to end with no EOI seen
     #[arg(long)]
     pub no_guest_eoi: bool,
@@ -146,6 +155,7 @@ impl RunArgs {
             device: DeviceKind::Embedded,
             sharers: self.sharers,
             wait: self.wait,
+            doorbell: self.doorbell,
             ..Composition::new(machine, irqchip, controller)
         }
     }
@@ -163,6 +173,7 @@ impl Default for RunArgs {
             sharers: 1,
             wait: Wait::Block,
             count: 10_000,
+            doorbell: None,
             no_guest_eoi: false,
             json: false,
         }

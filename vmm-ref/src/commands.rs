@@ -116,7 +116,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     out.flush()?;
     Ok(match outcome {
         Outcome::Ok | Outcome::NoEoi => 0,
-        Outcome::Lost | Outcome::Spurious | Outcome::EndedByHost => 1,
+        Outcome::Lost | Outcome::Spurious | Outcome::Doorbell | Outcome::EndedByHost => 1,
         Outcome::Interrupted => INTERRUPTED,
     })
 }

@@ -86,6 +86,16 @@ pub enum DeviceKind {
     Embedded,
 }
 
+/// Who takes the guest's stores to its device's doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Doorbell {
+    /// KVM, which signals an eventfd without an exit
+    Ioeventfd,
+    /// The VMM, which signals it from the exit that the store causes
+    Trap,
+}
+
 /// What a run is put together from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Composition {
@@ -107,11 +117,16 @@ pub struct Composition {
     pub sharers: usize,
     /// How they wait.
     pub wait: Wait,
+    /// Who takes the stores to the doorbell; `None` when the guest rings none.
+    pub doorbell: Option<Doorbell>,
 }
 
 /// Why a composition cannot work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
+    /// No instructions, no stores.
+    #[error("--doorbell with --machine soft: the soft machine has no guest that stores; use --machine kvm")]
+    SoftHasNoDoorbell,
     /// There is no kernel in it.
     #[error("--machine soft with an irqchip in the kernel: the soft machine runs without KVM; use --irqchip user")]
     SoftHasNoKernel,
@@ -209,6 +224,7 @@ impl Composition {
             device: DeviceKind::Embedded,
             sharers: 1,
             wait: Wait::Block,
+            doorbell: None,
         }
     }
 
@@ -227,6 +243,9 @@ impl Composition {
             (MachineKind::Kvm, Irqchip::User, Controller::Ioapic) => return Err(Impossible::UserHasNoLapic),
             (MachineKind::Kvm, Irqchip::Split, Controller::Pic) => return Err(Impossible::SplitHasNoPic),
             _ => {}
+        }
+        if self.machine == MachineKind::Soft && self.doorbell.is_some() {
+            return Err(Impossible::SoftHasNoDoorbell);
         }
         match (self.irqchip, self.source) {
             (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins),
@@ -269,7 +288,11 @@ impl fmt::Display for Composition {
             name(&self.eoi),
             self.sharers,
             name(&self.wait),
-        )
+        )?;
+        match &self.doorbell {
+            Some(doorbell) => write!(f, ", doorbell {}", name(doorbell)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -365,6 +388,7 @@ mod tests {
     #[test]
     fn a_reason_is_one_line_and_says_the_way_out() {
         for reason in [
+            Impossible::SoftHasNoDoorbell,
             Impossible::SoftHasNoKernel,
             Impossible::UserHasNoLapic,
             Impossible::SplitHasNoPic,
@@ -396,5 +420,6 @@ mod tests {
         check::<Source>();
         check::<Eoi>();
         check::<Wait>();
+        check::<Doorbell>();
     }
 }

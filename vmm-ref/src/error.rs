@@ -66,6 +66,9 @@ pub enum Error {
     /// The KVM backend refused.
     #[error(transparent)]
     Irqfd(#[from] kvm_irqfd::Error),
+    /// A doorbell could not be registered, signalled or removed.
+    #[error(transparent)]
+    Doorbell(#[from] ioevent::Error),
     /// An interrupt source or EOI notifier refused.
     #[error(transparent)]
     Interrupt(#[from] interrupt_core::Error),

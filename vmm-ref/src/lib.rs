@@ -10,6 +10,7 @@ pub mod commands;
 pub mod composition;
 pub mod controllers;
 pub mod device;
+pub mod doorbell;
 pub mod eoi;
 pub mod error;
 pub mod guest;

@@ -17,8 +17,9 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMm
 
 use crate::composition::Irqchip;
 use crate::controllers::Controllers;
+use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
-use crate::guest::{Image, MEMORY_SIZE, Status};
+use crate::guest::{DOORBELL_ADDRESS, Image, MEMORY_SIZE, Status};
 use crate::vcpu::{Cpu, EINTR, Vcpu};
 
 /// Where KVM usually is.
@@ -63,6 +64,7 @@ pub struct Machine {
     vcpu: VcpuFd,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
+    bell: Option<Arc<Bell>>,
 }
 
 impl Machine {
@@ -94,6 +96,7 @@ impl Machine {
             vcpu,
             vm: Arc::new(vm),
             memory: Arc::new(memory),
+            bell: None,
         })
     }
 
@@ -123,6 +126,24 @@ impl Machine {
         }
     }
 
+    /// Ticks of the guest's time-stamp counter in a millisecond, never 0.
+    ///
+    /// # Errors
+    /// That of the ioctl, or [`Error::Guest`] when KVM does not know it.
+    pub fn tsc_khz(&self) -> Result<u32> {
+        match self.vcpu.get_tsc_khz().map_err(at("KVM_GET_TSC_KHZ"))? {
+            0 => Err(Error::Guest(
+                "KVM does not know the rate of its time-stamp counter".to_owned(),
+            )),
+            khz => Ok(khz),
+        }
+    }
+
+    /// Lets `bell` serve the stores to the doorbell that exit.
+    pub fn connect(&mut self, bell: Arc<Bell>) {
+        self.bell = Some(bell);
+    }
+
     /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
     ///
     /// # Errors
@@ -136,6 +157,7 @@ impl Machine {
         let vcpu = Vcpu {
             fd: self.vcpu,
             controllers: controllers.clone(),
+            bell: self.bell,
             on_acknowledge: Box::new(on_acknowledge),
         };
         let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;
@@ -223,7 +245,7 @@ fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-/// Real mode at the program's entry, with the IOAPIC at the base of ES and an x2APIC that the guest may turn on.
+/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, and an x2APIC that the guest may turn on.
 fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
     const CPUID_FEATURES: u32 = 1;
     const ECX_X2APIC: u32 = 1 << 21;
@@ -243,6 +265,7 @@ fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<(
         segment.base = 0;
     }
     sregs.es.base = IOAPIC_BASE;
+    sregs.fs.base = DOORBELL_ADDRESS;
     vcpu.set_sregs(&sregs).map_err(at("KVM_SET_SREGS"))?;
 
     const RFLAGS_ALWAYS_ONE: u64 = 2;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::composition::{Composition, Irqchip, MachineKind};
 use crate::controllers::Controllers;
 use crate::device::Device;
+use crate::doorbell::{self, Doorbell};
 use crate::error::{Error, Result};
 use crate::guest::{Controller, Idle, Program, Status};
 use crate::latency::Percentiles;
@@ -21,7 +22,7 @@ use crate::soft::SoftMachine;
 use crate::traffic::{Progress, Traffic, Watched};
 
 /// A round trip that takes longer than this has come to nothing. Rounds take microseconds; the rest is for a busy host.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long after the handler has run an EOI may come that it did not make. Where the host ends interrupts by itself it has
 /// done so before the handler starts, and the news takes microseconds.
@@ -31,7 +32,7 @@ const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
 const LINGER: Duration = Duration::from_millis(10);
 
 /// How often the run is looked after.
-const INTERVAL: Duration = Duration::from_millis(20);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,8 @@ pub enum Outcome {
     Lost,
     /// The guest took interrupts that nobody had raised.
     Spurious,
+    /// A store to the doorbell was not signalled exactly once.
+    Doorbell,
     /// Stopped before its end; nothing lost and nothing spurious until then.
     Interrupted,
     /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was told.
@@ -89,6 +92,8 @@ pub struct Summary {
     pub trace: Vec<Watched>,
     /// From the first assertion to the last EOI.
     pub elapsed: Duration,
+    /// The doorbell, if the guest rang it.
+    pub doorbell: Option<doorbell::Account>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -117,15 +122,23 @@ pub fn run(
             Irqchip::Kernel | Irqchip::User => Idle::Halt,
         },
     };
-    let (guest, controllers) = Guest::new(kvm, program, composition)?;
+    let (mut guest, controllers) = Guest::new(kvm, program, composition)?;
     let status = guest.status()?;
     let Parts { devices, mut eois } = Parts::compose(&controllers, &status, composition)?;
+    let doorbell = match (&mut guest, composition.doorbell) {
+        (Guest::Kvm(machine), Some(path)) => Some(Doorbell::new(machine, path.bus(machine), options.count)?),
+        // The soft machine with one is impossible.
+        (Guest::Soft(_), Some(_)) | (_, None) => None,
+    };
     let acknowledged = Arc::clone(&devices);
     let on_acknowledge = move || Ok(acknowledged.iter().try_for_each(Device::acknowledge)?);
     let running = match guest {
         Guest::Kvm(machine) => machine.start(&controllers, on_acknowledge),
         Guest::Soft(machine) => machine.start(&controllers, on_acknowledge),
     }?;
+    if let Some(doorbell) = &doorbell {
+        doorbell.wait(&running, interrupted)?;
+    }
 
     let progress = Arc::new(Progress::default());
     let stop = eois.stop();
@@ -169,6 +182,7 @@ pub fn run(
         &traffic,
         &devices,
         &status,
+        doorbell.map(Doorbell::account).transpose()?,
         interrupted.load(Ordering::Acquire),
     ))
 }
@@ -240,7 +254,14 @@ impl Patience {
 
 impl Summary {
     /// Draws up the account of a run that has ended.
-    pub fn new(options: &Options, traffic: &Traffic, devices: &[Device], status: &Status, interrupted: bool) -> Self {
+    pub fn new(
+        options: &Options,
+        traffic: &Traffic,
+        devices: &[Device],
+        status: &Status,
+        doorbell: Option<doorbell::Account>,
+        interrupted: bool,
+    ) -> Self {
         let sum = |of: fn(&Device) -> u64| devices.iter().map(of).sum::<u64>();
         let (raised, asserted, serviced) = (sum(Device::raised), sum(Device::asserted), sum(Device::serviced));
         let handler_runs = u64::from(status.handler_runs());
@@ -258,10 +279,17 @@ impl Summary {
             latency: traffic.latency.percentiles(),
             trace: traffic.trace.clone(),
             elapsed: traffic.elapsed,
+            doorbell,
             outcome: Outcome::Ok,
         };
         summary.outcome = summary.judge(interrupted);
         summary
+    }
+
+    /// Whether everything was made that was asked for.
+    fn is_complete(&self) -> bool {
+        let count = self.options.count;
+        self.done == count && self.doorbell.as_ref().is_none_or(|doorbell| doorbell.made(count))
     }
 
     /// The one place that decides how a run ended.
@@ -270,9 +298,11 @@ impl Summary {
             Outcome::Lost
         } else if self.spurious > 0 {
             Outcome::Spurious
+        } else if self.doorbell.as_ref().is_some_and(|doorbell| !doorbell.is_exact()) {
+            Outcome::Doorbell
         } else if !self.options.guest_eoi && self.done > 0 {
             Outcome::EndedByHost
-        } else if interrupted && self.done < self.options.count {
+        } else if interrupted && !self.is_complete() {
             Outcome::Interrupted
         } else if !self.options.guest_eoi {
             Outcome::NoEoi
@@ -285,6 +315,8 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::composition;
+    use crate::doorbell::Rung;
     use crate::report::tests::report;
 
     /// A run of 100 that went well, and what `change` makes of it.
@@ -310,6 +342,41 @@ mod tests {
             Outcome::Ok,
             "an interruption after the last round trip"
         );
+    }
+
+    #[test]
+    fn a_doorbell_is_judged_too() {
+        let rung = |signals, exits| Rung {
+            path: composition::Doorbell::Trap,
+            why: None,
+            stores: 100,
+            signals,
+            exits,
+            p50_ns: None,
+        };
+        let with = |interrupted, pio, mmio, done| {
+            outcome(true, interrupted, |run| {
+                run.done = done;
+                run.doorbell = Some(doorbell::Account {
+                    pio,
+                    mmio,
+                    clock_p50_ns: None,
+                });
+            })
+        };
+        assert_eq!(with(false, rung(100, 100), rung(100, 100), 100), Outcome::Ok);
+        for (signals, exits) in [(99, 100), (101, 100), (100, 99), (100, 101), (0, 0)] {
+            assert_eq!(
+                with(false, rung(signals, exits), rung(100, 100), 100),
+                Outcome::Doorbell
+            );
+            assert_eq!(with(true, rung(100, 100), rung(signals, exits), 99), Outcome::Doorbell);
+        }
+        let some = || Rung {
+            stores: 64,
+            ..rung(64, 64)
+        };
+        assert_eq!(with(true, some(), some(), 100), Outcome::Interrupted);
     }
 
     #[test]

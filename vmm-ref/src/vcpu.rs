@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ioevent::Space;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -14,6 +15,7 @@ use vm_device::{DeviceMmio as _, DevicePio as _};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::controllers::Controllers;
+use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
 use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
 use crate::inject::inject;
@@ -104,6 +106,8 @@ pub struct Vcpu {
     pub fd: VcpuFd,
     /// The machine's interrupt controllers.
     pub controllers: Controllers,
+    /// What serves the stores to the doorbell that exit, if there is one.
+    pub bell: Option<Arc<Bell>>,
     /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
     pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
 }
@@ -125,6 +129,10 @@ impl Vcpu {
                 Ok(exit) => exit,
                 Err(error) if error.errno() == EINTR => continue,
                 Err(error) => return Err(at("KVM_RUN")(error)),
+            };
+            let rings = |space, address, data: &[u8]| match &self.bell {
+                Some(bell) => bell.serve(space, address, data),
+                None => Ok(false),
             };
             match (exit, &self.controllers) {
                 (VcpuExit::IoOut(ACKNOWLEDGE_PORT, _), _) => (self.on_acknowledge)()?,
@@ -152,6 +160,8 @@ impl Vcpu {
                         thread::park();
                     }
                 }
+                (VcpuExit::IoOut(port, data), _) if rings(Space::Pio, port.into(), data)? => {}
+                (VcpuExit::MmioWrite(address, data), _) if rings(Space::Mmio, address, data)? => {}
                 (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
             }
         }

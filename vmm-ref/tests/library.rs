@@ -238,7 +238,14 @@ fn a_phantom_is_counted() {
     let mut traffic = Traffic::new(Arc::clone(&parts.devices), 10);
     traffic.run(&mut parts.eois, &Progress::default()).unwrap();
     running.stop().unwrap();
-    let summary = Summary::new(&options(composition, 10), &traffic, &parts.devices, &status, false);
+    let summary = Summary::new(
+        &options(composition, 10),
+        &traffic,
+        &parts.devices,
+        &status,
+        None,
+        false,
+    );
     assert_eq!((summary.asserted, summary.serviced, summary.lost), (10, 10, 0));
     assert_eq!((summary.handler_runs, summary.found_nothing), (11, 1));
     assert_eq!((summary.spurious, summary.outcome), (1, Outcome::Spurious));
@@ -262,7 +269,7 @@ fn a_lost_eoi_is_counted() {
     stop.stop().unwrap();
     let traffic = thread.join().unwrap();
     running.stop().unwrap();
-    let summary = Summary::new(&options(composition, 10), &traffic, &devices, &status, false);
+    let summary = Summary::new(&options(composition, 10), &traffic, &devices, &status, None, false);
     assert_eq!((summary.asserted, summary.serviced, summary.resampled), (1, 1, 0));
     assert_eq!((summary.lost, summary.outcome), (1, Outcome::Lost));
 }

@@ -8,6 +8,7 @@
 //! and not by guessing.
 
 pub(crate) mod chips;
+mod doorbell;
 mod image;
 mod layout;
 mod program;
@@ -15,8 +16,11 @@ mod status;
 mod unmask;
 mod word;
 
+pub use doorbell::{Ringing, Timed};
 pub use image::Image;
-pub use layout::{ACKNOWLEDGE_PORT, FAULT_PORT, MAX_DEVICES, MEMORY_SIZE};
+pub use layout::{
+    ACKNOWLEDGE_PORT, BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, FAULT_PORT, MAX_DEVICES, MEMORY_SIZE,
+};
 pub use program::{Controller, Idle, Program};
 pub use status::{Registers, Status};
 pub use unmask::unmask_program;

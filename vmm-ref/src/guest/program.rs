@@ -12,6 +12,7 @@ use super::chips::{
     OCW2_NON_SPECIFIC_EOI, PIC_BASE, SPURIOUS_LAPIC_ENABLE, ioapic_set_up, mask_pics, out, pic_set_up, write_ioapic,
     write_msr,
 };
+use super::doorbell::ring;
 use super::image::Image;
 use super::layout::{
     ACKNOWLEDGE_PORT, CODE, FAULT_PORT, FOUND_NOTHING, HANDLER_RUNS, READY, STACK, STRAY, raised, serviced,
@@ -96,6 +97,8 @@ impl Program {
             Controller::Ioapic => self.set_up_ioapic(&mut a)?,
         }
         a.mov(dword_ptr(READY as u32), 1)?;
+        // Before the first interrupt: neither is in the other's figures.
+        ring(&mut a)?;
         a.sti()?;
 
         // The registers belong to the handler, which therefore saves none.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
+use super::doorbell::Ringing;
 use super::layout::{FOUND_NOTHING, HANDLER_RUNS, READY, STRAY, raised, serviced};
 use super::word::GuestWord;
 
@@ -80,5 +81,13 @@ impl Status {
             raised: GuestWord::new(&self.memory, raised(n))?,
             serviced: GuestWord::new(&self.memory, serviced(n))?,
         })
+    }
+
+    /// The words through which the guest is told to ring its doorbells, and says how it went.
+    ///
+    /// # Errors
+    /// When `memory` has no room for them.
+    pub fn ringing(&self) -> Result<Ringing, GuestMemoryError> {
+        Ringing::new(&self.memory)
     }
 }

@@ -37,6 +37,9 @@ pub struct Object<'a> {
     elapsed_s: f64,
     outcome: Outcome,
     machine: MachineKind,
+    /// Not there without `--doorbell`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doorbell: Option<&'a crate::doorbell::Account>,
 }
 
 impl<'a> From<&'a Report> for Object<'a> {
@@ -64,6 +67,7 @@ impl<'a> From<&'a Report> for Object<'a> {
             elapsed_s: summary.elapsed.as_secs_f64(),
             outcome: summary.outcome,
             machine: composition.machine,
+            doorbell: summary.doorbell.as_ref(),
         }
     }
 }

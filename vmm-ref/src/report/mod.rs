@@ -67,6 +67,7 @@ pub(crate) mod tests {
                     told: Duration::from_nanos(5_750),
                 }],
                 elapsed: Duration::from_millis(250),
+                doorbell: None,
                 outcome: Outcome::Ok,
             },
         }

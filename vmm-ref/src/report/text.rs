@@ -7,7 +7,8 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::Report;
-use crate::composition::Composition;
+use crate::composition::{Composition, name};
+use crate::doorbell;
 use crate::guest::Controller;
 use crate::host::Host;
 use crate::observe::EndedBy;
@@ -103,13 +104,41 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
             writeln!(out, "{:<10}{NOTE}{note}{NOTE:#}", "")?;
         }
     }
+    if let Some(account) = &summary.doorbell {
+        doorbell(out, account)?;
+    }
     line(out, "elapsed", &format!("{:.3} s", summary.elapsed.as_secs_f64()))?;
     let style = match summary.outcome {
         Outcome::Ok | Outcome::NoEoi => GOOD,
         Outcome::Interrupted => NOTE,
-        Outcome::Lost | Outcome::Spurious | Outcome::EndedByHost => BAD,
+        Outcome::Lost | Outcome::Spurious | Outcome::Doorbell | Outcome::EndedByHost => BAD,
     };
     writeln!(out, "{style}{}{style:#}", closing(summary))
+}
+
+/// How the doorbell was rung.
+fn doorbell(out: &mut impl Write, account: &doorbell::Account) -> io::Result<()> {
+    for (space, rung) in [("PIO", &account.pio), ("MMIO", &account.mmio)] {
+        let mut text = format!(
+            "{space} by {}: {} stores, {} signals, {} exits",
+            name(&rung.path),
+            rung.stores,
+            rung.signals,
+            rung.exits
+        );
+        if let Some(p50) = rung.p50_ns {
+            text += &format!(", p50 {p50} ns each");
+        }
+        if let Some(why) = &rung.why {
+            text += &format!(" (trapped: {why})");
+        }
+        line(out, "doorbell", &text)?;
+    }
+    if let Some(clock) = account.clock_p50_ns {
+        let text = format!("in each of these ns are p50 {clock} ns for reading the clock");
+        writeln!(out, "{:<10}{text}", "")?;
+    }
+    Ok(())
 }
 
 /// What a host can do.
@@ -138,6 +167,7 @@ fn closing(summary: &Summary) -> String {
             "NOT well: {} spurious in {done} of {count} round trips",
             summary.spurious
         ),
+        Outcome::Doorbell => "NOT well: stores to the doorbell were not signalled exactly once each".to_owned(),
         Outcome::Interrupted => {
             format!("interrupted: {done} of {count} round trips, nothing lost, nothing spurious until then")
         }
@@ -200,6 +230,7 @@ mod tests {
             Outcome::Ok,
             Outcome::Lost,
             Outcome::Spurious,
+            Outcome::Doorbell,
             Outcome::Interrupted,
             Outcome::NoEoi,
             Outcome::EndedByHost,
