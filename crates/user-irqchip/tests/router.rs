@@ -3,6 +3,12 @@
 //!
 //! Of those cases, G12, G13 and G17 are about event loops inside a chip, which these chips do not have, and G11 and G14 to G16
 //! are with the chips and with the reference VMM.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

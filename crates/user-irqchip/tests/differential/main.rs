@@ -4,13 +4,18 @@
 //!
 //! 10,000 traces of 200 steps each by default. `DIFFERENTIAL_SECONDS=3600` runs for so long instead, from a seed of its own,
 //! and says how many traces that was; `DIFFERENTIAL_SEED` repeats one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod flaws;
 mod guest;
 mod ioapic;
 mod pic;
 #[path = "../rig/mod.rs"]
-#[allow(dead_code, reason = "the conformance body uses the rest")]
 mod rig;
 mod trace;
 
