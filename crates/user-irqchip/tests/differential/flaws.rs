@@ -199,7 +199,7 @@ pub fn add(suite: Suite) -> Suite {
     let add = |needs: &[Need], suite: Suite, name, body: Box<dyn FnOnce() + Send>| suite.test(name, needs, body);
     let suite = IOAPIC.into_iter().fold(suite, |suite, (flaw, shows)| {
         let body = move || check(flaw, shows, &mut UserRig::new(), &mut KernelRig::new());
-        add(KernelRig::NEEDS, suite, name("ioapic", flaw), Box::new(body))
+        add(&ioapic::needs(), suite, name("ioapic", flaw), Box::new(body))
     });
     PIC.into_iter().fold(suite, |suite, (flaw, shows)| {
         let body = move || check(flaw, shows, &mut UserPicRig::new(), &mut KernelPicRig::new());

@@ -6,12 +6,18 @@ use std::fmt;
 use interrupt_core::{Gsi, Msi, MsiOutput};
 use kvm_bindings::{kvm_ioapic_state, kvm_lapic_state, kvm_msi};
 use testkit::kernel_rig::KernelRig;
+use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED, REMOTE_IRR, ResampleLine, Rig};
 use user_irqchip::lapic::Registers;
 
 use crate::guest::Guest;
 use crate::rig::UserRig;
 use crate::trace::{Difference, Flaws, Pair, Rng};
+
+/// What a host must have: the model does as kernels do that ask for the level at an unmask.
+pub fn needs() -> Vec<Need> {
+    [KernelRig::NEEDS, &[Need::KernelAtLeast(6, 4)]].concat()
+}
 
 /// Pins that no 8259 shares.
 const PINS: [u32; 3] = [18, 19, 20];

@@ -12,6 +12,8 @@ pub const STEPS: usize = 200;
 pub const TRACES: u64 = 10_000;
 /// Runs for so many seconds instead.
 pub const SECONDS: &str = "DIFFERENTIAL_SECONDS";
+/// How many in the lab, where everything is emulated, when nothing is said.
+const LAB_SECONDS: u64 = 20;
 /// Starts at this seed, with which the run before has failed, say.
 pub const SEED: &str = "DIFFERENTIAL_SEED";
 
@@ -71,7 +73,8 @@ pub trait Pair {
 
 /// Runs as many traces as the environment says. Panics with the shortest failing trace that was found, and with its seed.
 pub fn compare<P: Pair>(name: &str, mut pair: P) {
-    let seconds = number(SECONDS);
+    let in_lab = env::var_os("IRQ_TEST_LAB").is_some();
+    let seconds = number(SECONDS).or(in_lab.then_some(LAB_SECONDS));
     let first = number(SEED).unwrap_or(match seconds {
         // A long run looks elsewhere each time.
         Some(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
