@@ -25,4 +25,5 @@ pub mod machine;
 pub mod need;
 pub mod process;
 pub mod program;
+pub mod responder;
 pub mod rig;

@@ -44,45 +44,71 @@ pub struct Missing {
     pub facility: bool,
 }
 
+impl Missing {
+    fn of_kvm(reason: String) -> Self {
+        Missing { reason, facility: true }
+    }
+
+    fn on_this_host(reason: String) -> Self {
+        Missing {
+            reason,
+            facility: false,
+        }
+    }
+}
+
+/// What ended an interrupt whose handler had not written its EOI.
+#[derive(Clone, Copy, Debug)]
+enum EndedBy {
+    /// Nothing did, and then the guest's EOI did.
+    Guest,
+    /// The controller did, as it injected the interrupt.
+    Injection,
+}
+
+impl EndedBy {
+    fn guest(self, chip: &str) -> Result<(), Missing> {
+        match self {
+            EndedBy::Guest => Ok(()),
+            EndedBy::Injection => Err(Missing::on_this_host(format!(
+                "the {chip} of this host ends interrupts as it injects them"
+            ))),
+        }
+    }
+}
+
 impl Need {
     /// Tries whether the host has it. The first call for a need that takes a VM tries; later calls repeat the answer.
     pub fn probe(self) -> Result<(), Missing> {
-        fn once(cell: &OnceLock<Result<(), String>>, probe: fn() -> Result<(), String>) -> Result<(), String> {
-            cell.get_or_init(probe).clone()
+        fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, probe: fn() -> Result<T, String>) -> Result<T, Missing> {
+            cell.get_or_init(probe).clone().map_err(Missing::of_kvm)
         }
         static KVM: OnceLock<Result<(), String>> = OnceLock::new();
         static FULL: OnceLock<Result<(), String>> = OnceLock::new();
         static SPLIT: OnceLock<Result<(), String>> = OnceLock::new();
         static ACCEPT: OnceLock<Result<(), String>> = OnceLock::new();
-        static LAPIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
-        static PIC_EOI: OnceLock<Result<(), String>> = OnceLock::new();
+        static LAPIC_EOI: OnceLock<Result<EndedBy, String>> = OnceLock::new();
+        static PIC_EOI: OnceLock<Result<EndedBy, String>> = OnceLock::new();
 
-        let facility = |answer: Result<(), String>| answer.map_err(|reason| Missing { reason, facility: true });
-        let elsewhere = |answer: Result<(), String>| {
-            answer.map_err(|reason| Missing {
-                reason,
-                facility: false,
-            })
-        };
         match self {
-            Need::Kvm => facility(once(&KVM, || build(Irqchip::None).map(drop))),
-            Need::FullIrqchip => facility(once(&FULL, full_irqchip)),
-            Need::SplitIrqchip => facility(once(&SPLIT, || build(Irqchip::Split).map(drop))),
+            Need::Kvm => once(&KVM, || build(Irqchip::None).map(drop)),
+            Need::FullIrqchip => once(&FULL, full_irqchip),
+            Need::SplitIrqchip => once(&SPLIT, || build(Irqchip::Split).map(drop)),
             Need::AcceptMode => {
                 Need::FullIrqchip.probe()?;
-                facility(once(&ACCEPT, accept_mode))
+                once(&ACCEPT, accept_mode)
             }
             Need::GenuineLapicEoi => {
                 Need::FullIrqchip.probe()?;
-                elsewhere(once(&LAPIC_EOI, genuine_lapic_eoi))
+                once(&LAPIC_EOI, lapic_interrupt)?.guest("LAPIC")
             }
             Need::GenuinePicEoi => {
                 Need::FullIrqchip.probe()?;
-                elsewhere(once(&PIC_EOI, genuine_pic_eoi))
+                once(&PIC_EOI, pic_interrupt)?.guest("8259")
             }
-            Need::KernelAtLeast(major, minor) => elsewhere(kernel_at_least(major, minor)),
-            Need::Facility(name, probe) => facility(named(name, probe)),
-            Need::Host(name, probe) => elsewhere(named(name, probe)),
+            Need::KernelAtLeast(major, minor) => kernel_at_least(major, minor).map_err(Missing::on_this_host),
+            Need::Facility(name, probe) => named(name, probe).map_err(Missing::of_kvm),
+            Need::Host(name, probe) => named(name, probe).map_err(Missing::on_this_host),
         }
     }
 }
@@ -148,52 +174,42 @@ fn accept_mode() -> Result<(), String> {
     Ok(())
 }
 
-fn genuine_lapic_eoi() -> Result<(), String> {
+fn lapic_interrupt() -> Result<EndedBy, String> {
     let (mut machine, trigger, resample) = resample_machine(GSI)?;
     machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
     signal(&trigger)?;
-    let deadline = Instant::now() + PATIENCE;
-    let taken = loop {
-        match machine.take_interrupt() {
-            None if Instant::now() < deadline => {}
-            taken => break taken,
-        }
-    };
-    if taken != Some(VECTOR) {
-        return Err(format!("the CPU took {taken:?} instead of vector {VECTOR:#x}"));
-    }
-    ended_only_by("the LAPIC", &resample, || drop(machine.eoi()))
+    took(&mut machine, VECTOR)?;
+    ended_by(&resample, || drop(machine.eoi()))
 }
 
-fn genuine_pic_eoi() -> Result<(), String> {
+fn pic_interrupt() -> Result<EndedBy, String> {
     const IRQ: u8 = 5;
+    const BASE: u8 = 0x20;
     let (mut machine, trigger, resample) = resample_machine(IRQ.into())?;
-    machine.init_pics(0x20, false);
+    machine.init_pics(BASE, false);
     machine.set_elcr(PicChip::Master, 1 << IRQ);
     machine.set_pic_mask(PicChip::Master, !(1 << IRQ));
     signal(&trigger)?;
-    let deadline = Instant::now() + PATIENCE;
-    let taken = loop {
-        match machine.take_interrupt() {
-            None if Instant::now() < deadline => {}
-            taken => break taken,
-        }
-    };
-    if taken != Some(0x20 + IRQ) {
-        return Err(format!("the CPU took {taken:?} instead of vector {:#x}", 0x20 + IRQ));
+    took(&mut machine, BASE + IRQ)?;
+    ended_by(&resample, || machine.pic_eoi(PicChip::Master))
+}
+
+fn took(machine: &mut Machine, vector: u8) -> Result<(), String> {
+    match machine.take_interrupt_by(Instant::now() + PATIENCE) {
+        Some(taken) if taken == vector => Ok(()),
+        other => Err(format!("the CPU took {other:?} instead of vector {vector:#x}")),
     }
-    ended_only_by("the 8259", &resample, || machine.pic_eoi(PicChip::Master))
 }
 
 /// The negative control: in service, without the EOI, nothing may have been resampled.
-fn ended_only_by(chip: &str, resample: &EventFd, eoi: impl FnOnce()) -> Result<(), String> {
+fn ended_by(resample: &EventFd, eoi: impl FnOnce()) -> Result<EndedBy, String> {
     if count(resample) != 0 {
-        return Err(format!("{chip} of this host ends interrupts as it injects them"));
+        return Ok(EndedBy::Injection);
     }
     eoi();
     match count(resample) {
-        1 => Ok(()),
-        n => Err(format!("{chip}: {n} resamples at the guest's EOI")),
+        1 => Ok(EndedBy::Guest),
+        n => Err(format!("{n} resamples at the guest's EOI, not 1")),
     }
 }
 

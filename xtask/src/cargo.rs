@@ -172,6 +172,23 @@ impl Workspace {
         })
     }
 
+    /// The command that checks interrupt-core's sharing state in every interleaving of a few threads; `None` when that package is
+    /// not among `packages`. It is built apart, because the model checker takes the place of std's synchronisation.
+    pub fn model_checks(&self, packages: &[String]) -> Option<Command> {
+        const PACKAGE: &str = "interrupt-core";
+        let wanted = packages.is_empty() || packages.iter().any(|package| package == PACKAGE);
+        let exists = self.packages.iter().any(|package| package.name == PACKAGE);
+        if !wanted || !exists {
+            return None;
+        }
+        let mut command = cargo();
+        command
+            .args(["test", "--quiet", "--release", "--package", PACKAGE, "--test", "loom"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", self.target.join("loom"));
+        Some(command)
+    }
+
     /// The command that runs the doctests of `packages` (all when empty); `None` when none of them can have any.
     pub fn doctests(&self, packages: &[String]) -> Option<Command> {
         let with_doctests: Vec<String> = self

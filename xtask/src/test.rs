@@ -13,7 +13,8 @@ use crate::tally::Tally;
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
-/// Unit tests, integration tests and doctests are built with all features and run one program after the other. A test that
+/// Unit tests, integration tests, doctests and interrupt-core's model checks are built with all features and run one program
+/// after the other. A test that
 /// cannot run here announces itself on standard output as `skip: <suite>::<test>: <reason>`; such a test, and one that is
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
 /// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
@@ -48,6 +49,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if let Some(doctests) = workspace.doctests(&options.packages) {
         total.add(program::run("doctests", doctests)?);
+    }
+    if let Some(model_checks) = workspace.model_checks(&options.packages) {
+        println!("\ninterrupt-core: model checks");
+        total.add(program::run("model-checks", model_checks)?);
     }
     let in_lab = lab::suite::select(&programs);
     if !options.no_lab && !in_lab.is_empty() {

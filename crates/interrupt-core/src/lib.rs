@@ -92,6 +92,7 @@ mod key;
 mod level;
 mod line;
 mod listeners;
+mod msi;
 mod pin;
 mod published;
 mod source;
@@ -105,6 +106,7 @@ pub use key::SourceKey;
 pub use level::{Delivery, Level, Lowered, LoweredBy};
 pub use line::{Line, LineSource};
 pub use listeners::Listeners;
+pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;
 pub use source::LevelSource;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
     Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, LevelSource, Listener, Listeners, Lowered, LoweredBy, Pin,
     Result, SourceKey, Subject,
@@ -35,6 +35,8 @@ pub struct Line<P> {
     gsi: Gsi,
     pin: P,
     drive: Mutex<Drive>,
+    /// Whether the OR of all sources is high, for whoever looks without the lock. Written under it.
+    high: AtomicBool,
     /// The sources, for subscription by key and for people. Apart from `drive`, so that adding a source keeps no device of
     /// the line waiting.
     contributions: Mutex<Vec<Arc<Contribution>>>,
@@ -71,6 +73,14 @@ impl Drive {
             LoweredBy::Eoi => (self.epoch, &mut self.until_eoi),
         }
     }
+
+    /// Ends a contribution, if it is one.
+    fn end(&mut self, contribution: &Contribution) {
+        let (mark, count) = self.asserting(contribution.lowered_by);
+        if contribution.set(LOW) == mark {
+            *count -= 1;
+        }
+    }
 }
 
 /// The mark of an asserting source that the device lowers. The epoch never gets there.
@@ -100,6 +110,7 @@ impl<P: Pin> Line<P> {
                 epoch: 1,
                 driven: Level::Low,
             }),
+            high: AtomicBool::new(false),
             contributions: Mutex::new(Vec::new()),
             listeners: Listeners::new(),
         })
@@ -117,7 +128,16 @@ impl<P: Pin> Line<P> {
 
     /// The OR of all sources.
     pub fn level(&self) -> Level {
-        lock(&self.drive).level()
+        if self.high.load(Ordering::Acquire) {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+
+    /// Whether the line has neither a source nor a listener.
+    pub fn is_unused(&self) -> bool {
+        lock(&self.contributions).is_empty() && self.listeners.is_empty()
     }
 
     /// Adds a source. It does not assert yet.
@@ -143,10 +163,13 @@ impl<P: Pin> Line<P> {
     /// # Errors
     /// The first of: the pin would not be lowered, a listener's eventfd could not be written. All listeners were told.
     pub fn eoi(&self) -> Result<Level> {
-        let lowered = self.change(|drive| {
+        let lowered = {
+            let mut drive = lock(&self.drive);
             drive.epoch += 1;
             drive.until_eoi = 0;
-        });
+            self.settle(&mut drive)
+        };
+        let lowered = lowered.and_then(|outcome| self.finish(outcome));
         let told = self.listeners.notify(self.gsi);
         lowered.and(told).map(|()| self.level())
     }
@@ -181,30 +204,14 @@ impl<P: Pin> Line<P> {
         let result = change();
         let outcome = self.settle(&mut drive)?;
         drop(drive);
-        if let Some(outcome) = outcome {
-            self.pin.deliver(outcome)?;
-        }
-        Ok(result)
+        self.finish(outcome).map(|()| result)
     }
 
     fn assert(&self, contribution: &Contribution) -> Result<Delivery> {
-        let mut drive = lock(&self.drive);
-        let (mark, count) = drive.asserting(contribution.lowered_by);
-        if contribution.mark.swap(mark, Ordering::Relaxed) == mark {
+        let Some(outcome) = self.raise(contribution)? else {
             return Ok(Delivery::Coalesced);
-        }
-        *count += 1;
-        let delivered = match self.settle(&mut drive) {
-            Ok(None) => return Ok(Delivery::Coalesced),
-            Ok(Some(outcome)) => {
-                drop(drive);
-                self.pin.deliver(outcome)
-            }
-            Err(error) => {
-                drop(drive);
-                Err(error)
-            }
         };
+        let delivered = self.pin.deliver(outcome);
         if delivered.is_err() {
             // The error is the answer; if lowering fails as well, the next change of the line tries it again.
             drop(self.deassert(contribution));
@@ -213,29 +220,41 @@ impl<P: Pin> Line<P> {
     }
 
     fn deassert(&self, contribution: &Contribution) -> Result<()> {
-        self.change(|drive| {
-            let (mark, count) = drive.asserting(contribution.lowered_by);
-            if contribution.mark.swap(LOW, Ordering::Relaxed) == mark {
-                *count -= 1;
-            }
-        })
+        self.lower(contribution).and_then(|outcome| self.finish(outcome))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Drive)) -> Result<()> {
-        let outcome = {
-            let mut drive = lock(&self.drive);
-            change(&mut drive);
-            self.settle(&mut drive)?
-        };
-        match outcome {
-            Some(outcome) => self.pin.deliver(outcome).map(drop),
-            None => Ok(()),
+    /// Adds a contribution. What is returned is to be delivered without the lock.
+    fn raise(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
+        let mut drive = lock(&self.drive);
+        let (mark, count) = drive.asserting(contribution.lowered_by);
+        if contribution.set(mark) == mark {
+            return Ok(None);
         }
+        *count += 1;
+        let outcome = self.settle(&mut drive);
+        if outcome.is_err() {
+            drive.end(contribution);
+            // If lowering fails as well, the next change of the line tries it again.
+            drop(self.settle(&mut drive));
+        }
+        outcome
+    }
+
+    /// Ends a contribution. What is returned is to be delivered without the lock.
+    fn lower(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
+        let mut drive = lock(&self.drive);
+        drive.end(contribution);
+        self.settle(&mut drive)
+    }
+
+    fn finish(&self, outcome: Option<P::Outcome>) -> Result<()> {
+        outcome.map_or(Ok(()), |outcome| self.pin.deliver(outcome).map(drop))
     }
 
     /// Brings the pin to the line's level, if it is not there. What is returned is to be delivered without the lock.
     fn settle(&self, drive: &mut Drive) -> Result<Option<P::Outcome>> {
         let level = drive.level();
+        self.high.store(level == Level::High, Ordering::Release);
         if level == drive.driven {
             return Ok(None);
         }
@@ -290,6 +309,14 @@ impl<P: Pin> fmt::Debug for Line<P> {
 }
 
 impl Contribution {
+    /// Sets the mark and returns the one before. Not a swap: the drive lock is held, and a locked instruction costs as much
+    /// as half of it.
+    fn set(&self, mark: u64) -> u64 {
+        let before = self.mark.load(Ordering::Relaxed);
+        self.mark.store(mark, Ordering::Relaxed);
+        before
+    }
+
     fn level(&self, drive: &mut Drive) -> Level {
         if self.mark.load(Ordering::Relaxed) == drive.asserting(self.lowered_by).0 {
             Level::High
@@ -309,6 +336,19 @@ impl<P: Pin> LineSource<P> {
     /// The line that this source is a part of.
     pub fn line(&self) -> &Arc<Line<P>> {
         &self.line
+    }
+
+    /// The first half of an assertion or its end, for a pin whose line leads to this one: its own
+    /// [`Pin::drive`] calls this, and its [`Pin::deliver`] then gives what this returns to that of
+    /// [this line's pin](Line::pin). Devices have no use for it.
+    ///
+    /// # Errors
+    /// The pin's; this source is then not asserted.
+    pub fn drive(&self, level: Level) -> Result<Option<P::Outcome>> {
+        match level {
+            Level::High => self.line.raise(&self.contribution),
+            Level::Low => self.line.lower(&self.contribution),
+        }
     }
 
     /// This source's own level.

@@ -262,6 +262,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_listener_owns_goes_with_its_guard() {
+        let listeners = Listeners::new();
+        let owned = Arc::new(());
+        let held = Arc::clone(&owned);
+        let guard = listeners
+            .subscribe(GSI.into(), Listener::callback(move |_| drop(Arc::clone(&held))))
+            .unwrap();
+        assert_eq!(Arc::strong_count(&owned), 2);
+        drop(guard);
+        assert_eq!(Arc::strong_count(&owned), 1, "no old snapshot keeps it");
+    }
+
+    #[test]
     fn a_callback_may_drop_its_own_guard_and_subscribe_anew() {
         let listeners = Listeners::new();
         let guard: Arc<Mutex<Option<EoiGuard>>> = Arc::default();

@@ -12,7 +12,7 @@ use crate::matching::Match;
 
 /// Something that can signal an eventfd for a guest store without an exit to the VMM.
 ///
-/// [`Kvm`](crate::Kvm) is one, [`NoBackend`] is the other. Devices do not use this trait: they register on an
+/// `Kvm` (feature `kvm`) is one, [`NoBackend`] is the other. Devices do not use this trait: they register on an
 /// [`IoeventBus`](crate::IoeventBus), which keeps its table in step with the backend. A registration that is made past
 /// the bus is not in the table, and collides with the bus's own.
 ///

@@ -188,7 +188,8 @@ impl IoeventBus {
     /// signals, or exits and meets the old table, which signals. A store to a new address after the move meets the new
     /// table or the kernel's new ioeventfd. No other thread can get at an address in between, because a registration
     /// takes the lock that this call holds (cloud-hypervisor #8572). KVM's removal waits for stores that are on their
-    /// way through its bus, so that none is still to be signalled at an old address when step 2 comes.
+    /// way through its bus (`kvm_io_bus_unregister_dev` ends with `synchronize_srcu_expedited`), so that none is still to
+    /// be signalled at an old address when step 2 comes.
     ///
     /// *Before* and *after* mean, for a store that exits, its dispatch. A store to an old address that exited before the
     /// move and is dispatched after it is returned as not matched, like any store to an address where nothing is any

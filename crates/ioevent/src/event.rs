@@ -21,10 +21,8 @@ use crate::error::{NotAnEventFd, errno};
 /// [`NotAnEventFd`] with `EINVAL` when `fd` is something else; `fd` is closed then.
 ///
 /// ```
-/// use std::os::fd::OwnedFd;
-///
-/// let pipe: OwnedFd = std::io::pipe()?.1.into();
-/// assert!(ioevent::adopt(pipe).is_err());
+/// let file = std::fs::File::open("/dev/null")?;
+/// assert!(ioevent::adopt(file.into()).is_err());
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn adopt(fd: OwnedFd) -> Result<EventFd, NotAnEventFd> {

@@ -33,6 +33,11 @@ mod registration;
 mod table;
 mod window;
 
+/// The README's examples are compiled and run with the documentation's.
+#[cfg(all(doctest, feature = "kvm"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use backend::{Backend, NoBackend, Refusal};
 pub use bus::IoeventBus;
 pub use error::{Error, NotAnEventFd, Rejection};

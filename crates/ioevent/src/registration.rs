@@ -17,6 +17,9 @@ use crate::matching::Match;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// The kernel, without an exit.
+    ///
+    /// KVM fails to find a few registrations that it has accepted: where the ranges of three or more overlap so that one
+    /// that does not contain the store lies between two that do. Such a store exits, and is served from there.
     Kernel,
     /// [`IoeventBus::dispatch`](crate::IoeventBus::dispatch), from the exit that the store causes, for this reason.
     Trapped(Refusal),

@@ -7,7 +7,8 @@
 mod support;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,9 +34,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 const A: u64 = 0xd000_0000;
 
+/// A name and a body.
+type Row = (&'static str, fn(Guest));
+
 fn main() -> ExitCode {
     logged::start();
-    let everywhere: [(&str, fn(Guest)); 14] = [
+    let everywhere: [Row; 13] = [
         ("106_bad_arguments", bad_arguments),
         ("107_any_length", any_length_is_accepted_and_has_no_datamatch),
         ("108_collisions", collisions),
@@ -54,10 +58,9 @@ fn main() -> ExitCode {
             "several_registrations_on_one_eventfd",
             several_registrations_on_one_eventfd,
         ),
-        ("sixteen_thousand_registrations", sixteen_thousand_registrations),
         ("after_removal_a_store_is_nobodys", after_removal_a_store_is_nobodys),
     ];
-    let guests: [(&str, fn(Guest)); 2] = [
+    let guests: [Row; 2] = [
         ("111_reads_never_match", reads_never_match),
         ("114_rep_outs", rep_outs_signals_for_each_element),
     ];
@@ -68,6 +71,13 @@ fn main() -> ExitCode {
                 body(Guest::new(setup))
             });
         }
+        // Before Linux 6.18 each registration waits for the kernel's readers.
+        suite = suite.test_within(
+            Duration::from_secs(240),
+            format!("{}/sixteen_thousand_registrations", setup.name()),
+            setup.needs(),
+            move || sixteen_thousand_registrations(Guest::new(setup)),
+        );
         if setup != Setup::Model {
             for (name, body) in guests {
                 suite = suite.test(format!("{}/{name}", setup.name()), setup.needs(), move || {
@@ -152,22 +162,21 @@ fn bad_arguments(guest: Guest) {
     assert_eq!(error.at(), overflow);
 
     let at = Match::mmio(A, Length::Bytes4);
-    let pipe: OwnedFd = std::io::pipe().unwrap().1.into();
+    let (_, pipe) = rustix::pipe::pipe().unwrap();
     // SAFETY: the fd was just given up by its owner.
     let pipe = Arc::new(unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) });
     let error = guest.bus.register(at, pipe.clone()).unwrap_err();
     assert_eq!((error.at(), error.errno().errno()), (at, Code::INVAL.raw_os_error()));
 
     // A number that no file has: above the limit, so that no other test of this process can open it meanwhile.
-    // SAFETY: nothing else owns the number; it is forgotten below, so that nothing closes it.
-    let closed = Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) });
-    let error = guest.bus.register(at, closed.clone()).unwrap_err();
+    // SAFETY: nothing owns the number, and `ManuallyDrop` keeps it from being closed.
+    let closed = ManuallyDrop::new(Arc::new(unsafe { EventFd::from_raw_fd(i32::MAX) }));
+    let error = guest.bus.register(at, Arc::clone(&closed)).unwrap_err();
     assert_eq!((error.at(), error.errno().errno()), (at, Code::BADF.raw_os_error()));
 
     // The length is reported before the fd.
-    let error = guest.bus.register(overflow, closed.clone()).unwrap_err();
+    let error = guest.bus.register(overflow, Arc::clone(&closed)).unwrap_err();
     assert_eq!(error.errno().errno(), Code::INVAL.raw_os_error());
-    std::mem::forget(closed);
 
     let port = Match::pio(0xfffe, Length::Bytes4);
     let error = guest.bus.register(port, eventfd()).unwrap_err();
@@ -188,7 +197,7 @@ fn the_kernels_own_answers() {
     let mut guest = Guest::new(Setup::Kernel);
     let vm = vm(&mut guest);
     let event = eventfd();
-    let pipe = std::io::pipe().unwrap().1;
+    let (_, pipe) = rustix::pipe::pipe().unwrap();
     let assign = |fd, address, length, flags| ioctl::ioeventfd(&vm, fd, address, length, flags, 0);
     let fd = event.as_raw_fd();
     assert_eq!(assign(fd, A, 3, 0), Err(Code::INVAL));
@@ -819,7 +828,7 @@ fn after_removal_a_store_is_nobodys(mut guest: Guest) {
     }
 }
 
-/// 122. The eventfd is the trigger of an edge irqfd as well. The handler is the machine's own, so the interrupt is
+/// Row 122. The eventfd is the trigger of an edge irqfd as well. The handler is the machine's own, so the interrupt is
 /// caught and not served; a vector that was taken is proof enough that it arrived.
 fn a_store_becomes_an_interrupt(mut guest: Guest) {
     const GSI: u32 = 10;

@@ -6,7 +6,7 @@ mod support;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use ioevent::{IoeventBus, Length, Match, Path, Space};
@@ -14,10 +14,14 @@ use support::guest::{Guest, Setup};
 use support::{Doorbell, eventfd};
 use testkit::counter::count;
 use testkit::harness::Suite;
-use testkit::program::{EXIT_PORT, assemble};
+use testkit::program::{DATA, EXIT_PORT, assemble};
 
+/// What a guest stores while its BAR moves. Where exits are slow, it takes minutes, so the variations do with less.
 const STORES: u32 = 100_000;
-const TIME_LIMIT: Duration = Duration::from_secs(180);
+const FEWER_STORES: u32 = 20_000;
+/// On a busy host the thread that moves it gets few turns; with none of them a trial would prove nothing.
+const ENOUGH: u32 = 50;
+const TIME_LIMIT: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let mut suite = Suite::new("under_load");
@@ -47,45 +51,22 @@ enum Fate {
     Unmatched,
 }
 
-/// A guest that stores 0, 1, 2, ... to `addresses` in turn, `STORES` times in all, and a VMM that notes what becomes of
-/// each store. Without KVM a store takes no time, so there it goes on until the other thread had its turns.
+/// A guest that stores 0, 1, 2, ... to `addresses` in turn, at least `stores` times and until the other thread has made
+/// [`ENOUGH`] changes, and a VMM that notes what becomes of each store.
 fn store_all_the_time(
     guest: &mut Guest,
     space: Space,
     addresses: [u64; 4],
+    stores: u32,
     latest: &AtomicU32,
     changes: &AtomicU32,
 ) -> Vec<Fate> {
-    let mut fates = vec![Fate::NoExit; STORES as usize];
-    let mut last = None;
-    let bus = guest.bus.clone();
-    let mut exit = |address: u64, data: &[u8]| {
-        let number = u32::from_ne_bytes(data.try_into().unwrap());
-        assert_eq!(address, addresses[number as usize % 4]);
-        assert!(last < Some(number), "store {number} exits after {last:?}");
-        last = Some(number);
-        let fate = match bus.dispatch(space, address, data).unwrap() {
-            true => Fate::Dispatched,
-            false => Fate::Unmatched,
-        };
-        match fates.get_mut(number as usize) {
-            Some(entry) => *entry = fate,
-            None => fates.push(fate),
-        }
-        latest.store(number, Ordering::Release);
-    };
-    if guest.setup == Setup::Model {
-        let mut number = 0;
-        while number < STORES || changes.load(Ordering::Relaxed) < 300 {
-            exit(addresses[number as usize % 4], &number.to_ne_bytes());
-            number += 1;
-        }
-        return fates;
-    }
+    const ROUND: u32 = 4000;
+    let (mut fates, mut last) = (Vec::new(), None);
     let code = assemble(Guest::PROGRAM, |a| {
         let mut again = a.create_label();
-        a.mov(ecx, STORES / 4)?;
-        a.xor(eax, eax)?;
+        a.mov(ecx, ROUND / 4)?;
+        a.mov(eax, dword_ptr(DATA as u32))?;
         a.set_label(&mut again)?;
         for address in addresses {
             match space {
@@ -104,7 +85,30 @@ fn store_all_the_time(
         a.jnz(again)?;
         a.out(i32::from(EXIT_PORT), al)
     });
-    guest.run_with(&code, exit);
+    let bus = guest.bus.clone();
+    while (fates.len() as u32) < stores || changes.load(Ordering::Relaxed) < ENOUGH {
+        let first = fates.len() as u32;
+        fates.resize(fates.len() + ROUND as usize, Fate::NoExit);
+        let mut exit = |address: u64, data: &[u8]| {
+            let number = u32::from_ne_bytes(data.try_into().unwrap());
+            assert_eq!(address, addresses[number as usize % 4]);
+            assert!(last < Some(number), "store {number} exits after {last:?}");
+            last = Some(number);
+            fates[number as usize] = match bus.dispatch(space, address, data).unwrap() {
+                true => Fate::Dispatched,
+                false => Fate::Unmatched,
+            };
+            latest.store(number, Ordering::Release);
+        };
+        if guest.setup == Setup::Model {
+            for number in first..first + ROUND {
+                exit(addresses[number as usize % 4], &number.to_ne_bytes());
+            }
+        } else {
+            guest.machine().load(DATA, &first.to_ne_bytes());
+            guest.run_with(&code, exit);
+        }
+    }
     fates
 }
 
@@ -135,9 +139,9 @@ fn guest_goes_on(latest: &AtomicU32, done: &AtomicBool) -> bool {
 /// served by kernel and table at different times, or by neither, shows as more changes; a store that signals twice or
 /// never, in the counters.
 fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Space) {
-    let (here, there) = match space {
-        Space::Mmio => (0xd000_0000, 0xd000_4000),
-        Space::Pio => (0x300, 0x400),
+    let (here, there, stores) = match space {
+        Space::Mmio => (0xd000_0000, 0xd000_4000, STORES),
+        Space::Pio => (0x300, 0x400, FEWER_STORES),
     };
     let at = |base, offset| Match {
         space,
@@ -151,17 +155,21 @@ fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Spac
     let mut registrations = bus.register_all(set).unwrap();
 
     let (latest, moves, done) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    let mut durations = Vec::new();
     let fates = std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut from, mut to) = (here, there);
             while guest_goes_on(&latest, &done) {
+                let started = Instant::now();
                 bus.relocate(&mut registrations, from, to).unwrap();
+                durations.push(started.elapsed());
                 moves.fetch_add(1, Ordering::Relaxed);
                 (from, to) = (to, from);
             }
         });
         let _done = Done(&done);
-        store_all_the_time(&mut guest, space, [here, there, here + 8, there + 8], &latest, &moves)
+        let addresses = [here, there, here + 8, there + 8];
+        store_all_the_time(&mut guest, space, addresses, stores, &latest, &moves)
     });
 
     let moves = moves.into_inner() as usize;
@@ -182,11 +190,13 @@ fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Spac
     };
     let bases: Vec<_> = fates.iter().enumerate().map(base_at).collect();
     let changes = bases.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    durations.sort_unstable();
     let of = |fate| fates.iter().filter(|other| **other == fate).count();
     println!(
-        "{:?} {space:?}: {} stores, {moves} moves: {} without an exit, {} dispatched, {} unmatched",
+        "{:?} {space:?}: {} stores, {moves} moves (p50 {:?}): {} without an exit, {} dispatched, {} unmatched",
         guest.setup,
         fates.len(),
+        durations.get(durations.len() / 2),
         of(Fate::NoExit),
         of(Fate::Dispatched),
         of(Fate::Unmatched),
@@ -196,7 +206,6 @@ fn each_store_is_seen_once_while_its_address_moves(mut guest: Guest, space: Spac
         changes == moves || changes + 1 == moves,
         "{moves} moves, and the guest saw {changes}"
     );
-    assert!(moves > 20, "only {moves} moves");
     let kernel = registrations
         .iter()
         .filter(|registration| registration.path() == Path::Kernel)
@@ -237,7 +246,7 @@ fn each_store_is_seen_once_while_registrations_come_and_go(mut guest: Guest) {
             }
         });
         let _done = Done(&done);
-        store_all_the_time(&mut guest, Space::Mmio, addresses, &latest, &changes_made)
+        store_all_the_time(&mut guest, Space::Mmio, addresses, FEWER_STORES, &latest, &changes_made)
     });
     let changes_made = changes_made.into_inner() as usize;
     let mine: Vec<_> = fates.iter().step_by(4).collect();
@@ -251,7 +260,6 @@ fn each_store_is_seen_once_while_registrations_come_and_go(mut guest: Guest) {
         changes == changes_made || changes + 1 == changes_made,
         "{changes_made} changes, and the guest saw {changes}"
     );
-    assert!(changes > 20, "only {changes} changes");
 }
 
 /// After `remove` returns nothing signals, though other threads were in the middle of a dispatch.

@@ -29,6 +29,14 @@ pub enum Error {
         /// The line.
         gsi: Gsi,
     },
+    /// The irqchip is not split, or the GSI is not reserved for the userspace IOAPIC, so that KVM would not report its EOI. EINVAL.
+    #[error("{operation} on {gsi}: not a pin of a userspace IOAPIC; KVM reports the EOI of reserved GSIs only")]
+    NotSplit {
+        /// What was tried.
+        operation: &'static str,
+        /// The line.
+        gsi: Gsi,
+    },
     /// The GSI has no route: KVM would accept it and swallow every signal. EINVAL.
     #[error("{operation} on {gsi}: the GSI has no route; add one with KvmInterrupts::routing first")]
     UnknownGsi {
@@ -150,6 +158,7 @@ impl Error {
             Self::Os { source, .. } | Self::Vm { source, .. } => return source.raw_os_error(),
             Self::NoIrqchip { .. }
             | Self::SplitIrqchip { .. }
+            | Self::NotSplit { .. }
             | Self::UnknownGsi { .. }
             | Self::MsiRoute { .. }
             | Self::ShadowedPin { .. }

@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::Gsi;
+use interrupt_core::{Delivery, Gsi};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
 use vmm_sys_util::eventfd::EventFd;
@@ -80,6 +80,18 @@ impl Event {
         match write(self, &1u64.to_ne_bytes()) {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// As a level source's trigger.
+    pub(crate) fn assert(&self, gsi: Gsi) -> interrupt_core::Result<Delivery> {
+        match self.signal() {
+            Ok(()) => Ok(Delivery::Unknown),
+            Err(source) => Err(interrupt_core::Error::Os {
+                operation: "write(trigger)",
+                gsi,
+                source,
+            }),
         }
     }
 

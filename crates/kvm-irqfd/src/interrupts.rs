@@ -16,7 +16,7 @@ use crate::event::{Claim, Event};
 use crate::irq_line::{IrqLinePin, IrqLineSource};
 use crate::irqfds::{GsiLine, Irqfd, Resample, Use};
 use crate::routing::Routing;
-use crate::{EdgeIrqfd, Error, Irqchip, ResampleSource, Result, Routes};
+use crate::{EdgeIrqfd, Error, Irqchip, ResampleSource, Result, Routes, SPLIT_PINS, SplitSource};
 
 /// The interrupts of one VM. Everything that injects by GSI goes through it: it owns the routing table and the lines, because
 /// KVM's own answers cannot be relied on (a deassign never fails, an assign checks no GSI).
@@ -42,29 +42,43 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     pub(crate) routes: Routes,
     pub(crate) lines: BTreeMap<Gsi, GsiLine>,
+    /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
+    unmasked: Vec<bool>,
     /// The resamplefds that serve lines which KVM_IRQ_LINE drives, with the irqfds they belong to.
     pumps: BTreeMap<Gsi, (u64, Served)>,
 }
 
 impl KvmInterrupts {
-    /// Takes over a VM whose routing table is as KVM made it with the irqchip.
+    /// Takes over a VM whose routing table is as KVM made it with the irqchip. A split irqchip is taken to have
+    /// [`SPLIT_PINS`](crate::SPLIT_PINS) GSIs reserved, all of them masked.
     ///
     /// # Errors
     /// [`Error::Vm`] when KVM or epoll refuse for a reason that is not an answer, EMFILE say.
     pub fn new(vm: Arc<VmFd>) -> Result<Self> {
         let irqchip = Irqchip::probe(&vm)?;
-        Self::build(vm, irqchip, Routes::initial(irqchip))
+        Self::build(vm, irqchip, SPLIT_PINS)
     }
 
-    fn build(vm: Arc<VmFd>, irqchip: Irqchip, routes: Routes) -> Result<Self> {
+    /// The same for a split irqchip with another number of reserved GSIs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_split_pins(vm: Arc<VmFd>, pins: u32) -> Result<Self> {
+        let irqchip = Irqchip::probe(&vm)?;
+        Self::build(vm, irqchip, pins)
+    }
+
+    fn build(vm: Arc<VmFd>, irqchip: Irqchip, pins: u32) -> Result<Self> {
+        let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
         let shared = Shared {
             vm,
             irqchip,
             dispatcher: Arc::new(Dispatcher::new()?),
             next_token: AtomicU64::new(0),
             state: Mutex::new(State {
-                routes,
+                routes: Routes::initial(irqchip),
                 lines: BTreeMap::new(),
+                unmasked: vec![false; pins],
                 pumps: BTreeMap::new(),
             }),
         };
@@ -124,6 +138,34 @@ impl KvmInterrupts {
             Arc::clone(&self.shared),
             key,
             label,
+            trigger,
+            token,
+        ))
+    }
+
+    /// A level source on a split irqchip that is triggered by an eventfd: see [`SplitSource`]. `trigger` is the caller's, or
+    /// `None` for a new one. The EOI notifier of such a source is the userspace IOAPIC, by GSI.
+    ///
+    /// # Errors
+    /// * [`Error::NotSplit`]: the irqchip is another, or the GSI is not one of those that are reserved for the userspace IOAPIC.
+    /// * [`Error::MixedUse`]: the GSI has an edge irqfd.
+    /// * [`Error::AlreadyBound`], [`Error::NotEventfd`], [`Error::Semaphore`]: the eventfd cannot be a trigger.
+    /// * [`Error::Os`]: the system refused.
+    pub fn split_source(&self, gsi: Gsi, label: impl Into<String>, trigger: Option<EventFd>) -> Result<SplitSource> {
+        const OPERATION: &str = "split source";
+        let trigger = Arc::new(match trigger {
+            Some(trigger) => Event::from_eventfd(trigger, OPERATION, gsi)?,
+            None => Event::new(gsi)?,
+        });
+        let key = SourceKey::new(gsi);
+        let irqfd = self
+            .shared
+            .irqfd(Use::Split, gsi, Arc::clone(&trigger), Resample::Never)?;
+        let token = self.shared.add(&mut self.shared.state(), gsi, irqfd)?;
+        Ok(SplitSource::new(
+            Arc::clone(&self.shared),
+            key,
+            label.into(),
             trigger,
             token,
         ))
@@ -208,6 +250,12 @@ impl KvmInterrupts {
     }
 }
 
+impl KvmInterrupts {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
 impl AsFd for KvmInterrupts {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.dispatcher.as_fd()
@@ -219,6 +267,26 @@ impl EoiNotifier for KvmInterrupts {
     /// [`dispatch`](KvmInterrupts::dispatch).
     fn subscribe(&self, subject: Subject, listener: Listener) -> interrupt_core::Result<EoiGuard> {
         self.shared.subscribe(subject, listener)
+    }
+}
+
+impl State {
+    /// Whether what triggers a pin of a userspace IOAPIC has to wait.
+    fn is_held_back(&self, gsi: Gsi) -> bool {
+        let unmasked = self.unmasked.get(gsi.0 as usize).is_some_and(|unmasked| *unmasked);
+        !unmasked || self.routes.get(gsi).is_empty()
+    }
+
+    /// Assigns the irqfds of a GSI again, as far as its mask and its route allow.
+    pub(crate) fn put_on(&mut self, vm: &VmFd, gsi: Gsi) -> Result<()> {
+        let held_back = self.is_held_back(gsi);
+        match self.lines.get_mut(&gsi) {
+            Some(line) => {
+                line.set_held_back(held_back);
+                line.assign_all(vm, gsi)
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -253,7 +321,14 @@ impl Shared {
     fn add(&self, state: &mut State, gsi: Gsi, irqfd: Irqfd) -> Result<u64> {
         const OPERATION: &str = "KVM_IRQFD";
         let operation = OPERATION;
-        if matches!(irqfd.resample, Resample::Never) {
+        let mut held_back = false;
+        if irqfd.purpose == Use::Split {
+            // Law of the split irqchip: KVM raises the EOI exit for the reserved GSIs and for no other.
+            if gsi.0 as usize >= state.unmasked.len() {
+                return Err(Error::NotSplit { operation, gsi });
+            }
+            held_back = state.is_held_back(gsi);
+        } else if matches!(irqfd.resample, Resample::Never) {
             if self.irqchip == Irqchip::None {
                 return Err(Error::NoIrqchip { operation, gsi });
             }
@@ -268,7 +343,7 @@ impl Shared {
         let token = irqfd.token;
         let line = state.lines.entry(gsi).or_default();
         line.check(gsi, irqfd.purpose)?;
-        line.add(&self.vm, gsi, irqfd)?;
+        line.add(&self.vm, gsi, irqfd, held_back)?;
         Ok(token)
     }
 
@@ -283,6 +358,21 @@ impl Shared {
             state.lines.remove(&gsi);
         }
         removed
+    }
+
+    /// The guest has masked or unmasked a pin of the userspace IOAPIC.
+    pub(crate) fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()> {
+        let mut state = self.state();
+        if let Some(unmasked) = state.unmasked.get_mut(gsi.0 as usize) {
+            *unmasked = !masked;
+        }
+        match state.lines.get(&gsi) {
+            Some(line) if line.has_split_source() => {
+                line.deassign_all(&self.vm, gsi)?;
+                state.put_on(&self.vm, gsi)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Lowers what an irqfd asserts.

@@ -18,6 +18,8 @@ pub enum Use {
     Edge,
     /// A level source on a resample irqfd.
     Resample,
+    /// A level source on a split irqchip: an irqfd on a level-triggered message.
+    Split,
     /// Level sources on KVM_IRQ_LINE.
     IrqLine,
     /// A resample irqfd that is never triggered, for its resamplefd alone.
@@ -29,6 +31,7 @@ impl fmt::Display for Use {
         f.write_str(match self {
             Self::Edge => "an edge irqfd",
             Self::Resample => "a resample irqfd",
+            Self::Split => "an irqfd on a level MSI",
             Self::IrqLine => "KVM_IRQ_LINE",
             Self::Notify => "an EOI notifier",
         })
@@ -59,6 +62,8 @@ pub(crate) struct Irqfd {
     pub(crate) key: Option<SourceKey>,
     /// A listener is bound by key.
     pub(crate) has_listener: bool,
+    /// It is not to be assigned now, and what its trigger counts waits: the pin is masked, or leads nowhere.
+    held_back: bool,
 }
 
 impl Irqfd {
@@ -73,10 +78,14 @@ impl Irqfd {
             resample,
             key: None,
             has_listener: false,
+            held_back: false,
         })
     }
 
     fn assign(&self, vm: &VmFd, gsi: Gsi) -> Result<()> {
+        if self.held_back {
+            return Ok(());
+        }
         let trigger = self.trigger.eventfd();
         let assigned = match &self.resample {
             Resample::Never => vm.register_irqfd(trigger, gsi.0),
@@ -95,7 +104,8 @@ impl Irqfd {
         Ok(())
     }
 
-    /// When it returns, a signal on the trigger is not injected any more, and stays in its counter.
+    /// When it returns, a signal on the trigger is not injected any more, and stays in its counter. Does nothing to one that is not
+    /// assigned.
     fn deassign(&self, vm: &VmFd, gsi: Gsi) -> Result<()> {
         vm.unregister_irqfd(self.trigger.eventfd(), gsi.0)
             .map_err(|error| Error::os("KVM_IRQFD(deassign)", gsi, error))
@@ -163,8 +173,11 @@ impl GsiLine {
         Ok(())
     }
 
-    /// Assigns an irqfd and takes it up.
-    pub(crate) fn add(&mut self, vm: &VmFd, gsi: Gsi, irqfd: Irqfd) -> Result<()> {
+    /// Assigns an irqfd and takes it up. `held_back` says how the pin is, for irqfds that wait while it is masked.
+    pub(crate) fn add(&mut self, vm: &VmFd, gsi: Gsi, mut irqfd: Irqfd, held_back: bool) -> Result<()> {
+        if irqfd.purpose == Use::Split {
+            irqfd.held_back = held_back;
+        }
         // A pending count would be injected at the assign, whatever it meant before.
         irqfd.trigger.take().map_err(|e| Error::os("read(trigger)", gsi, e))?;
         irqfd.assign(vm, gsi)?;
@@ -210,6 +223,18 @@ impl GsiLine {
         let result = change(self);
         let on = self.assign_all(vm, gsi);
         off.and(on).map(|()| result)
+    }
+
+    /// Whether the pin of a userspace IOAPIC has an irqfd.
+    pub(crate) fn has_split_source(&self) -> bool {
+        self.irqfds.iter().any(|irqfd| irqfd.purpose == Use::Split)
+    }
+
+    /// Says whether the irqfds of a userspace IOAPIC's pin are to wait, the next time they are assigned.
+    pub(crate) fn set_held_back(&mut self, held_back: bool) {
+        for irqfd in &mut self.irqfds {
+            irqfd.held_back = held_back && irqfd.purpose == Use::Split;
+        }
     }
 
     pub(crate) fn deassign_all(&self, vm: &VmFd, gsi: Gsi) -> Result<()> {

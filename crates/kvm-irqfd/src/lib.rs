@@ -5,6 +5,8 @@
 //!
 //! * [`ResampleSource`]: a level source whose trigger is an irqfd and whose line KVM lowers at the EOI;
 //! * [`IrqLineSource`]: a level source over KVM_IRQ_LINE;
+//! * [`SplitSource`]: a level source on a split irqchip, for which [`KvmInterrupts`] is also the userspace IOAPIC's
+//!   [`MsiOutput`](interrupt_core::MsiOutput);
 //! * [`EdgeIrqfd`]: a pulse on a pin, or an MSI;
 //! * an EOI notifier, for one source by its key or for a GSI whoever drives it. It is the
 //!   [`EoiNotifier`](interrupt_core::EoiNotifier) that [`KvmInterrupts`] itself is;
@@ -54,6 +56,7 @@ mod irqfds;
 mod resample;
 mod routes;
 mod routing;
+mod split;
 mod wait;
 
 pub use edge::EdgeIrqfd;
@@ -65,6 +68,7 @@ pub use irqfds::Use;
 pub use resample::ResampleSource;
 pub use routes::{Chip, MAX_ROUTES, Route, Routes};
 pub use routing::{Committed, Routing};
+pub use split::{EoiBroadcast, SPLIT_PINS, SplitSource, enable_split_irqchip, set_eoi_broadcast};
 pub use wait::{WaitMode, Waiter};
 
 /// The README's examples, compiled.

@@ -45,14 +45,7 @@ impl LevelSource for ResampleSource {
     }
 
     fn assert(&self) -> interrupt_core::Result<Delivery> {
-        match self.trigger.signal() {
-            Ok(()) => Ok(Delivery::Unknown),
-            Err(source) => Err(interrupt_core::Error::Os {
-                operation: "write(trigger)",
-                gsi: self.gsi(),
-                source,
-            }),
-        }
+        self.trigger.assert(self.gsi())
     }
 
     fn deassert(&self) -> interrupt_core::Result<Lowered> {

@@ -85,7 +85,9 @@ impl<'a> Routing<'a> {
             .filter_map(|gsi| self.state.lines.get(gsi)?.irq_line())
             .collect();
         let Self {
-            shared, ref mut state, ..
+            shared,
+            ref mut state,
+            ref mut routes,
         } = self;
         let exchanged = while_low(&driven, &mut || {
             for gsi in &affected {
@@ -93,21 +95,20 @@ impl<'a> Routing<'a> {
                     line.deassign_all(shared.vm(), *gsi)?;
                 }
             }
-            let exchanged = shared
-                .vm()
-                .set_gsi_routing(&table)
-                .map_err(|error| Error::vm("KVM_SET_GSI_ROUTING", error));
+            let exchanged = shared.vm().set_gsi_routing(&table);
+            if exchanged.is_ok() {
+                std::mem::swap(&mut state.routes, routes);
+            }
             let mut on = Ok(());
             for gsi in &affected {
-                if let Some(line) = state.lines.get(gsi) {
-                    on = on.and(line.assign_all(shared.vm(), *gsi));
-                }
+                on = on.and(state.put_on(shared.vm(), *gsi));
             }
-            exchanged.and(on)
+            exchanged
+                .map_err(|error| Error::vm("KVM_SET_GSI_ROUTING", error))
+                .and(on)
         });
         let driven_gsi = driven.first().map_or(Gsi(0), |line| line.gsi());
         exchanged.map_err(|error| Error::os("KVM_IRQ_LINE", driven_gsi, std::io::Error::other(error)))??;
-        self.state.routes = self.routes;
         drop(self.state);
         // Only now: the last reference to a line takes the configuration lock when it goes.
         drop(driven);

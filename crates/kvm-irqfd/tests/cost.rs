@@ -7,19 +7,15 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 
-use iced_x86::code_asm::*;
 use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener};
 use kvm_irqfd::{KvmInterrupts, WaitMode, Waiter};
 use rustix::event::{EventfdFlags, eventfd};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
-use testkit::machine::{End, Machine, PicChip};
 use testkit::need::Need;
 use testkit::process::thread_io;
-use testkit::program::{DATA, EXIT_PORT, PROGRAM, assemble};
-use vm_memory::{Bytes, GuestAddress};
+use testkit::responder::{Handler, Responder};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -44,37 +40,10 @@ fn main() -> ExitCode {
 
 /// Runs `device` beside a guest that ends each interrupt of the line.
 fn with_guest(device: impl FnOnce(&KvmInterrupts)) {
-    const STOP: u64 = DATA;
-    const HANDLER: u64 = PROGRAM + 0x100;
-    let mut machine = Machine::full();
-    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
-    machine.set_lvt0_extint(true);
-    machine.init_pics(0x20, false);
-    machine.set_elcr(PicChip::Master, 1 << GSI.0);
-    machine.set_pic_mask(PicChip::Master, !(1 << GSI.0));
-    let idle = assemble(PROGRAM, |a| {
-        let mut again = a.create_label();
-        a.sti()?;
-        a.set_label(&mut again)?;
-        a.cmp(byte_ptr(STOP as u32), 0)?;
-        a.je(again)?;
-        a.out(i32::from(EXIT_PORT), al)
+    let (_guest, interrupts) = Responder::start(&[GSI.0 as u8], Handler::Ends, |vm| {
+        KvmInterrupts::new(vm.clone()).unwrap()
     });
-    let handler = assemble(HANDLER, |a| {
-        a.mov(al, 0x20)?;
-        a.out(0x20, al)?;
-        a.iret()
-    });
-    machine.load(PROGRAM, &idle);
-    machine.load(HANDLER, &handler);
-    machine.set_handler(0x20 + GSI.0 as u8, HANDLER);
-    let memory = machine.memory().clone();
-    thread::scope(|scope| {
-        let guest = scope.spawn(move || machine.run(PROGRAM).end);
-        device(&interrupts);
-        memory.write_obj(1u8, GuestAddress(STOP)).unwrap();
-        assert!(matches!(guest.join().unwrap(), End::Exit(_)));
-    });
+    device(&interrupts);
 }
 
 /// Runs `round` until it is warm, then counts what it costs.

@@ -258,13 +258,13 @@ fn row_3_split_irqchip() {
 
 fn row_5_and_6_not_an_eventfd() {
     let (_machine, interrupts) = full();
-    let (reader, _writer) = std::io::pipe().unwrap();
-    let pipe = eventfd_of(OwnedFd::from(reader.try_clone().unwrap()));
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    let pipe = eventfd_of(reader.try_clone().unwrap());
     assert!(matches!(
         interrupts.resample_source_with(GSI, "device", pipe),
         Err(Error::NotEventfd { .. })
     ));
-    let pipe = eventfd_of(OwnedFd::from(reader.try_clone().unwrap()));
+    let pipe = eventfd_of(reader.try_clone().unwrap());
     assert!(matches!(
         interrupts.edge_irqfd_with(GSI, pipe),
         Err(Error::NotEventfd { .. })

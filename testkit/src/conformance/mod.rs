@@ -5,6 +5,7 @@
 //! The observations are Linux's, 6.18; where a behaviour came with a kernel version, the row says so in
 //! [`Row::kernel_needs`].
 
+pub mod cases;
 pub mod ioapic;
 pub mod pic;
 

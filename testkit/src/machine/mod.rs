@@ -12,6 +12,7 @@ mod lapic;
 mod pic;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
@@ -387,6 +388,16 @@ impl Machine {
         match self.run_from(&regs, |_| u64::MAX).end {
             End::Interrupt(vector) => Some(vector),
             _ => None,
+        }
+    }
+
+    /// As [`Machine::take_interrupt`], again and again until the deadline. `None` costs the whole time.
+    pub fn take_interrupt_by(&mut self, deadline: Instant) -> Option<u8> {
+        loop {
+            let taken = self.take_interrupt();
+            if taken.is_some() || Instant::now() >= deadline {
+                return taken;
+            }
         }
     }
 

@@ -9,7 +9,7 @@ mod routing;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use testkit::conformance::{add_rows, ioapic, pic};
+use testkit::conformance::{add_rows, cases, ioapic, pic};
 use testkit::harness::Suite;
 use testkit::ioctl;
 use testkit::kernel_rig::{KernelPicRig, KernelRig};
@@ -22,6 +22,13 @@ fn main() -> ExitCode {
         suite,
         "ioapic",
         ioapic::ROWS,
+        |row| [KernelRig::NEEDS, row.kernel_needs].concat(),
+        || Box::new(KernelRig::new()),
+    );
+    let suite = add_rows(
+        suite,
+        "ioapic",
+        cases::ROWS,
         |row| [KernelRig::NEEDS, row.kernel_needs].concat(),
         || Box::new(KernelRig::new()),
     );

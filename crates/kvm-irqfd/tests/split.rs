@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The split irqchip on real KVM: this crate as the output of a userspace IOAPIC, whose part the tests play.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use interrupt_core::{Delivery, Gsi, LevelSource, Msi, MsiOutput};
+use kvm_bindings::KVM_CAP_X2APIC_API;
+use kvm_ioctls::Kvm;
+use kvm_irqfd::{EoiBroadcast, Error, KvmInterrupts, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
+use testkit::harness::Suite;
+use testkit::machine::{Exit, Irqchip, Machine};
+use testkit::need::Need;
+use testkit::process::fds;
+
+mod common;
+
+const NEEDS: &[Need] = &[Need::SplitIrqchip];
+const GSI: Gsi = Gsi(18);
+const VECTOR: u8 = 0x51;
+
+fn main() -> ExitCode {
+    Suite::new("kvm-irqfd::split")
+        .serial()
+        .test("row_81_one_exit_for_each_eoi_of_a_level", NEEDS, row_81_one_exit)
+        .test("row_82_no_exit_for_an_edge_or_an_unreserved_gsi", NEEDS, row_82_no_exit)
+        .test("row_83_the_three_ways_of_eoi_broadcast", NEEDS, row_83_eoi_broadcast)
+        .test("an_irqfd_on_the_pins_gsi_asserts", NEEDS, an_irqfd_asserts)
+        .test("a_masked_pin_waits_with_what_was_signalled", NEEDS, a_masked_pin_waits)
+        .test("a_pin_without_a_route_waits", NEEDS, a_pin_without_a_route_waits)
+        .test("a_message_for_nobody_is_taken_by_nobody", NEEDS, a_message_for_nobody)
+        .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
+        .run()
+}
+
+fn split() -> (Machine, KvmInterrupts) {
+    let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    (machine, interrupts)
+}
+
+fn level(vector: u8) -> Msi {
+    Msi {
+        address: 0xFEE0_0000,
+        data: 1 << 15 | u32::from(vector),
+    }
+}
+
+/// The vector that comes within a second: what waited in a trigger goes through the kernel's work queue when it is let through.
+fn accept(machine: &mut Machine) -> Option<u8> {
+    machine.accept_by(Instant::now() + Duration::from_secs(1))
+}
+
+/// The vectors whose EOI was an exit.
+fn ended(exits: &[Exit]) -> Vec<u8> {
+    let vector = |exit: &Exit| match exit {
+        Exit::IoapicEoi(vector) => Some(*vector),
+        _ => None,
+    };
+    exits.iter().filter_map(vector).collect()
+}
+
+fn row_81_one_exit() {
+    let (mut machine, interrupts) = split();
+    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    for _ in 0..100 {
+        assert_eq!(interrupts.deliver(GSI, level(VECTOR)).unwrap(), Delivery::Delivered(1));
+        assert_eq!(machine.accept(), Some(VECTOR));
+        assert_eq!(ended(&machine.eoi()), [VECTOR]);
+        assert_eq!(machine.accept(), None);
+    }
+}
+
+fn row_82_no_exit() {
+    let (mut machine, interrupts) = split();
+    let edge = Msi { data: 0x61, ..level(0) };
+    interrupts.set_route(GSI, Some(edge)).unwrap();
+    interrupts.set_route(Gsi(24), Some(level(0x62))).unwrap();
+    for (gsi, message) in [(GSI, edge), (Gsi(24), level(0x62))] {
+        interrupts.deliver(gsi, message).unwrap();
+        assert_eq!(machine.accept(), Some(message.data as u8));
+        assert!(ended(&machine.eoi()).is_empty());
+    }
+    let refused = interrupts.split_source(Gsi(24), "device", None).unwrap_err();
+    assert!(matches!(refused, Error::NotSplit { gsi: Gsi(24), .. }), "{refused}");
+    assert_eq!(refused.errno(), Some(22));
+}
+
+/// The guest suppresses the broadcast of its EOIs: bit 12 of the spurious vector register.
+fn row_83_eoi_broadcast() {
+    const SVR: u32 = 0x80f;
+    const LVR: u32 = 0x803;
+    const ENABLED: u64 = 1 << 8;
+    const SUPPRESSED: u64 = 1 << 12;
+    const OFFERED: u64 = 1 << 24;
+    let full = Kvm::new().unwrap().create_vm().unwrap();
+    full.create_irq_chip().unwrap();
+    let refused = set_eoi_broadcast(&full, EoiBroadcast::Suppressible).unwrap_err();
+    assert_eq!(refused.errno(), Some(22), "not split");
+    for broadcast in [None, Some(EoiBroadcast::Suppressible), Some(EoiBroadcast::Always)] {
+        let mut builder = Machine::builder().irqchip(Irqchip::Split);
+        if let Some(broadcast) = broadcast {
+            let vm = Kvm::new().unwrap().create_vm().unwrap();
+            enable_split_irqchip(&vm, SPLIT_PINS).unwrap();
+            if let Err(error) = set_eoi_broadcast(&vm, broadcast) {
+                // A kernel from before the choice. That it says so is how a VMM finds out.
+                assert_eq!(error.errno(), Some(22), "{broadcast:?}");
+                println!("note: row 83: this kernel has no choice of EOI broadcast");
+                continue;
+            }
+            // The machine makes its own VM; this is what the call above does.
+            let flags = if broadcast == EoiBroadcast::Suppressible {
+                1 << 2
+            } else {
+                1 << 3
+            };
+            builder = builder.cap(KVM_CAP_X2APIC_API, flags);
+        }
+        let mut machine = builder.build().unwrap();
+        let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+        interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+        let offered = machine.rdmsr(LVR) & OFFERED != 0;
+        assert_eq!(offered, broadcast != Some(EoiBroadcast::Always), "{broadcast:?}");
+        if offered {
+            machine.wrmsr(SVR, ENABLED | SUPPRESSED | 0xff);
+        }
+        interrupts.deliver(GSI, level(VECTOR)).unwrap();
+        assert_eq!(machine.accept(), Some(VECTOR));
+        // Offered and then ignored, unless the choice was made.
+        let exits = usize::from(broadcast != Some(EoiBroadcast::Suppressible));
+        assert_eq!(ended(&machine.eoi()).len(), exits, "{broadcast:?}");
+    }
+}
+
+fn an_irqfd_asserts() {
+    let (mut machine, interrupts) = split();
+    let source = interrupts.split_source(GSI, "device", None).unwrap();
+    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    interrupts.set_masked(GSI, false).unwrap();
+    for _ in 0..100 {
+        source.assert().unwrap();
+        assert_eq!(machine.accept(), Some(VECTOR), "an MSI is injected within the write");
+        assert_eq!(ended(&machine.eoi()), [VECTOR]);
+        assert_eq!(machine.accept(), None);
+    }
+    // The guest moves the pin to another vector.
+    interrupts.set_route(GSI, Some(level(0x52))).unwrap();
+    source.assert().unwrap();
+    assert_eq!(machine.accept(), Some(0x52));
+    assert_eq!(ended(&machine.eoi()), [0x52]);
+}
+
+fn a_masked_pin_waits() {
+    let (mut machine, interrupts) = split();
+    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    let source = interrupts.split_source(GSI, "device", None).unwrap();
+    for round in 0..3 {
+        source.assert().unwrap();
+        source.assert().unwrap();
+        assert_eq!(machine.accept(), None, "masked, round {round}");
+        interrupts.set_masked(GSI, false).unwrap();
+        assert_eq!(accept(&mut machine), Some(VECTOR), "round {round}");
+        assert_eq!(ended(&machine.eoi()), [VECTOR]);
+        assert_eq!(machine.accept(), None, "once, round {round}");
+        interrupts.set_masked(GSI, true).unwrap();
+    }
+    // What waits can be withdrawn.
+    source.assert().unwrap();
+    source.withdraw().unwrap();
+    interrupts.set_masked(GSI, false).unwrap();
+    assert_eq!(machine.accept(), None);
+}
+
+fn a_pin_without_a_route_waits() {
+    let (mut machine, interrupts) = split();
+    interrupts.set_masked(GSI, false).unwrap();
+    let source = interrupts.split_source(GSI, "device", None).unwrap();
+    source.assert().unwrap();
+    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    machine.eoi();
+    interrupts.set_route(GSI, None).unwrap();
+    source.assert().unwrap();
+    assert_eq!(machine.accept(), None);
+    interrupts.set_route(GSI, Some(level(0x52))).unwrap();
+    assert_eq!(accept(&mut machine), Some(0x52));
+}
+
+fn a_message_for_nobody() {
+    let (mut machine, interrupts) = split();
+    let message = Msi {
+        address: 0xFEE0_9000,
+        ..level(VECTOR)
+    };
+    assert_eq!(interrupts.deliver(GSI, message).unwrap(), Delivery::Delivered(0));
+    assert_eq!(machine.accept(), None);
+}
+
+fn refusals_leave_nothing() {
+    let (_machine, interrupts) = split();
+    let before = fds();
+    let source = interrupts.split_source(GSI, "device", None).unwrap();
+    assert_eq!(fds(), before + 1, "the trigger");
+    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    assert!(matches!(interrupts.edge_irqfd(GSI), Err(Error::MixedUse { .. })));
+    let second = interrupts.split_source(GSI, "sharer", None).unwrap();
+    drop((source, second));
+    assert_eq!(fds(), before);
+    let full = Machine::full();
+    let elsewhere = KvmInterrupts::new(full.vm().clone()).unwrap();
+    assert!(matches!(
+        elsewhere.split_source(GSI, "device", None),
+        Err(Error::NotSplit { .. })
+    ));
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Values of registers as the bytes of a bus access.
+
+/// Answers a read of up to 8 bytes with a register's value, zero-extended. False when the width is none a processor has;
+/// the bytes then stay as they are, and no more than 8 of them are ever written.
+pub(crate) fn answer(data: &mut [u8], value: u32) -> bool {
+    let valid = has_valid_width(data);
+    if valid {
+        for (byte, value) in data.iter_mut().zip(u64::from(value).to_le_bytes()) {
+            *byte = value;
+        }
+    }
+    valid
+}
+
+/// The low 32 bits of what is written, zero-extended.
+pub(crate) fn value(data: &[u8]) -> u32 {
+    let mut bytes = [0; 4];
+    for (byte, value) in bytes.iter_mut().zip(data) {
+        *byte = *value;
+    }
+    u32::from_le_bytes(bytes)
+}
+
+/// Whether a processor makes accesses of this width: 1, 2, 4 or 8 bytes.
+pub(crate) fn has_valid_width(data: &[u8]) -> bool {
+    matches!(data.len(), 1 | 2 | 4 | 8)
+}

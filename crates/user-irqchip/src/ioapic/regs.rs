@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The IOAPIC's registers: where they are, and what their bits mean.
+//!
+//! Source: Intel 82093AA datasheet, section 3; the EOI register is that of version 0x20 (ICH and later).
+
+use interrupt_core::Msi;
+
+/// Offset of the select register (IOREGSEL) in the window.
+pub const SELECT: u64 = 0x00;
+/// Offset of the data window (IOWIN).
+pub const WINDOW: u64 = 0x10;
+/// Offset of the EOI register, which version 0x20 has.
+pub const EOI: u64 = 0x40;
+
+/// Index of the identification register; the ID is in bits 27:24.
+pub const ID: u8 = 0x00;
+/// Index of the version register; see [`version_register`].
+pub const VERSION: u8 = 0x01;
+/// Index of the arbitration register, which follows the ID.
+pub const ARBITRATION: u8 = 0x02;
+/// Index of the low half of pin 0's redirection-table entry; pin *n* has `0x10 + 2n` and, for the high half, `0x11 + 2n`.
+pub const REDIRECTION_TABLE: u8 = 0x10;
+
+const ID_SHIFT: u32 = 24;
+const ID_MASK: u32 = 0xf;
+
+/// What the identification register reads for this ID (0 to 15).
+pub fn id_register(id: u8) -> u32 {
+    u32::from(id) << ID_SHIFT
+}
+
+/// The ID in a value written to the identification register.
+pub fn id_of(value: u32) -> u8 {
+    // Masked to four bits, so the cast loses nothing.
+    ((value >> ID_SHIFT) & ID_MASK) as u8
+}
+
+/// What the version register reads: the version in bits 7:0, the number of the last pin in bits 23:16.
+pub fn version_register(version: u8, pins: usize) -> u32 {
+    u32::from(version) | (pins.saturating_sub(1) as u32 & 0xff) << 16
+}
+
+/// One half of a redirection-table entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// Bits 31:0.
+    Low,
+    /// Bits 63:32.
+    High,
+}
+
+/// What a register index selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// The identification register.
+    Id,
+    /// The version register.
+    Version,
+    /// The arbitration register.
+    Arbitration,
+    /// Half of the entry of a pin. The pin may be beyond the last one.
+    Entry {
+        /// The pin.
+        pin: u8,
+        /// The half.
+        half: Half,
+    },
+    /// Nothing.
+    Reserved,
+}
+
+impl Register {
+    /// What `index` selects.
+    pub fn at(index: u8) -> Self {
+        match index {
+            ID => Self::Id,
+            VERSION => Self::Version,
+            ARBITRATION => Self::Arbitration,
+            REDIRECTION_TABLE.. => Self::Entry {
+                pin: (index - REDIRECTION_TABLE) / 2,
+                half: if index % 2 == 0 { Half::Low } else { Half::High },
+            },
+            _ => Self::Reserved,
+        }
+    }
+}
+
+/// How the destination's local APIC treats the interrupt, bits 10:8 of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryMode {
+    /// To every processor of the destination.
+    Fixed,
+    /// To the processor of the destination that runs at the lowest priority.
+    LowestPriority,
+    /// System management interrupt.
+    Smi,
+    /// Non-maskable interrupt.
+    Nmi,
+    /// INIT.
+    Init,
+    /// From an 8259, which supplies the vector.
+    ExtInt,
+    /// 3 or 6, which mean nothing.
+    Reserved,
+}
+
+/// How a pin reads its line, bit 15 of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A rising line is an interrupt.
+    Edge,
+    /// A high line is an interrupt, again after each EOI.
+    Level,
+}
+
+/// A redirection-table entry.
+///
+/// The reserved bits keep what is written to them. Polarity is stored and means nothing: a line's level is logical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedirectionEntry(u64);
+
+impl RedirectionEntry {
+    /// Delivery status, bit 12, which the guest cannot write.
+    pub const DELIVERY_STATUS: u64 = 1 << 12;
+    /// Polarity, bit 13: 1 is active low.
+    pub const ACTIVE_LOW: u64 = 1 << 13;
+    /// Remote IRR, bit 14, which the guest cannot write.
+    pub const REMOTE_IRR: u64 = 1 << 14;
+    /// Trigger mode, bit 15: 1 is level.
+    pub const LEVEL: u64 = 1 << 15;
+    /// Mask, bit 16.
+    pub const MASKED: u64 = 1 << 16;
+
+    const DELIVERY_MODE: u64 = 0b111 << 8;
+    const LOGICAL: u64 = 1 << 11;
+    const READ_ONLY: u64 = Self::DELIVERY_STATUS | Self::REMOTE_IRR;
+    const LOW: u64 = 0xffff_ffff;
+    /// Vectors below are not the IOAPIC's to send: the local APIC calls them illegal (Intel SDM vol. 3, 12.5.2).
+    const FIRST_VECTOR: u8 = 16;
+
+    /// The entry after a reset: masked, and 0 otherwise.
+    pub const RESET: Self = Self(Self::MASKED);
+
+    /// The entry with these bits.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// All 64 bits.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Half of the bits.
+    pub fn half(self, half: Half) -> u32 {
+        match half {
+            Half::Low => (self.0 & Self::LOW) as u32,
+            Half::High => (self.0 >> 32) as u32,
+        }
+    }
+
+    /// The entry after the guest has written one half. The read-only bits stay, except that an edge pin has no remote IRR:
+    /// guests switch a pin to edge and back where they have no EOI register to end its interrupt with.
+    #[must_use]
+    pub fn written(self, half: Half, value: u32) -> Self {
+        let written = match half {
+            Half::Low => self.0 & !Self::LOW | u64::from(value),
+            Half::High => self.0 & Self::LOW | u64::from(value) << 32,
+        };
+        let mut entry = Self(written & !Self::READ_ONLY | self.0 & Self::READ_ONLY);
+        if entry.trigger() == Trigger::Edge {
+            entry.set_remote_irr(false);
+        }
+        entry
+    }
+
+    /// Bits 7:0.
+    pub fn vector(self) -> u8 {
+        self.0.to_le_bytes()[0]
+    }
+
+    /// Bits 10:8.
+    pub fn delivery_mode(self) -> DeliveryMode {
+        match (self.0 & Self::DELIVERY_MODE) >> 8 {
+            0 => DeliveryMode::Fixed,
+            1 => DeliveryMode::LowestPriority,
+            2 => DeliveryMode::Smi,
+            4 => DeliveryMode::Nmi,
+            5 => DeliveryMode::Init,
+            7 => DeliveryMode::ExtInt,
+            _ => DeliveryMode::Reserved,
+        }
+    }
+
+    /// Bit 11: the destination is a logical one.
+    pub fn is_logical(self) -> bool {
+        self.0 & Self::LOGICAL != 0
+    }
+
+    /// How the pin reads its line. Only interrupts that a local APIC ends can be level-triggered; the datasheet (3.2.4) has
+    /// the others treated as edges, whatever bit 15 says.
+    pub fn trigger(self) -> Trigger {
+        match self.delivery_mode() {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority if self.0 & Self::LEVEL != 0 => Trigger::Level,
+            _ => Trigger::Edge,
+        }
+    }
+
+    /// Bit 14: an interrupt of this level pin has been taken and has not been ended.
+    pub fn remote_irr(self) -> bool {
+        self.0 & Self::REMOTE_IRR != 0
+    }
+
+    /// Sets bit 14.
+    pub fn set_remote_irr(&mut self, remote_irr: bool) {
+        if remote_irr {
+            self.0 |= Self::REMOTE_IRR;
+        } else {
+            self.0 &= !Self::REMOTE_IRR;
+        }
+    }
+
+    /// Bit 16.
+    pub fn is_masked(self) -> bool {
+        self.0 & Self::MASKED != 0
+    }
+
+    /// Bits 63:56.
+    pub fn destination(self) -> u8 {
+        self.0.to_le_bytes()[7]
+    }
+
+    /// The message that the pin sends, whether or not it is masked. None when no local APIC would take it: an illegal
+    /// vector or a reserved delivery mode.
+    pub fn message(self) -> Option<Msi> {
+        match self.delivery_mode() {
+            DeliveryMode::Reserved => return None,
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority if self.vector() < Self::FIRST_VECTOR => return None,
+            _ => {}
+        }
+        let trigger = match self.trigger() {
+            Trigger::Level => 1 << 15,
+            Trigger::Edge => 0,
+        };
+        Some(Msi {
+            address: 0xfee0_0000 | u64::from(self.destination()) << 12 | u64::from(self.is_logical()) << 2,
+            data: u32::from(self.vector()) | (self.0 & Self::DELIVERY_MODE) as u32 | trigger,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ioapic-cases E1.
+    #[test]
+    fn an_entry_reads_as_the_datasheet_lays_it_out() {
+        let entry = RedirectionEntry::from_bits(0x3a00_0000_0000_965f);
+        assert_eq!(entry.vector(), 0x5f);
+        assert_eq!(entry.delivery_mode(), DeliveryMode::Reserved);
+        assert!(!entry.is_logical());
+        assert_ne!(entry.bits() & RedirectionEntry::DELIVERY_STATUS, 0);
+        assert_eq!(entry.bits() & RedirectionEntry::ACTIVE_LOW, 0);
+        assert!(!entry.remote_irr());
+        assert_ne!(entry.bits() & RedirectionEntry::LEVEL, 0);
+        assert!(!entry.is_masked());
+        assert_eq!(entry.destination(), 0x3a);
+    }
+
+    /// ioapic-cases E8 and E9.
+    #[test]
+    fn a_message_has_the_destination_in_its_address_and_the_rest_in_its_data() {
+        let message = |bits| RedirectionEntry::from_bits(bits).message().unwrap();
+        let lowest_priority = message(0xab00_0000_0000_0800 | 1 << 8 | 0x77 | RedirectionEntry::LEVEL);
+        assert_eq!((lowest_priority.address, lowest_priority.data), (0xfeea_b004, 0x8177));
+        let fixed = message(0x31 | RedirectionEntry::LEVEL);
+        assert_eq!((fixed.address, fixed.data), (0xfee0_0000, 0x8031));
+    }
+
+    #[test]
+    fn an_illegal_vector_or_mode_is_no_message() {
+        for bits in [0x0f, 0x10f, 0x300 | 0x31, 0x600 | 0x31] {
+            assert_eq!(RedirectionEntry::from_bits(bits).message(), None, "{bits:#x}");
+        }
+        // NMI, INIT and ExtINT have no vector of their own.
+        assert!(RedirectionEntry::from_bits(0x400).message().is_some());
+    }
+
+    #[test]
+    fn what_no_local_apic_ends_is_an_edge() {
+        let nmi = RedirectionEntry::from_bits(0x400 | RedirectionEntry::LEVEL);
+        assert_eq!(nmi.trigger(), Trigger::Edge);
+        assert_eq!(nmi.message().unwrap().data, 0x400);
+    }
+
+    #[test]
+    fn read_only_bits_survive_a_write() {
+        let both = RedirectionEntry::READ_ONLY | RedirectionEntry::LEVEL;
+        let entry = RedirectionEntry::from_bits(both);
+        let level = RedirectionEntry::LEVEL as u32;
+        assert_eq!(entry.written(Half::Low, level).bits(), both);
+        let edge = entry.written(Half::Low, 0);
+        assert_eq!(edge.bits(), RedirectionEntry::DELIVERY_STATUS);
+        let high = entry.written(Half::High, 0xffff_ffff);
+        assert_eq!(high.bits(), 0xffff_ffff_0000_0000 | both);
+        let idle = RedirectionEntry::from_bits(RedirectionEntry::LEVEL);
+        let ones = idle.written(Half::Low, 0xffff_ffff);
+        assert_eq!(ones.bits() & RedirectionEntry::READ_ONLY, 0);
+    }
+
+    #[test]
+    fn every_index_selects_what_the_datasheet_says() {
+        assert_eq!(Register::at(0x02), Register::Arbitration);
+        assert_eq!(Register::at(0x0f), Register::Reserved);
+        assert_eq!(
+            Register::at(0x10),
+            Register::Entry {
+                pin: 0,
+                half: Half::Low
+            }
+        );
+        assert_eq!(
+            Register::at(0x3f),
+            Register::Entry {
+                pin: 23,
+                half: Half::High
+            }
+        );
+        assert_eq!(version_register(0x20, 24), 0x0017_0020);
+    }
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Local APICs, as far as an IOAPIC can tell: which interrupts wait, which are in service, and what an EOI ends.
+//!
+//! For a machine without KVM, and for tests. There are no registers and no timers here, and only vectored interrupts: fixed and
+//! lowest-priority messages are taken, others by nobody.
+
+use std::sync::{Arc, Mutex};
+
+use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, Result};
+
+use crate::Ioapic;
+use crate::sync::lock;
+
+/// A set of vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vectors([u64; 4]);
+
+impl Vectors {
+    /// Whether it contains this vector.
+    pub fn contains(&self, vector: u8) -> bool {
+        self.0[usize::from(vector / 64)] & 1 << (vector % 64) != 0
+    }
+
+    fn set(&mut self, vector: u8, on: bool) {
+        let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
+        if on {
+            self.0[word] |= bit;
+        } else {
+            self.0[word] &= !bit;
+        }
+    }
+
+    fn highest(&self) -> Option<u8> {
+        let word = self.0.iter().rposition(|&word| word != 0)?;
+        // At most 3 * 64 + 63.
+        Some((word as u32 * 64 + self.0[word].ilog2()) as u8)
+    }
+}
+
+/// What a local APIC knows of each vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Those that wait for the processor.
+    pub irr: Vectors,
+    /// Those in service.
+    pub isr: Vectors,
+    /// Those that last came in level-triggered.
+    pub tmr: Vectors,
+}
+
+/// The priority of a vector or a task: the upper four bits.
+fn class(priority: u8) -> u8 {
+    priority >> 4
+}
+
+#[derive(Debug)]
+struct LocalApic {
+    registers: Registers,
+    task_priority: u8,
+    logical_id: u8,
+    enabled: bool,
+    suppresses_broadcasts: bool,
+}
+
+impl LocalApic {
+    fn priority(&self) -> u8 {
+        let in_service = self.registers.isr.highest().unwrap_or(0);
+        class(self.task_priority).max(class(in_service))
+    }
+
+    fn take(&mut self, vector: u8, level: bool) {
+        self.registers.irr.set(vector, true);
+        self.registers.tmr.set(vector, level);
+    }
+}
+
+/// The local APICs of a machine, one for each processor, with the physical ID that is the processor's number.
+///
+/// ```
+/// use std::sync::Arc;
+/// use interrupt_core::{Gsi, LevelSource, LoweredBy};
+/// use user_irqchip::{Ioapic, lapic::LocalApics};
+/// # use vm_device::{DeviceMmio, bus::MmioAddress};
+///
+/// let apics = LocalApics::new(1);
+/// let ioapic = Ioapic::builder().build(apics.clone()).unwrap();
+/// # let base = MmioAddress(Ioapic::BASE);
+/// # ioapic.mmio_write(base, 0, &[0x10 + 2 * 5]);
+/// # ioapic.mmio_write(base, 0x10, &0x8031u32.to_le_bytes());
+/// // The guest has programmed pin 5: level, vector 0x31.
+/// let device = ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+/// device.assert().unwrap();
+/// assert_eq!(apics.accept(0), Some(0x31));
+/// device.deassert().unwrap();
+/// assert_eq!(apics.eoi(0, &ioapic), Some(0x31));
+/// assert_eq!(apics.accept(0), None);
+/// ```
+#[derive(Debug)]
+pub struct LocalApics(Box<[Mutex<LocalApic>]>);
+
+impl LocalApics {
+    /// Local APICs for this many processors: enabled, at task priority 0, with the logical ID (in the flat model) that has
+    /// the processor's bit set, for processors 0 to 7.
+    pub fn new(processors: u8) -> Arc<Self> {
+        let apic = |processor: u8| LocalApic {
+            registers: Registers::default(),
+            task_priority: 0,
+            logical_id: 1u8.checked_shl(processor.into()).unwrap_or(0),
+            enabled: true,
+            suppresses_broadcasts: false,
+        };
+        Arc::new(Self(
+            (0..processors).map(|processor| Mutex::new(apic(processor))).collect(),
+        ))
+    }
+
+    /// The guest sets or clears the software enable bit. A disabled local APIC takes no interrupt and gives none.
+    pub fn set_enabled(&self, processor: u8, enabled: bool) {
+        self.with(processor, |apic| apic.enabled = enabled);
+    }
+
+    /// The guest writes the task priority: interrupts of its class (bits 7:4) and below wait.
+    pub fn set_task_priority(&self, processor: u8, priority: u8) {
+        self.with(processor, |apic| apic.task_priority = priority);
+    }
+
+    /// The guest sets or clears the EOI-broadcast suppression bit: with it, it ends a level-triggered interrupt at the
+    /// IOAPIC's EOI register.
+    pub fn set_suppresses_broadcasts(&self, processor: u8, suppresses: bool) {
+        self.with(processor, |apic| apic.suppresses_broadcasts = suppresses);
+    }
+
+    /// What waits and what is in service.
+    pub fn registers(&self, processor: u8) -> Registers {
+        self.with(processor, |apic| apic.registers).unwrap_or_default()
+    }
+
+    /// The processor takes the highest interrupt that waits, if its class is above the task's and above that of what is in
+    /// service. It is in service from now on.
+    pub fn accept(&self, processor: u8) -> Option<u8> {
+        self.with(processor, |apic| {
+            let vector = apic.registers.irr.highest()?;
+            if !apic.enabled || class(vector) <= apic.priority() {
+                return None;
+            }
+            apic.registers.irr.set(vector, false);
+            apic.registers.isr.set(vector, true);
+            Some(vector)
+        })?
+    }
+
+    /// The processor ends the highest interrupt in service and tells the IOAPIC, unless it suppresses that. Returns the
+    /// vector; None when nothing is in service, and then nobody is told.
+    pub fn eoi(&self, processor: u8, ioapic: &Ioapic) -> Option<u8> {
+        let (vector, is_level, suppressed) = self.with(processor, |apic| {
+            let vector = apic.registers.isr.highest()?;
+            apic.registers.isr.set(vector, false);
+            Some((vector, apic.registers.tmr.contains(vector), apic.suppresses_broadcasts))
+        })??;
+        match (is_level, suppressed) {
+            (true, true) => {}
+            (true, false) => ioapic.eoi(vector),
+            (false, _) => ioapic.eoi_of_edge(vector),
+        }
+        Some(vector)
+    }
+
+    /// A processor that does not exist has nothing.
+    fn with<R>(&self, processor: u8, act: impl FnOnce(&mut LocalApic) -> R) -> Option<R> {
+        self.0.get(usize::from(processor)).map(|apic| act(&mut lock(apic)))
+    }
+}
+
+impl MsiOutput for LocalApics {
+    fn deliver(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
+        const BROADCAST: u8 = 0xff;
+        let [_, address, ..] = (message.address >> 4).to_le_bytes();
+        let destination = address;
+        let is_logical = message.address & 1 << 2 != 0;
+        let [vector, mode, ..] = message.data.to_le_bytes();
+        let is_level = message.data & 1 << 15 != 0;
+
+        let is_meant = |processor: usize, apic: &LocalApic| {
+            if is_logical {
+                apic.logical_id & destination != 0
+            } else {
+                destination == BROADCAST || usize::from(destination) == processor
+            }
+        };
+        let meant = self
+            .0
+            .iter()
+            .enumerate()
+            .map(|(n, apic)| (n, lock(apic)))
+            .filter(|(n, apic)| apic.enabled && is_meant(*n, apic))
+            .map(|(_, apic)| apic);
+        let taken = match mode & 0b111 {
+            0 => meant.map(|mut apic| apic.take(vector, is_level)).count(),
+            // Two guards are held at a time, in the order of the processors; nobody else holds two.
+            1 => {
+                let lowest = meant.min_by_key(|apic| apic.priority());
+                lowest.map(|mut apic| apic.take(vector, is_level)).into_iter().count()
+            }
+            _ => 0,
+        };
+        Ok(Delivery::Delivered(taken as u32))
+    }
+
+    fn set_route(&self, _gsi: Gsi, _message: Option<Msi>) -> Result<()> {
+        // Messages come as they are; there is nothing to program.
+        Ok(())
+    }
+
+    fn set_masked(&self, _gsi: Gsi, _masked: bool) -> Result<()> {
+        // Nobody but the IOAPIC sends a pin's message.
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(destination: u8, logical: bool, mode: u32, vector: u8) -> Msi {
+        Msi {
+            address: 0xfee0_0000 | u64::from(destination) << 12 | u64::from(logical) << 2,
+            data: mode << 8 | u32::from(vector),
+        }
+    }
+
+    fn taken_by(apics: &LocalApics, message: Msi) -> Delivery {
+        apics.deliver(Gsi(0), message).unwrap()
+    }
+
+    /// ioapic-cases G20.
+    #[test]
+    fn eois_end_from_the_highest_vector_down() {
+        let apics = LocalApics::new(1);
+        let ioapic = Ioapic::builder().build(apics.clone()).unwrap();
+        assert_eq!(apics.eoi(0, &ioapic), None);
+        for vector in [39, 255] {
+            taken_by(&apics, message(0, false, 0, vector));
+            assert_eq!(apics.accept(0), Some(vector));
+        }
+        // A lower one than the highest in service waits until that ends.
+        taken_by(&apics, message(0, false, 0, 48));
+        assert_eq!(apics.accept(0), None);
+        assert_eq!(apics.eoi(0, &ioapic), Some(255));
+        assert_eq!(apics.accept(0), Some(48));
+        assert_eq!(apics.eoi(0, &ioapic), Some(48));
+        assert_eq!(apics.eoi(0, &ioapic), Some(39));
+        assert_eq!(apics.eoi(0, &ioapic), None);
+    }
+
+    /// ioapic-cases G21.
+    #[test]
+    fn lowest_priority_goes_to_the_processor_at_the_lowest_priority() {
+        let apics = LocalApics::new(2);
+        apics.set_task_priority(0, 0x10);
+        assert_eq!(taken_by(&apics, message(0xff, true, 1, 111)), Delivery::Delivered(1));
+        assert_eq!([0, 1].map(|n| apics.registers(n).irr.contains(111)), [false, true]);
+        apics.set_task_priority(1, 0x20);
+        assert_eq!(taken_by(&apics, message(0xff, true, 1, 222)), Delivery::Delivered(1));
+        assert_eq!([0, 1].map(|n| apics.registers(n).irr.contains(222)), [true, false]);
+    }
+
+    #[test]
+    fn a_message_reaches_whom_it_names() {
+        let apics = LocalApics::new(2);
+        for (message, taken) in [
+            (message(1, false, 0, 0x41), [false, true]),
+            (message(0xff, false, 0, 0x42), [true, true]),
+            (message(0b01, true, 0, 0x43), [true, false]),
+            (message(7, false, 0, 0x44), [false, false]),
+            (message(0, false, 4, 0x45), [false, false]),
+        ] {
+            let count = taken.iter().filter(|&&taken| taken).count() as u32;
+            assert_eq!(taken_by(&apics, message), Delivery::Delivered(count), "{message}");
+            let vector = message.data as u8;
+            assert_eq!(
+                [0, 1].map(|n| apics.registers(n).irr.contains(vector)),
+                taken,
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_disabled_one_takes_nothing() {
+        let apics = LocalApics::new(1);
+        apics.set_enabled(0, false);
+        assert_eq!(taken_by(&apics, message(0, false, 0, 0x41)), Delivery::Delivered(0));
+        apics.set_enabled(0, true);
+        assert_eq!(apics.accept(0), None);
+    }
+
+    #[test]
+    fn the_task_priority_holds_back_its_class_and_below() {
+        let apics = LocalApics::new(1);
+        taken_by(&apics, message(0, false, 0, 0x4f));
+        apics.set_task_priority(0, 0x40);
+        assert_eq!(apics.accept(0), None);
+        apics.set_task_priority(0, 0x3f);
+        assert_eq!(apics.accept(0), Some(0x4f));
+    }
+}

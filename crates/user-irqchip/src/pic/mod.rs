@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The 8259 pair: a line for each input, the ports, and the acknowledge cycle.
+
+mod chip;
+pub mod regs;
+mod state;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use interrupt_core::{
+    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Pin, Result, Subject,
+};
+use vm_device::DevicePio;
+use vm_device::bus::{PioAddress, PioAddressOffset};
+
+use crate::counter::Counter;
+use crate::sync::lock;
+
+use chip::{Chip, Driven};
+use regs::{CASCADE, Register, Role, SPURIOUS};
+
+pub use chip::{Awaits, SavedChip};
+pub use state::PicState;
+
+/// A level source on an input of a [`Pic`].
+pub type PicSource = LineSource<PicPin>;
+
+/// The inputs of both chips, the cascade among them.
+const INPUTS: u8 = 16;
+
+/// What has gone wrong in a [`Pic`], or was odd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Accesses to other ports, or of more than a byte. They were ignored, and read as 0.
+    pub ignored_accesses: u64,
+    /// Acknowledge cycles that found no request, and got the vector of IRQ 7 or 15.
+    pub spurious: u64,
+    /// Listeners that could not be told of an EOI, because their eventfd could not be written.
+    pub listener_errors: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    ignored_accesses: Counter,
+    spurious: Counter,
+    listener_errors: Counter,
+}
+
+/// A set of IRQs: bit *n* for IRQ *n*.
+type Irqs = u16;
+
+/// The two chips and the wire between them.
+#[derive(Debug)]
+struct Pair {
+    master: Chip,
+    slave: Chip,
+}
+
+impl Pair {
+    fn chip(&mut self, role: Role) -> &mut Chip {
+        match role {
+            Role::Master => &mut self.master,
+            Role::Slave => &mut self.slave,
+        }
+    }
+
+    fn request(&mut self) -> bool {
+        if self.slave.request().is_some() {
+            self.master.latch_cascade();
+        }
+        self.master.request().is_some()
+    }
+}
+
+fn irqs(role: Role, inputs: u8) -> Irqs {
+    match role {
+        Role::Master => Irqs::from(inputs),
+        Role::Slave => Irqs::from(inputs) << 8,
+    }
+}
+
+fn place(irq: u8) -> (Role, u8) {
+    if irq < 8 {
+        (Role::Master, irq)
+    } else {
+        (Role::Slave, irq - 8)
+    }
+}
+
+/// What the inputs share.
+struct Shared {
+    pair: Mutex<Pair>,
+    /// The level of INTR. Written with the pair's lock.
+    intr: AtomicBool,
+    on_intr: Box<dyn Fn() + Send + Sync>,
+    counters: Counters,
+}
+
+impl Shared {
+    fn pair(&self) -> MutexGuard<'_, Pair> {
+        lock(&self.pair)
+    }
+
+    /// Brings INTR to what the chips ask for. Whether it rises; the hook is then to be called without the lock.
+    #[must_use]
+    fn update(&self, pair: &mut Pair) -> bool {
+        let request = pair.request();
+        let before = self.intr.load(Ordering::Relaxed);
+        self.intr.store(request, Ordering::Release);
+        request && !before
+    }
+
+    fn raise(&self, rises: bool) {
+        if rises {
+            (self.on_intr)();
+        }
+    }
+}
+
+/// An input of a [`Pic`], as a [`Line`] drives it.
+pub struct PicPin {
+    shared: Arc<Shared>,
+    irq: u8,
+}
+
+/// What a level that was driven leaves to be done.
+#[derive(Debug)]
+pub struct Outcome {
+    delivery: Delivery,
+    rises: bool,
+}
+
+impl Pin for PicPin {
+    type Outcome = Outcome;
+
+    fn drive(&self, level: Level) -> Result<Outcome> {
+        let (role, input) = place(self.irq);
+        let mut pair = self.shared.pair();
+        let driven = pair.chip(role).drive(input, level == Level::High);
+        Ok(Outcome {
+            delivery: match driven {
+                Driven::Asks => Delivery::Delivered(1),
+                Driven::Masked => Delivery::Held,
+                Driven::Nothing => Delivery::Coalesced,
+            },
+            rises: self.shared.update(&mut pair),
+        })
+    }
+
+    fn deliver(&self, outcome: Outcome) -> Result<Delivery> {
+        self.shared.raise(outcome.rises);
+        Ok(outcome.delivery)
+    }
+}
+
+impl fmt::Debug for PicPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IRQ {}", self.irq)
+    }
+}
+
+/// A pair of 8259s in userspace, with the edge/level control registers of a PC.
+///
+/// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and whoever
+/// wants to hear of EOIs [subscribes](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
+/// [`DevicePio`]. When INTR rises the hook is called; the processor then takes the interrupt by
+/// [`acknowledge`](Self::acknowledge).
+///
+/// # What a listener is told of
+/// * OCW2 that ends its IRQ, by name or not; for IRQ 8 to 15 the slave's, not the master's for the cascade. Ending by name an
+///   IRQ that is not in service tells too.
+/// * With automatic EOI, the acknowledge cycle.
+/// * ICW1, when an edge of its IRQ was waiting: that edge is dropped.
+///
+/// An unmask tells nobody: what waited behind the mask is delivered, as on hardware.
+pub struct Pic {
+    /// By IRQ; the cascade's is never handed out.
+    lines: Box<[Arc<Line<PicPin>>]>,
+    shared: Arc<Shared>,
+}
+
+impl Pic {
+    /// The ports: first and number, of the master, the slave and the edge/level control registers.
+    pub const PORTS: [(u16, u16); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
+
+    /// A pair that has not been initialised by the guest. `on_intr` is called, without a lock, whenever INTR rises, and
+    /// again after an acknowledge cycle when there is more to acknowledge; it gets the processor to look at
+    /// [`intr`](Self::intr).
+    pub fn new(on_intr: impl Fn() + Send + Sync + 'static) -> Self {
+        let shared = Arc::new(Shared {
+            pair: Mutex::new(Pair {
+                master: Chip::new(Role::Master),
+                slave: Chip::new(Role::Slave),
+            }),
+            intr: AtomicBool::new(false),
+            on_intr: Box::new(on_intr),
+            counters: Counters::default(),
+        });
+        let line = |irq: u8| {
+            let shared = Arc::clone(&shared);
+            Line::new(Gsi(irq.into()), PicPin { shared, irq })
+        };
+        Self {
+            lines: (0..INPUTS).map(line).collect(),
+            shared,
+        }
+    }
+
+    /// Adds a level source on an IRQ. It does not assert yet.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such input: from GSI 16 up, and GSI 2, which is the cascade.
+    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<PicSource> {
+        Ok(self.line(gsi)?.source(label, lowered_by))
+    }
+
+    /// The line of an IRQ.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source).
+    pub fn line(&self, gsi: Gsi) -> Result<&Arc<Line<PicPin>>> {
+        let line = self.lines.get(gsi.0 as usize);
+        line.filter(|_| gsi != Gsi(CASCADE.into())).ok_or(Error::NotFound {
+            operation: "8259 input",
+            subject: Subject::Gsi(gsi),
+        })
+    }
+
+    /// The level of INTR: whether an acknowledge cycle would find a request.
+    pub fn intr(&self) -> bool {
+        self.shared.intr.load(Ordering::Acquire)
+    }
+
+    /// The processor's acknowledge cycle (INTA): the vector of the request with the highest priority, which is in service
+    /// from now on, or ended at once with automatic EOI. Without a request, that of IRQ 7, and nothing is in service; when the
+    /// slave's request has gone, that of IRQ 15, and the cascade is in service.
+    pub fn acknowledge(&self) -> u8 {
+        let (vector, ended) = {
+            let mut pair = self.shared.pair();
+            // INTR goes low with the cycle, so that a second request makes it rise again.
+            self.shared.intr.store(false, Ordering::Release);
+            acknowledge(&mut pair, &self.shared.counters)
+        };
+        self.tell(ended);
+        vector
+    }
+
+    /// What has gone wrong so far.
+    pub fn counts(&self) -> Counts {
+        let Counters {
+            ignored_accesses,
+            spurious,
+            listener_errors,
+        } = &self.shared.counters;
+        Counts {
+            ignored_accesses: ignored_accesses.get(),
+            spurious: spurious.get(),
+            listener_errors: listener_errors.get(),
+        }
+    }
+
+    /// Interrupts have ended: asks their sources for their level, and brings INTR to what is left.
+    fn tell(&self, ended: Irqs) {
+        for (irq, line) in (0..INPUTS).zip(&self.lines) {
+            if ended & 1 << irq == 0 {
+                continue;
+            }
+            self.shared.counters.listener_errors.count_error(line.eoi());
+            let (role, input) = place(irq);
+            self.shared.pair().chip(role).settled(1 << input);
+        }
+        let rises = self.shared.update(&mut self.shared.pair());
+        self.shared.raise(rises);
+    }
+}
+
+fn acknowledge(pair: &mut Pair, counters: &Counters) -> (u8, Irqs) {
+    // What the slave asks for by now is on the cascade already: every change of either chip ends with `update`.
+    let Some(input) = pair.master.request() else {
+        counters.spurious.count();
+        return (pair.master.vector(SPURIOUS), 0);
+    };
+    let ended = irqs(Role::Master, pair.master.acknowledge(input));
+    if input != CASCADE {
+        return (pair.master.vector(input), ended);
+    }
+    let Some(input) = pair.slave.request() else {
+        counters.spurious.count();
+        return (pair.slave.vector(SPURIOUS), ended);
+    };
+    let ended_by_slave = irqs(Role::Slave, pair.slave.acknowledge(input));
+    (pair.slave.vector(input), ended | ended_by_slave)
+}
+
+impl EoiNotifier for Pic {
+    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+        match self.line(subject.gsi()) {
+            Ok(line) => line.subscribe(subject, listener),
+            Err(_) => Err(Error::NotFound {
+                operation: "subscribe",
+                subject,
+            }),
+        }
+    }
+}
+
+/// Accesses of one byte to the [ports](Pic::PORTS). Everything else is ignored, reads as 0, and is
+/// [counted](Counts::ignored_accesses).
+impl DevicePio for Pic {
+    fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        let register = base.0.checked_add(offset).and_then(regs::port);
+        match (register, data) {
+            (Some((role, register)), [data]) => *data = self.read(role, register),
+            (_, data) => {
+                data.fill(0);
+                self.shared.counters.ignored_accesses.count();
+            }
+        }
+    }
+
+    fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        let register = base.0.checked_add(offset).and_then(regs::port);
+        match (register, data) {
+            (Some((role, register)), &[value]) => self.write(role, register, value),
+            _ => self.shared.counters.ignored_accesses.count(),
+        }
+    }
+}
+
+impl Pic {
+    fn read(&self, role: Role, register: Register) -> u8 {
+        let (value, ended) = {
+            let mut pair = self.shared.pair();
+            let chip = pair.chip(role);
+            match register {
+                Register::Elcr => return chip.read_elcr(),
+                _ if chip.takes_poll() => {
+                    let polled = chip::poll(chip);
+                    if role == Role::Slave {
+                        pair.master.unlatch_cascade();
+                    }
+                    polled
+                }
+                Register::Command => return chip.read_command(),
+                Register::Data => return chip.read_data(),
+            }
+        };
+        self.tell(irqs(role, ended));
+        value
+    }
+
+    fn write(&self, role: Role, register: Register, value: u8) {
+        let ended = {
+            let mut pair = self.shared.pair();
+            let chip = pair.chip(role);
+            match register {
+                Register::Command => chip.write_command(value),
+                Register::Data => {
+                    chip.write_data(value);
+                    0
+                }
+                Register::Elcr => {
+                    chip.write_elcr(value);
+                    0
+                }
+            }
+        };
+        self.tell(irqs(role, ended));
+    }
+}
+
+impl fmt::Debug for Pic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pair = self.shared.pair();
+        write!(f, "INTR {}, {:?}, {:?}", self.intr(), pair.master, pair.slave)
+    }
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! GSIs that lead to several controllers, or to none but an MSI.
+//!
+//! On a PC the first sixteen GSIs are inputs of the 8259 pair and of the IOAPIC at once, and whichever the guest uses sees the
+//! line. A machine with one controller needs none of this: it takes its sources from the controller itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use interrupt_core::{
+    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Msi, MsiOutput, Pin,
+    Result, Subject,
+};
+
+use crate::counter::Counter;
+use crate::ioapic::{self, IoapicPin};
+use crate::pic::{self, PicPin};
+use crate::sync::lock;
+use crate::{Ioapic, Pic, RouteError};
+
+/// Where a GSI leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the IOAPIC's pin that has this GSI by itself.
+    Ioapic(Gsi),
+    /// To this IRQ of the 8259 pair.
+    Pic(Gsi),
+    /// To no controller: a rising line sends this message, and nobody learns of its end.
+    Msi(Msi),
+}
+
+/// A level source on a GSI of a [`Router`].
+pub type RoutedSource = LineSource<RoutedPin>;
+
+#[derive(Debug)]
+struct Controllers {
+    ioapic: Option<Arc<Ioapic>>,
+    pic: Option<Arc<Pic>>,
+    msi: Arc<dyn MsiOutput>,
+    listener_errors: Counter,
+}
+
+/// A GSI as a level source on a controller's pin, and as that pin's listener.
+struct Input<P: Pin> {
+    pin: Gsi,
+    source: LineSource<P>,
+    _guard: EoiGuard,
+}
+
+/// Where a GSI leads.
+#[derive(Default)]
+struct Targets {
+    ioapic: Option<Input<IoapicPin>>,
+    pic: Option<Input<PicPin>>,
+    msi: Option<Msi>,
+}
+
+impl Targets {
+    fn routes(&self) -> Vec<Route> {
+        let Self { ioapic, pic, msi } = self;
+        let ioapic = ioapic.as_ref().map(|input| Route::Ioapic(input.pin));
+        let pic = pic.as_ref().map(|input| Route::Pic(input.pin));
+        pic.into_iter().chain(ioapic).chain(msi.map(Route::Msi)).collect()
+    }
+
+    /// Takes over what `new` has, and gives back what was there.
+    fn replace(&mut self, new: Self) -> Self {
+        Self {
+            ioapic: new.ioapic.and_then(|input| self.ioapic.replace(input)),
+            pic: new.pic.and_then(|input| self.pic.replace(input)),
+            msi: new.msi.and_then(|message| self.msi.replace(message)),
+        }
+    }
+}
+
+/// A GSI, as its line drives it: all pins that it leads to.
+pub struct RoutedPin {
+    gsi: Gsi,
+    controllers: Arc<Controllers>,
+    /// Locked with the line's lock held only, so that nobody waits for it.
+    targets: Mutex<Targets>,
+}
+
+/// What a level that was driven leaves to be done, for each pin.
+#[derive(Debug)]
+pub struct Outcome {
+    ioapic: Option<(Gsi, ioapic::Outcome)>,
+    pic: Option<(Gsi, pic::Outcome)>,
+    msi: Option<Msi>,
+}
+
+impl Pin for RoutedPin {
+    type Outcome = Outcome;
+
+    fn drive(&self, level: Level) -> Result<Outcome> {
+        let targets = lock(&self.targets);
+        let mut outcome = Outcome {
+            ioapic: None,
+            pic: None,
+            msi: targets.msi.filter(|_| level == Level::High),
+        };
+        // Neither refuses a level, so that one is not left with it while the other has none.
+        if let Some(input) = &targets.ioapic {
+            outcome.ioapic = input.source.drive(level)?.map(|outcome| (input.pin, outcome));
+        }
+        if let Some(input) = &targets.pic {
+            outcome.pic = input.source.drive(level)?.map(|outcome| (input.pin, outcome));
+        }
+        Ok(outcome)
+    }
+
+    fn deliver(&self, outcome: Outcome) -> Result<Delivery> {
+        let Outcome { ioapic, pic, msi } = outcome;
+        let Controllers {
+            ioapic: our_ioapic,
+            pic: our_pic,
+            msi: output,
+            listener_errors: _,
+        } = &*self.controllers;
+        // Every one is delivered, whatever becomes of the others.
+        let deliveries = [
+            our_pic
+                .as_ref()
+                .zip(pic)
+                .map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome)),
+            our_ioapic
+                .as_ref()
+                .zip(ioapic)
+                .map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome)),
+            msi.map(|message| output.deliver(self.gsi, message)),
+        ];
+        deliveries
+            .into_iter()
+            .flatten()
+            .try_fold(Delivery::Coalesced, |one, other| Ok(both(one, other?)))
+    }
+}
+
+/// What became of an assertion of which this and that became.
+fn both(one: Delivery, other: Delivery) -> Delivery {
+    use Delivery::{Coalesced, Delivered, Held, Unknown};
+    match (one, other) {
+        (Delivered(one), Delivered(other)) => Delivered(one.saturating_add(other)),
+        (Delivered(n), _) | (_, Delivered(n)) => Delivered(n),
+        (Unknown, _) | (_, Unknown) => Unknown,
+        (Held, _) | (_, Held) => Held,
+        (Coalesced, Coalesced) => Coalesced,
+    }
+}
+
+impl fmt::Debug for RoutedPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {:?}", self.gsi, lock(&self.targets).routes())
+    }
+}
+
+/// Leads GSIs to pins of an IOAPIC, to IRQs of an 8259 pair, or to MSIs.
+///
+/// To a pin, a GSI is a level source like any other: a pin may have several GSIs, and sources of its own. An EOI at any pin of
+/// a GSI is an EOI of the GSI: it lowers what an EOI lowers, at all of its pins, and tells every listener.
+///
+/// ```
+/// use std::sync::Arc;
+/// use interrupt_core::{Gsi, LevelSource, LoweredBy};
+/// use user_irqchip::{Ioapic, Pic, lapic::LocalApics, router::Router};
+///
+/// let apics = LocalApics::new(1);
+/// let ioapic = Arc::new(Ioapic::builder().build(apics.clone())?);
+/// let pic = Arc::new(Pic::new(|| {}));
+/// let router = Router::pc(Some(ioapic.clone()), Some(pic.clone()), apics)?;
+///
+/// // The guest has not programmed the IOAPIC yet, and takes the interrupt from the 8259.
+/// let timer = router.source(Gsi(0), "timer", LoweredBy::Device)?;
+/// timer.assert()?;
+/// assert!(pic.intr());
+/// assert_eq!(ioapic.levels(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Router {
+    controllers: Arc<Controllers>,
+    lines: Mutex<BTreeMap<Gsi, Arc<Line<RoutedPin>>>>,
+}
+
+impl Router {
+    /// A router whose GSIs lead nowhere yet. `msi` sends the messages of those that will lead to one.
+    pub fn new(ioapic: Option<Arc<Ioapic>>, pic: Option<Arc<Pic>>, msi: Arc<dyn MsiOutput>) -> Self {
+        Self {
+            controllers: Arc::new(Controllers {
+                ioapic,
+                pic,
+                msi,
+                listener_errors: Counter::default(),
+            }),
+            lines: Mutex::default(),
+        }
+    }
+
+    /// A router with a PC's routes: a GSI leads to the IOAPIC's pin and to the IRQ of its number, where there are such.
+    ///
+    /// # Errors
+    /// None that a fresh machine could have; those of [`add`](Self::add).
+    pub fn pc(
+        ioapic: Option<Arc<Ioapic>>,
+        pic: Option<Arc<Pic>>,
+        msi: Arc<dyn MsiOutput>,
+    ) -> std::result::Result<Self, RouteError> {
+        let router = Self::new(ioapic, pic, msi);
+        let Controllers { ioapic, pic, .. } = &*router.controllers;
+        for gsi in (0..u32::from(Ioapic::MAX_PINS)).map(Gsi) {
+            if pic.as_ref().is_some_and(|pic| pic.line(gsi).is_ok()) {
+                router.add(gsi, Route::Pic(gsi))?;
+            }
+            if ioapic.as_ref().is_some_and(|ioapic| ioapic.line(gsi).is_ok()) {
+                router.add(gsi, Route::Ioapic(gsi))?;
+            }
+        }
+        Ok(router)
+    }
+
+    /// Where a GSI leads: nowhere, to one MSI, or to one pin of each controller.
+    pub fn routes(&self, gsi: Gsi) -> Vec<Route> {
+        let line = lock(&self.lines).get(&gsi).cloned();
+        line.map_or_else(Vec::new, |line| lock(&line.pin().targets).routes())
+    }
+
+    /// Adds a route to a GSI, in place of its route to the same controller. A level that holds leaves the old pin and is driven
+    /// at the new one: nothing is left behind, and nothing is lost. A level that an MSI brings about is its rise.
+    ///
+    /// # Errors
+    /// * [`RouteError::NoPin`]: there is no such pin, or no such controller.
+    /// * [`RouteError::Mixed`]: a GSI leads to pins or to an MSI, not to both.
+    /// * [`RouteError::InUse`]: the route is an MSI, and the GSI has sources or listeners that wait for an EOI, perhaps.
+    /// * [`RouteError::Line`]: the output would not be told of the MSI, or would not send it for a level that holds.
+    ///
+    /// The routes are as they were then, except when a message was not sent.
+    pub fn add(&self, gsi: Gsi, route: Route) -> std::result::Result<(), RouteError> {
+        let line = self.line(gsi);
+        let mixed = self.routes(gsi).iter().any(|old| is_msi(old) != is_msi(&route));
+        if mixed {
+            return Err(RouteError::Mixed { gsi });
+        }
+        if is_msi(&route) && self.routes(gsi).is_empty() && !line.is_unused() {
+            return Err(RouteError::InUse { gsi });
+        }
+        let target = self.target(&line, route)?;
+        if let Some(message) = target.msi {
+            self.controllers.msi.set_route(gsi, Some(message))?;
+        }
+        let replaced = line.while_low(|| lock(&line.pin().targets).replace(target))?;
+        // Without a lock: the guard's end waits for a listener that may want this line.
+        drop(replaced);
+        Ok(())
+    }
+
+    /// Takes all routes of a GSI away. Its sources keep their levels, which are driven when it leads somewhere again.
+    ///
+    /// # Errors
+    /// [`RouteError::Line`]: the output would not be told that the GSI has no MSI any more. The routes are gone all the same.
+    pub fn clear(&self, gsi: Gsi) -> std::result::Result<(), RouteError> {
+        let line = self.line(gsi);
+        let removed = line.while_low(|| std::mem::take(&mut *lock(&line.pin().targets)))?;
+        if removed.msi.is_some() {
+            self.controllers.msi.set_route(gsi, None)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a level source on a GSI. It does not assert yet. A GSI that leads nowhere keeps its levels for later.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]: a source that an EOI lowers, on a GSI that leads to an MSI.
+    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<RoutedSource> {
+        if lowered_by == LoweredBy::Eoi {
+            self.has_eois("level source that an EOI lowers", gsi)?;
+        }
+        Ok(self.line(gsi).source(label, lowered_by))
+    }
+
+    /// How many listeners could not be told of an EOI, because their eventfd could not be written.
+    pub fn listener_errors(&self) -> u64 {
+        self.controllers.listener_errors.get()
+    }
+
+    fn has_eois(&self, operation: &'static str, gsi: Gsi) -> Result<()> {
+        if self.routes(gsi).iter().any(is_msi) {
+            return Err(Error::Unsupported {
+                operation,
+                gsi,
+                reason: "it leads to an MSI, whose end nobody learns of; route it to a controller's pin".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn line(&self, gsi: Gsi) -> Arc<Line<RoutedPin>> {
+        let mut lines = lock(&self.lines);
+        let line = lines.entry(gsi).or_insert_with(|| {
+            let pin = RoutedPin {
+                gsi,
+                controllers: Arc::clone(&self.controllers),
+                targets: Mutex::default(),
+            };
+            Line::new(gsi, pin)
+        });
+        Arc::clone(line)
+    }
+
+    /// A route, made ready outside of any lock.
+    fn target(&self, line: &Arc<Line<RoutedPin>>, route: Route) -> std::result::Result<Targets, RouteError> {
+        let Controllers { ioapic, pic, .. } = &*self.controllers;
+        let mut targets = Targets::default();
+        let no_pin = || RouteError::NoPin { gsi: line.gsi(), route };
+        match route {
+            Route::Ioapic(pin) => {
+                let chip = ioapic.as_ref().ok_or_else(no_pin)?;
+                let on = chip.line(pin).map_err(|_| no_pin())?;
+                targets.ioapic = Some(self.input(line, on)?);
+            }
+            Route::Pic(pin) => {
+                let chip = pic.as_ref().ok_or_else(no_pin)?;
+                let on = chip.line(pin).map_err(|_| no_pin())?;
+                targets.pic = Some(self.input(line, on)?);
+            }
+            Route::Msi(message) => targets.msi = Some(message),
+        }
+        Ok(targets)
+    }
+
+    fn input<P: Pin>(&self, line: &Arc<Line<RoutedPin>>, on: &Arc<Line<P>>) -> Result<Input<P>> {
+        // The device is the line, which is lowered by its own sources.
+        let source = on.source(line.gsi().to_string(), LoweredBy::Device);
+        let (line, controllers) = (Arc::downgrade(line), Arc::downgrade(&self.controllers));
+        let told = Listener::callback(move |_| {
+            if let (Some(line), Some(controllers)) = (line.upgrade(), controllers.upgrade()) {
+                controllers.listener_errors.count_error(line.eoi());
+            }
+        });
+        let key = interrupt_core::LevelSource::key(&source);
+        Ok(Input {
+            pin: on.gsi(),
+            _guard: on.subscribe(key.into(), told)?,
+            source,
+        })
+    }
+}
+
+fn is_msi(route: &Route) -> bool {
+    matches!(route, Route::Msi(_))
+}
+
+impl EoiNotifier for Router {
+    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+        self.has_eois("subscribe", subject.gsi())?;
+        self.line(subject.gsi()).subscribe(subject, listener)
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(lock(&self.lines).values()).finish()
+    }
+}

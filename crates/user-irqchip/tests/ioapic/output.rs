@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the output is told: messages, and routes only when they change.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use user_irqchip::{Ioapic, IoapicSource};
+use vm_device::DeviceMmio;
+use vm_device::bus::MmioAddress;
+
+use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
+
+fn device(bench: &Bench, gsi: u32) -> IoapicSource {
+    bench.ioapic.source(Gsi(gsi), "device", LoweredBy::Device).unwrap()
+}
+
+/// E10: an entry that is masked, with vector 0, is no route.
+#[test]
+fn a_masked_entry_is_not_routed() {
+    let bench = Bench::new();
+    bench.set_entry(5, MASKED);
+    bench.set_entry(5, MASKED | LEVEL | 0x31);
+    assert_eq!(bench.sink.take(), []);
+}
+
+/// E8, E9, E12: one change for each new address or data, and none for a mask, an unmask or the same entry again.
+#[test]
+fn a_route_changes_only_with_address_or_data() {
+    let bench = Bench::new();
+    bench.set_entry(5, LEVEL | 0x31);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8031)))]);
+    for entry in [
+        LEVEL | 0x31,
+        MASKED | LEVEL | 0x31,
+        LEVEL | 0x31,
+        LEVEL | 1 << 13 | 0x31,
+    ] {
+        bench.set_entry(5, entry);
+        assert_eq!(bench.sink.take(), [], "{entry:#x}");
+    }
+    // Lowest priority, logical, to 0xab; moved behind the mask, as a guest does that writes two halves.
+    bench.set_low(5, MASKED);
+    bench.set_entry(5, MASKED | 0xab00_0000_0000_8177);
+    bench.set_low(5, 0x8177);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfeea_b000, 0x8177)))]);
+    bench.set_low(5, 0x8177 | 1 << 11);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfeea_b004, 0x8177)))]);
+}
+
+/// What guests do that have no EOI register: mask and edge, and back. It costs no change of routes.
+#[test]
+fn a_pseudo_eoi_changes_no_route() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    bench.set_entry(5, LEVEL | 0x31);
+    source.assert().unwrap();
+    source.deassert().unwrap();
+    bench.sink.take();
+    bench.set_low(5, MASKED | 0x31);
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(bench.entry(5), LEVEL | 0x31);
+    assert_eq!(bench.sink.take(), []);
+}
+
+/// L9: the route is set before the first message.
+#[test]
+fn a_line_that_is_high_at_the_first_unmask_is_sent_by_the_new_route() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    assert_eq!(source.assert().unwrap(), Delivery::Held);
+    bench.set_entry(5, LEVEL | 0x31);
+    let route = Told::Routed(5, Some((0xfee0_0000, 0x8031)));
+    assert_eq!(bench.sink.take(), [route, Told::Sent(5, 0x8031)]);
+    assert_eq!(bench.entry(5), LEVEL | REMOTE_IRR | 0x31);
+}
+
+#[test]
+fn an_illegal_entry_sends_nothing_and_is_counted() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    // A vector below 16, then reserved delivery modes.
+    for (n, entry) in (1..).zip([LEVEL | 0x0f, 0x0f, LEVEL | 0x331, 0x631]) {
+        bench.set_low(5, entry);
+        assert_eq!(source.assert().unwrap(), Delivery::Held);
+        source.deassert().unwrap();
+        assert_eq!(bench.entry(5), entry, "no remote IRR");
+        assert_eq!(bench.ioapic.counts().illegal_entries, n);
+    }
+    assert_eq!(bench.sink.take(), []);
+    // The edge that was dropped is not sent later.
+    bench.set_low(5, 0x31);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x31)))]);
+    // A legal entry that becomes illegal loses its route.
+    bench.set_low(5, 0x01);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, None)]);
+}
+
+/// A destination that does not exist: remote IRR stays clear, and the level is tried again when it is stated again.
+#[test]
+fn a_message_that_nobody_takes_does_not_wait_for_an_eoi() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    bench.set_entry(5, 0x7700_0000_0000_0000 | LEVEL | 0x31);
+    bench.sink.set_takers(Some(0));
+    assert_eq!(source.assert().unwrap(), Delivery::Delivered(0));
+    assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | 0x31);
+    assert_eq!(bench.ioapic.counts().refused_messages, 1);
+    bench.sink.set_takers(Some(1));
+    assert_eq!(source.line().restate().unwrap(), Delivery::Delivered(1));
+    assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | REMOTE_IRR | 0x31);
+}
+
+#[test]
+fn an_error_goes_to_the_source_that_asserts_and_is_counted_elsewhere() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    bench.set_entry(5, LEVEL | 0x31);
+    bench.sink.set_takers(None);
+    assert_eq!(source.assert().unwrap_err().errno(), Some(5));
+    assert_eq!(
+        (bench.entry(5), bench.ioapic.levels()),
+        (LEVEL | 0x31, 0),
+        "the source does not assert"
+    );
+    assert_eq!(bench.ioapic.counts().send_errors, 0);
+
+    bench.sink.set_takers(Some(1));
+    source.assert().unwrap();
+    bench.sink.set_takers(None);
+    bench.ioapic.eoi(0x31);
+    assert_eq!(bench.ioapic.counts().send_errors, 1);
+    assert_eq!(
+        (bench.entry(5), bench.ioapic.levels()),
+        (LEVEL | 0x31, 1 << 5),
+        "the level waits"
+    );
+    bench.sink.set_takers(Some(1));
+    bench.sink.take();
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)]);
+}
+
+/// A route that the output would not be told: nothing is sent by the old one, and nothing is lost.
+#[test]
+fn a_pin_without_its_route_waits_for_the_next_write() {
+    for (entry, message) in [(LEVEL | 0x32, 0x8032), (0x32, 0x32)] {
+        let bench = Bench::new();
+        let source = device(&bench, 5);
+        bench.set_entry(5, LEVEL | 0x31);
+        bench.sink.take();
+        bench.sink.refuse_routes(true);
+        bench.set_low(5, entry);
+        assert_eq!(bench.ioapic.counts().route_errors, 1);
+        assert_eq!(source.assert().unwrap(), Delivery::Held);
+        assert_eq!(bench.sink.take(), []);
+        bench.sink.refuse_routes(false);
+        bench.set_low(5, entry);
+        let route = Told::Routed(5, Some((0xfee0_0000, message)));
+        assert_eq!(bench.sink.take(), [route, Told::Sent(5, message)]);
+    }
+}
+
+/// The datasheet has interrupts that no local APIC ends treated as edges.
+#[test]
+fn an_nmi_is_an_edge_even_on_a_level_pin() {
+    let bench = Bench::new();
+    let source = device(&bench, 5);
+    bench.set_entry(5, LEVEL | 0x400);
+    bench.sink.take();
+    for _ in 0..2 {
+        source.assert().unwrap();
+        source.deassert().unwrap();
+    }
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x400); 2]);
+    assert_eq!(bench.entry(5), LEVEL | 0x400);
+}
+
+/// An output whose receiver ends the interrupt while it is delivered, and which finds no lock held then.
+#[derive(Debug, Default)]
+struct EndsAtOnce(OnceLock<Arc<Ioapic>>);
+
+impl MsiOutput for EndsAtOnce {
+    fn deliver(&self, _: Gsi, message: Msi) -> Result<Delivery> {
+        self.0.get().unwrap().eoi(message.data as u8);
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_route(&self, _: Gsi, _: Option<Msi>) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_interrupt_may_be_ended_while_it_is_delivered() {
+    let output = Arc::new(EndsAtOnce::default());
+    let ioapic = Arc::new(Ioapic::builder().build(output.clone()).unwrap());
+    output.0.set(Arc::clone(&ioapic)).unwrap();
+    let source = ioapic.source(Gsi(5), "device", LoweredBy::Eoi).unwrap();
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _guard = ioapic.subscribe(source.key().into(), listener).unwrap();
+    let write = |offset, value: u32| {
+        ioapic.mmio_write(MmioAddress(Ioapic::BASE), offset, &value.to_le_bytes());
+    };
+    write(0x00, 0x10 + 2 * 5);
+    write(0x10, 0x8031);
+    for _ in 0..3 {
+        source.assert().unwrap();
+    }
+    assert_eq!(told.load(Ordering::Relaxed), 3);
+    assert_eq!(ioapic.entry(Gsi(5)).unwrap().bits(), LEVEL | 0x31);
+}
+
+#[test]
+fn the_output_hears_of_the_mask_when_it_changes_and_after_the_route() {
+    let bench = Bench::new();
+    let masks = || std::mem::take(&mut *bench.sink.masks.lock().unwrap());
+    bench.set_entry(5, LEVEL | 0x31);
+    assert_eq!(masks(), [(5, false, true)], "unmasked, with its route known");
+    bench.set_entry(5, LEVEL | 0x32);
+    assert_eq!(masks(), [], "no change");
+    bench.set_entry(5, LEVEL | MASKED | 0x32);
+    bench.set_entry(5, LEVEL | MASKED | 0x32);
+    assert_eq!(masks(), [(5, true, true)]);
+    let masked = bench.ioapic.save();
+    bench.set_entry(5, LEVEL | 0x32);
+    masks();
+    bench.ioapic.restore(&masked).unwrap();
+    assert_eq!(masks(), [(5, true, true)], "a restored mask is one that has changed");
+}

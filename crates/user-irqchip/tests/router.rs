@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Cases G of the list: GSIs that lead to pins of both chips, or to an MSI; and the conformance rows of routing.
+//!
+//! Of those cases, G12, G13 and G17 are about event loops inside a chip, which these chips do not have, and G11 and G14 to G16
+//! are with the chips and with the reference VMM.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use user_irqchip::lapic::LocalApics;
+use user_irqchip::router::{Route, RoutedSource, Router};
+use user_irqchip::{Ioapic, Pic, RouteError};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::{DeviceMmio, DevicePio};
+
+/// A PC with one processor.
+struct Pc {
+    router: Router,
+    ioapic: Arc<Ioapic>,
+    pic: Arc<Pic>,
+    apics: Arc<LocalApics>,
+    messages: Arc<Messages>,
+}
+
+/// Where the MSIs of GSIs go.
+#[derive(Debug, Default)]
+struct Messages {
+    sent: Mutex<Vec<(u32, u32)>>,
+    routes: Mutex<Vec<(u32, Option<u32>)>>,
+}
+
+impl MsiOutput for Messages {
+    fn deliver(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
+        self.sent.lock().unwrap().push((gsi.0, message.data));
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> Result<()> {
+        let data = message.map(|message| message.data);
+        self.routes.lock().unwrap().push((gsi.0, data));
+        Ok(())
+    }
+
+    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+        panic!("no pin of an IOAPIC sends its messages here")
+    }
+}
+
+impl Pc {
+    /// With the routes of a PC, or with none.
+    fn new(routed: bool) -> Self {
+        let apics = LocalApics::new(1);
+        let ioapic = Arc::new(Ioapic::builder().build(apics.clone()).unwrap());
+        let pic = Arc::new(Pic::new(|| {}));
+        let messages = Arc::new(Messages::default());
+        let (to_ioapic, to_pic) = (Some(ioapic.clone()), Some(pic.clone()));
+        let router = if routed {
+            Router::pc(to_ioapic, to_pic, messages.clone()).unwrap()
+        } else {
+            Router::new(to_ioapic, to_pic, messages.clone())
+        };
+        Self {
+            router,
+            ioapic,
+            pic,
+            apics,
+            messages,
+        }
+    }
+
+    fn outb(&self, port: u16, value: u8) {
+        self.pic.pio_write(PioAddress(port), 0, &[value]);
+    }
+
+    /// The 8259s' requests: bit n is IRQ n.
+    fn pic_irr(&self) -> u16 {
+        let read = |port| {
+            self.outb(port, 0x0a);
+            let mut data = [0];
+            self.pic.pio_read(PioAddress(port), 0, &mut data);
+            u16::from(data[0])
+        };
+        read(0x20) | read(0xa0) << 8
+    }
+
+    fn set_low(&self, pin: u32, entry: u32) {
+        let write = |offset, value: u32| self.ioapic.mmio_write(MmioAddress(0), offset, &value.to_le_bytes());
+        write(0x00, 0x10 + 2 * pin);
+        write(0x10, entry);
+    }
+
+    fn entry(&self, pin: u32) -> u64 {
+        self.ioapic.entry(Gsi(pin)).unwrap().bits()
+    }
+
+    fn source(&self, gsi: u32, lowered_by: LoweredBy) -> RoutedSource {
+        self.router.source(Gsi(gsi), "device", lowered_by).unwrap()
+    }
+
+    fn add(&self, gsi: u32, route: Route) {
+        self.router.add(Gsi(gsi), route).unwrap();
+    }
+}
+
+fn msi(data: u32) -> Route {
+    Route::Msi(Msi {
+        address: 0xfee0_0000,
+        data,
+    })
+}
+
+fn count(notifier: &impl EoiNotifier, gsi: u32) -> (Arc<AtomicU32>, interrupt_core::EoiGuard) {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    (told, notifier.subscribe(Gsi(gsi).into(), listener).unwrap())
+}
+
+/// G1 (without a line for the cascade), G6.
+#[test]
+fn a_pcs_gsis_lead_to_both_chips() {
+    let pc = Pc::new(true);
+    assert_eq!(pc.router.routes(Gsi(0)), [Route::Pic(Gsi(0)), Route::Ioapic(Gsi(0))]);
+    assert_eq!(pc.router.routes(Gsi(2)), [Route::Ioapic(Gsi(2))]);
+    assert_eq!(pc.router.routes(Gsi(15)), [Route::Pic(Gsi(15)), Route::Ioapic(Gsi(15))]);
+    assert_eq!(pc.router.routes(Gsi(23)), [Route::Ioapic(Gsi(23))]);
+    for gsi in [24, 500, u32::MAX] {
+        assert_eq!(pc.router.routes(Gsi(gsi)), []);
+    }
+}
+
+/// G2 to G5, G10.
+#[test]
+fn a_gsi_has_a_route_to_each_chip_or_an_msi() {
+    let pc = Pc::new(true);
+    pc.add(23, Route::Ioapic(Gsi(3)));
+    assert_eq!(pc.router.routes(Gsi(23)), [Route::Ioapic(Gsi(3))], "replaced");
+    pc.add(23, Route::Pic(Gsi(3)));
+    let both = [Route::Pic(Gsi(3)), Route::Ioapic(Gsi(3))];
+    assert_eq!(pc.router.routes(Gsi(23)), both);
+    let refused = pc.router.add(Gsi(23), msi(0x41)).unwrap_err();
+    assert!(matches!(refused, RouteError::Mixed { gsi: Gsi(23) }), "{refused}");
+    assert_eq!(pc.router.routes(Gsi(23)), both);
+
+    pc.add(24, msi(0x41));
+    let refused = pc.router.add(Gsi(24), Route::Ioapic(Gsi(3))).unwrap_err();
+    assert!(matches!(refused, RouteError::Mixed { gsi: Gsi(24) }), "{refused}");
+    pc.add(24, msi(0x8021));
+    assert_eq!(pc.router.routes(Gsi(24)), [msi(0x8021)], "replaced");
+    pc.router.clear(Gsi(24)).unwrap();
+    assert_eq!(pc.router.routes(Gsi(24)), []);
+    let told = [(24, Some(0x41)), (24, Some(0x8021)), (24, None)];
+    assert_eq!(*pc.messages.routes.lock().unwrap(), told);
+}
+
+#[test]
+fn a_pin_that_does_not_exist_is_an_error() {
+    let pc = Pc::new(false);
+    for route in [Route::Ioapic(Gsi(24)), Route::Pic(Gsi(16)), Route::Pic(Gsi(2))] {
+        let refused = pc.router.add(Gsi(1), route).unwrap_err();
+        assert!(matches!(refused, RouteError::NoPin { gsi: Gsi(1), .. }), "{refused}");
+    }
+    let without = Router::pc(None, None, LocalApics::new(1)).unwrap();
+    assert_eq!(without.routes(Gsi(0)), []);
+    without.add(Gsi(0), Route::Ioapic(Gsi(0))).unwrap_err();
+    without.add(Gsi(0), Route::Pic(Gsi(0))).unwrap_err();
+}
+
+/// G7: a GSI that leads nowhere. Its level is driven when it leads somewhere.
+#[test]
+fn a_level_waits_for_a_route() {
+    let pc = Pc::new(false);
+    let source = pc.source(1, LoweredBy::Device);
+    assert_eq!(source.assert().unwrap(), Delivery::Coalesced);
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (0, 0));
+    pc.add(1, Route::Pic(Gsi(5)));
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (1 << 5, 0));
+}
+
+/// G8, G9.
+#[test]
+fn levels_go_where_the_routes_lead() {
+    let pc = Pc::new(false);
+    pc.add(1, Route::Ioapic(Gsi(3)));
+    let one = pc.source(1, LoweredBy::Device);
+    one.assert().unwrap();
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (0, 1 << 3));
+    one.deassert().unwrap();
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (0, 0));
+    one.assert().unwrap();
+    pc.add(2, Route::Pic(Gsi(6)));
+    pc.source(2, LoweredBy::Device).assert().unwrap();
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (1 << 6, 1 << 3));
+}
+
+/// Conformance row 56: a GSI that is live on both chips. The EOI on the 8259 lowers both, and tells once; the IOAPIC stays in
+/// service until the local APIC's EOI.
+#[test]
+fn the_first_eoi_lowers_both_chips() {
+    let pc = Pc::new(true);
+    pc.outb(0x4d0, 1 << 5);
+    pc.set_low(5, 0x8031);
+    let source = pc.source(5, LoweredBy::Eoi);
+    let (told, _guard) = count(&pc.router, 5);
+    assert_eq!(source.assert().unwrap(), Delivery::Delivered(2));
+    assert_eq!(pc.pic.acknowledge(), 5);
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (1 << 5, 1 << 5));
+    assert_eq!(told.load(Ordering::Relaxed), 0);
+    pc.outb(0x20, 0x20);
+    assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (0, 0));
+    assert_eq!((told.load(Ordering::Relaxed), pc.entry(5)), (1, 0xc031));
+    assert_eq!(pc.apics.accept(0), Some(0x31));
+    pc.apics.eoi(0, &pc.ioapic);
+    assert_eq!((told.load(Ordering::Relaxed), pc.entry(5)), (2, 0x8031));
+}
+
+/// A device that asserts from its listener makes a new interrupt on both.
+#[test]
+fn a_device_may_assert_from_its_listener() {
+    let pc = Pc::new(true);
+    pc.set_low(5, 0x8031);
+    pc.outb(0x21, 0xff);
+    let source = Arc::new(pc.source(5, LoweredBy::Eoi));
+    let inner = Arc::clone(&source);
+    let restate = Listener::callback(move |_| {
+        inner.assert().unwrap();
+    });
+    let guard = pc.router.subscribe(source.key().into(), restate).unwrap();
+    source.assert().unwrap();
+    for _ in 0..3 {
+        assert_eq!(pc.apics.accept(0), Some(0x31));
+        pc.apics.eoi(0, &pc.ioapic);
+        assert_eq!(pc.entry(5), 0xc031);
+    }
+    drop(guard);
+    assert_eq!(pc.apics.accept(0), Some(0x31));
+    pc.apics.eoi(0, &pc.ioapic);
+    assert_eq!(
+        (pc.entry(5), pc.pic_irr() & 1 << 5),
+        (0x8031, 1 << 5),
+        "the edge is latched in the masked 8259"
+    );
+    assert_eq!(pc.apics.accept(0), None);
+}
+
+/// Conformance rows 67 and 99: another route while the line is high. KVM leaves the old pin high for ever; here it falls, and
+/// the new pin delivers.
+#[test]
+fn rerouting_takes_the_level_along() {
+    let pc = Pc::new(false);
+    pc.add(5, Route::Ioapic(Gsi(5)));
+    pc.set_low(5, 0x8031);
+    pc.set_low(6, 0x8041);
+    let source = pc.source(5, LoweredBy::Eoi);
+    let (told, _guard) = count(&pc.router, 5);
+    source.assert().unwrap();
+    assert_eq!(pc.apics.accept(0), Some(0x31));
+    pc.add(5, Route::Ioapic(Gsi(6)));
+    assert_eq!((pc.ioapic.levels(), pc.entry(6)), (1 << 6, 0xc041));
+    assert_eq!(pc.apics.accept(0), Some(0x41));
+    pc.apics.eoi(0, &pc.ioapic);
+    assert_eq!(
+        (told.load(Ordering::Relaxed), pc.ioapic.levels(), pc.entry(6)),
+        (1, 0, 0x8041)
+    );
+    // The old pin ends what it had in service, and is nobody's.
+    pc.apics.eoi(0, &pc.ioapic);
+    assert_eq!(
+        (told.load(Ordering::Relaxed), pc.entry(5), pc.apics.accept(0)),
+        (1, 0x8031, None)
+    );
+}
+
+/// Conformance row 69: two GSIs on one pin. KVM tells one of them; here the pin is the OR of both, and both are told.
+#[test]
+fn two_gsis_may_share_a_pin() {
+    let pc = Pc::new(false);
+    for gsi in [5, 30] {
+        pc.add(gsi, Route::Ioapic(Gsi(5)));
+    }
+    pc.set_low(5, 0x8031);
+    let sources = [5, 30].map(|gsi| pc.source(gsi, LoweredBy::Eoi));
+    let told = [5, 30].map(|gsi| count(&pc.router, gsi));
+    for source in &sources {
+        source.assert().unwrap();
+    }
+    sources[0].deassert().unwrap();
+    assert_eq!(pc.ioapic.levels(), 1 << 5);
+    assert_eq!(pc.apics.accept(0), Some(0x31));
+    pc.apics.eoi(0, &pc.ioapic);
+    assert_eq!((pc.ioapic.levels(), pc.entry(5)), (0, 0x8031));
+    assert_eq!(told.map(|(told, _guard)| told.load(Ordering::Relaxed)), [1, 1]);
+}
+
+/// Conformance row 70: what waits for an EOI has no place on an MSI.
+#[test]
+fn an_msi_takes_no_one_who_waits_for_an_eoi() {
+    let pc = Pc::new(false);
+    pc.add(5, msi(0x41));
+    let refused = pc.router.source(Gsi(5), "device", LoweredBy::Eoi).unwrap_err();
+    assert_eq!(refused.errno(), Some(95), "{refused}");
+    let refused = pc
+        .router
+        .subscribe(Gsi(5).into(), Listener::callback(|_| {}))
+        .unwrap_err();
+    assert_eq!(refused.errno(), Some(95), "{refused}");
+    // And the other way round.
+    let source = pc.source(6, LoweredBy::Eoi);
+    let refused = pc.router.add(Gsi(6), msi(0x41)).unwrap_err();
+    assert!(matches!(refused, RouteError::InUse { gsi: Gsi(6) }), "{refused}");
+    drop(source);
+    pc.add(6, msi(0x41));
+}
+
+/// A rising line sends the message, once; a new route sends by itself what holds.
+#[test]
+fn a_rise_sends_the_msi() {
+    let pc = Pc::new(false);
+    pc.add(5, msi(0x41));
+    let sources = [0, 1].map(|_| pc.source(5, LoweredBy::Device));
+    assert_eq!(sources[0].assert().unwrap(), Delivery::Delivered(1));
+    assert_eq!(sources[1].assert().unwrap(), Delivery::Coalesced);
+    for source in &sources {
+        source.deassert().unwrap();
+    }
+    sources[1].assert().unwrap();
+    assert_eq!(*pc.messages.sent.lock().unwrap(), [(5, 0x41), (5, 0x41)]);
+}
+
+/// A listener that another thread is inside of, and that wants the line, does not keep a new route waiting for ever.
+#[test]
+fn rerouting_goes_on_under_eois() {
+    let pc = Pc::new(false);
+    pc.set_low(5, 0x8031);
+    pc.set_low(6, 0x8031);
+    pc.add(5, Route::Ioapic(Gsi(5)));
+    let source = Arc::new(pc.source(5, LoweredBy::Eoi));
+    let inner = Arc::clone(&source);
+    let restate = Listener::callback(move |_| {
+        inner.assert().unwrap();
+    });
+    let _guard = pc.router.subscribe(source.key().into(), restate).unwrap();
+    source.assert().unwrap();
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            for _ in 0..20_000 {
+                pc.ioapic.eoi(0x31);
+            }
+        });
+        let mut pins = [6, 5].into_iter().cycle();
+        while !guest.is_finished() {
+            let pin = pins.next().unwrap();
+            pc.add(5, Route::Ioapic(Gsi(pin)));
+            assert_eq!(pc.router.routes(Gsi(5)), [Route::Ioapic(Gsi(pin))]);
+        }
+    });
+    let [Route::Ioapic(pin)] = pc.router.routes(Gsi(5))[..] else {
+        panic!("one route")
+    };
+    assert_eq!(
+        pc.ioapic.levels(),
+        1 << pin.0,
+        "the level is where the route leads, and nowhere else"
+    );
+}

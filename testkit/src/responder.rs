@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest that answers each interrupt of its 8259 with an EOI and does nothing else: the far side of a round trip.
+
+use std::fmt;
+use std::thread::{self, JoinHandle};
+
+use iced_x86::code_asm::*;
+use kvm_ioctls::VmFd;
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::machine::{Machine, PicChip};
+use crate::program::{DATA, EXIT_PORT, PROGRAM, assemble};
+
+/// Whether the guest's handler ends its interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// It writes OCW2: a round trip.
+    Ends,
+    /// It returns without: the negative control, in which no resample may come.
+    DoesNotEnd,
+}
+
+/// A guest of its own thread, with some level-triggered inputs of the first 8259 open. It spins while it has nothing to do, and
+/// ends when this is dropped.
+pub struct Responder {
+    vm: Arc<VmFd>,
+    memory: GuestMemoryMmap,
+    guest: Option<JoinHandle<()>>,
+}
+
+const STOP: GuestAddress = GuestAddress(DATA);
+const HANDLER: u64 = PROGRAM + 0x100;
+const VECTOR_BASE: u8 = 0x20;
+
+impl Responder {
+    /// Prepares a guest whose 8259 has these IRQs (0 to 7) open; `before` is run on its VM before it starts.
+    pub fn start<T>(irqs: &[u8], handler: Handler, before: impl FnOnce(&Arc<VmFd>) -> T) -> (Self, T) {
+        let mut machine = Machine::full();
+        let lines = irqs.iter().fold(0, |lines, irq| lines | 1 << irq);
+        machine.set_lvt0_extint(true);
+        machine.init_pics(VECTOR_BASE, false);
+        machine.set_elcr(PicChip::Master, lines);
+        machine.set_pic_mask(PicChip::Master, !lines);
+        let idle = assemble(PROGRAM, |a| {
+            let mut again = a.create_label();
+            a.sti()?;
+            a.set_label(&mut again)?;
+            a.cmp(byte_ptr(STOP.0 as u32), 0)?;
+            a.je(again)?;
+            a.out(i32::from(EXIT_PORT), al)
+        });
+        let handler = assemble(HANDLER, |a| {
+            if handler == Handler::Ends {
+                // OCW2: non-specific EOI.
+                a.mov(al, 0x20)?;
+                a.out(0x20, al)?;
+            }
+            a.iret()
+        });
+        machine.load(PROGRAM, &idle);
+        machine.load(HANDLER, &handler);
+        for irq in irqs {
+            machine.set_handler(VECTOR_BASE + irq, HANDLER);
+        }
+        let (vm, memory) = (machine.vm().clone(), machine.memory().clone());
+        let made = before(&vm);
+        let guest = thread::Builder::new().name("guest".into()).spawn(move || {
+            machine.run(PROGRAM);
+        });
+        let responder = Self {
+            vm,
+            memory,
+            guest: Some(guest.expect("a thread for the guest")),
+        };
+        (responder, made)
+    }
+
+    /// The guest's VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        let stopped = self.memory.write_obj(1u8, STOP);
+        if let (Ok(()), Some(guest)) = (stopped, self.guest.take()) {
+            // A guest that failed has said so in its own panic.
+            drop(guest.join());
+        }
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a guest that ends each interrupt of its 8259")
+    }
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::composition::{Composition, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::guest::Controller;
+use crate::machine::DEV_KVM;
+
+/// The most round trips of one run: the guest counts in 32 bits.
+const MAX_COUNT: u64 = 1_000_000_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  vmm-ref                          10,000 round trips with the defaults of `vmm-ref run`
+  vmm-ref run --wait adaptive      the same, with another way to wait
+  vmm-ref probe                    what this host can do
+
+Exit status:
+  0    nothing was lost and nothing was spurious
+  1    something was
+  2    the run could not take place
+  130  interrupted by Ctrl-C, after the summary so far";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  vmm-ref run --irqchip kernel     interrupt controllers in the kernel
+  vmm-ref run --irqchip split      the IOAPIC in this process, the LAPIC in the kernel
+  vmm-ref run --irqchip split --source irqfd
+                                   an irqfd on the pin's message
+  vmm-ref run --irqchip user       the 8259 in this process
+  vmm-ref run --machine soft       without KVM
+  vmm-ref run --controller pic     the line goes to the 8259
+  vmm-ref run --controller ioapic  the line goes to the IOAPIC
+  vmm-ref run --source line --eoi gsi
+                                   the devices drive KVM_IRQ_LINE
+  vmm-ref run --eoi gsi            the EOI is reported for the GSI, whoever drives it
+  vmm-ref run --sharers 8          eight devices on one GSI
+  vmm-ref run --wait spin          poll for the EOI
+  vmm-ref run --count 1000000      a million round trips
+  vmm-ref run --doorbell ioeventfd
+                                   the guest stores to a doorbell too, without an exit
+  vmm-ref run --doorbell trap      the same stores, each with an exit
+  vmm-ref run --no-guest-eoi       the negative control
+  vmm-ref run --json | jq .latency_us.p50
+                                   for programs
+  vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
+                                   what a store costs";
+
+const PROBE_EXAMPLES: &str = "\
+Examples:
+  vmm-ref probe                    one line for each capability
+  vmm-ref probe --json | jq .capabilities
+                                   for programs";
+
+/// Carries level interrupts all the way round on real KVM: a device asserts its line, a real-mode guest serves it and ends the
+/// interrupt, and the device is told.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-ref", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do; `run` with its defaults when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The KVM device. For tests.
+    #[arg(long, global = true, hide = true, default_value = DEV_KVM)]
+    pub kvm_device: PathBuf,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the embedded guest and counts what becomes of its devices' interrupts
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Prints what this host can do, each found by trying it
+    #[command(after_help = PROBE_EXAMPLES)]
+    Probe(ProbeArgs),
+}
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// What runs the guest [default: kvm, or soft where there is no KVM]
+    #[arg(long, value_enum)]
+    pub machine: Option<MachineKind>,
+
+    /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
+
+    /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both are]
+    #[arg(long, value_enum)]
+    pub controller: Option<Controller>,
+
+    /// How a device holds its line [default: resample with --irqchip kernel, else pin]
+    #[arg(long, value_enum)]
+    pub source: Option<Source>,
+
+    /// How a device learns of an EOI [default: resamplefd, or key for --source pin, or gsi]
+    #[arg(long, value_enum)]
+    pub eoi: Option<Eoi>,
+
+    /// How many devices share the GSI; they make their requests in turn
+    #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
+    pub sharers: usize,
+
+    /// How the devices wait for an EOI
+    #[arg(long, value_enum, default_value_t = RunArgs::default().wait)]
+    pub wait: Wait,
+
+    /// Round trips to make
+    #[arg(long, value_name = "N", default_value_t = RunArgs::default().count, value_parser = count)]
+    pub count: u64,
+
+    /// Ring the device's doorbell besides, COUNT times by PIO and COUNT times by MMIO, and time the stores
+    #[arg(long, value_enum)]
+    pub doorbell: Option<Doorbell>,
+
+    /// Leave the EOI out of the guest's handler: the negative control, which is to end with no EOI seen
+    #[arg(long)]
+    pub no_guest_eoi: bool,
+
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `probe`.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RunArgs {
+    /// Where the controllers are, on that machine.
+    pub fn irqchip(&self, machine: MachineKind) -> Irqchip {
+        self.irqchip.unwrap_or(Irqchip::default_of(machine))
+    }
+
+    /// The composition that is asked for; the caller knows the machine and the default controller.
+    pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
+        let irqchip = self.irqchip(machine);
+        let source = self.source.unwrap_or(Source::default_of(irqchip));
+        Composition {
+            source,
+            eoi: self.eoi.unwrap_or(Eoi::default_of(source)),
+            forward: Forward::None,
+            device: DeviceKind::Embedded,
+            sharers: self.sharers,
+            wait: self.wait,
+            doorbell: self.doorbell,
+            ..Composition::new(machine, irqchip, controller)
+        }
+    }
+}
+
+/// What `vmm-ref` does when it is not told otherwise.
+impl Default for RunArgs {
+    fn default() -> Self {
+        Self {
+            machine: None,
+            irqchip: None,
+            controller: None,
+            source: None,
+            eoi: None,
+            sharers: 1,
+            wait: Wait::Block,
+            count: 10_000,
+            doorbell: None,
+            no_guest_eoi: false,
+            json: false,
+        }
+    }
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("a run needs at least one round trip; use --count 1 or more".to_owned()),
+        Ok(count @ 1..=MAX_COUNT) => Ok(count),
+        Ok(_) => Err(format!("the guest counts in 32 bits; use at most --count {MAX_COUNT}")),
+        Err(error) => Err(format!("{error}; use a number from 1 to {MAX_COUNT}")),
+    }
+}
+
+/// Why the command line did not lead to a command.
+#[derive(Debug)]
+pub enum Refused {
+    /// Help or the version was asked for: what to print on standard output.
+    Asked(clap::Error),
+    /// It is wrong: one line.
+    Wrong(String),
+}
+
+impl Cli {
+    /// Parses a command line, program name first.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn from(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Refused> {
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        Self::try_parse_from(&arguments).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refused::Asked(error),
+            _ => Refused::Wrong(one_line(&error, arguments.get(1))),
+        })
+    }
+}
+
+/// clap spreads cause, possible values, tips and usage over several lines.
+fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
+    let text = error.to_string();
+    let parts = text.lines().map(str::trim).filter(|part| {
+        let said_elsewhere = part.starts_with("Usage:") || part.starts_with("For more information");
+        !part.is_empty() && !said_elsewhere
+    });
+    let line = parts.collect::<Vec<_>>().join(" ");
+    let cause = line.strip_prefix("error: ").unwrap_or(&line);
+    let command = match command.and_then(|command| command.to_str()) {
+        Some(command @ ("run" | "probe")) => format!(" {command}"),
+        _ => String::new(),
+    };
+    format!("{cause}; see vmm-ref{command} --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, Refused> {
+        Cli::from(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn run_without_options_is_what_no_command_does() {
+        let Some(Command::Run(arguments)) = parse("vmm-ref run").unwrap().command else {
+            panic!("no run");
+        };
+        assert_eq!(format!("{arguments:?}"), format!("{:?}", RunArgs::default()));
+        assert!(parse("vmm-ref").unwrap().command.is_none());
+    }
+
+    #[test]
+    fn every_example_of_the_help_parses() {
+        let examples = [EXAMPLES, RUN_EXAMPLES, PROBE_EXAMPLES].join("\n");
+        let mut options = 0;
+        for line in examples.lines().filter(|line| line.starts_with("  vmm-ref")) {
+            let command = line.trim().split("  ").next().unwrap();
+            let command = command.split(" | ").next().unwrap();
+            parse(command).unwrap_or_else(|error| panic!("{command}: {error:?}"));
+            options += 1;
+        }
+        assert!(options >= 14, "{options} examples");
+    }
+
+    #[test]
+    fn every_option_has_an_example() {
+        use clap::CommandFactory as _;
+        for (command, examples) in [("run", RUN_EXAMPLES), ("probe", PROBE_EXAMPLES)] {
+            let cli = Cli::command();
+            let command = cli.find_subcommand(command).unwrap();
+            for option in command.get_arguments().filter_map(|argument| argument.get_long()) {
+                assert!(examples.contains(&format!("--{option}")), "no example of --{option}");
+            }
+        }
+    }
+}

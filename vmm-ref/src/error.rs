@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why a run could not take place.
+
+use std::path::PathBuf;
+
+use vmm_sys_util::errno;
+
+/// An error of this VMM. Each is one line, and says the way out where there is one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such device.
+    #[error("no KVM: {path} does not exist; load kvm_intel or kvm_amd, and enable virtualisation in the firmware")]
+    NoKvm {
+        /// The device that was tried.
+        path: PathBuf,
+    },
+    /// The device may not be opened by this user.
+    #[error("no permission for {path}; run as root, or as a member of the group that owns it (usually kvm)")]
+    Permission {
+        /// The device that was tried.
+        path: PathBuf,
+    },
+    /// The device is there and does not speak KVM's API.
+    #[error("{path} is no KVM device this program can use: {reason}; the usual one is /dev/kvm")]
+    NotKvm {
+        /// The device that was tried.
+        path: PathBuf,
+        /// What it answered.
+        reason: String,
+    },
+    /// KVM has no interrupt controllers of its own to offer.
+    #[error("KVM_CREATE_IRQCHIP: {0}; this kernel's KVM has no in-kernel 8259 and IOAPIC (CONFIG_KVM_IOAPIC)")]
+    NoFullIrqchip(#[source] errno::Error),
+    /// A KVM ioctl failed.
+    #[error("{step}: {source}")]
+    Kvm {
+        /// The ioctl.
+        step: &'static str,
+        /// Its errno.
+        source: errno::Error,
+    },
+    /// Guest memory could not be mapped or reached.
+    #[error("guest memory: {0}")]
+    Memory(String),
+    /// The guest's program could not be assembled.
+    #[error("assembling the guest: {0}")]
+    Assemble(#[from] iced_x86::IcedError),
+    /// A thread, a signal handler or an eventfd could not be made.
+    #[error("{step}: {source}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The guest does not behave as its program says.
+    #[error("the guest failed: {0}")]
+    Guest(String),
+    /// Something was tried and is not there.
+    #[error("{0}")]
+    Absent(String),
+    /// The parts do not fit together.
+    #[error(transparent)]
+    Impossible(#[from] crate::composition::Impossible),
+    /// The KVM backend refused.
+    #[error(transparent)]
+    Irqfd(#[from] kvm_irqfd::Error),
+    /// A doorbell could not be registered, signalled or removed.
+    #[error(transparent)]
+    Doorbell(#[from] ioevent::Error),
+    /// An interrupt source or EOI notifier refused.
+    #[error(transparent)]
+    Interrupt(#[from] interrupt_core::Error),
+}
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Adds the name of the ioctl to its errno.
+pub(crate) fn at(step: &'static str) -> impl Fn(errno::Error) -> Error {
+    move |source| Error::Kvm { step, source }
+}
+
+impl From<vm_memory::GuestMemoryError> for Error {
+    fn from(error: vm_memory::GuestMemoryError) -> Self {
+        Self::Memory(error.to_string())
+    }
+}

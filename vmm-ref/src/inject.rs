@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The interrupt of an 8259 in this process, on its way into a vCPU without an irqchip in the kernel.
+
+use kvm_bindings::{KVMIO, kvm_interrupt};
+use kvm_ioctls::VcpuFd;
+use user_irqchip::Pic;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::{errno, ioctl_iow_nr};
+
+use crate::error::{Result, at};
+
+// kvm-ioctls does not have it: it is for VMs without an irqchip in the kernel.
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+
+/// Gives the CPU the 8259's interrupt, or asks for an exit when it can take one. A request that comes up while the guest runs is
+/// given at its next exit: this guest halts whenever it has served one, which is an exit.
+pub(crate) fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
+    let run = fd.get_kvm_run();
+    if !pic.intr() {
+        run.request_interrupt_window = 0;
+        return Ok(());
+    }
+    if run.ready_for_interrupt_injection == 0 || run.if_flag == 0 {
+        run.request_interrupt_window = 1;
+        return Ok(());
+    }
+    run.request_interrupt_window = 0;
+    let interrupt = kvm_interrupt {
+        irq: pic.acknowledge().into(),
+    };
+    // SAFETY: the fd is a vCPU's, and the argument is the structure that this ioctl reads.
+    if unsafe { ioctl_with_ref(fd, KVM_INTERRUPT(), &interrupt) } < 0 {
+        return Err(at("KVM_INTERRUPT")(errno::Error::last()));
+    }
+    Ok(())
+}

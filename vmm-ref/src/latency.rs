@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How long round trips take: recorded without an allocation, summed up as percentiles.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// The longest time that is told apart from longer ones: far beyond the limit of a run that stalls.
+const LONGEST: Duration = Duration::from_secs(100);
+
+/// Three significant digits: 0.1 %.
+const DIGITS: u8 = 3;
+
+/// A histogram of latencies.
+#[derive(Debug)]
+pub struct Latency(Histogram<u64>);
+
+/// What a histogram comes down to, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// The shortest.
+    pub min: f64,
+    /// Half were not longer than this.
+    pub p50: f64,
+    /// Nine in ten were not longer than this.
+    pub p90: f64,
+    /// Ninety-nine in a hundred were not longer than this.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl Latency {
+    /// An empty histogram. All its memory is allocated here.
+    #[allow(
+        clippy::expect_used,
+        reason = "the bounds are constants that the histogram's documentation allows"
+    )]
+    pub fn new() -> Self {
+        Self(Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, DIGITS).expect("valid bounds"))
+    }
+
+    /// Adds one latency.
+    pub fn record(&mut self, latency: Duration) {
+        self.0.saturating_record(latency.as_nanos() as u64);
+    }
+
+    /// The percentiles; `None` when nothing was recorded.
+    pub fn percentiles(&self) -> Option<Percentiles> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let quantile = |quantile| us(self.0.value_at_quantile(quantile));
+        Some(Percentiles {
+            min: us(self.0.min()),
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            max: us(self.0.max()),
+        })
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_of_a_known_distribution() {
+        let mut latency = Latency::new();
+        for us in (1..=1000).rev() {
+            latency.record(Duration::from_micros(us));
+        }
+        let all = latency.percentiles().unwrap();
+        for (value, expected) in [
+            (all.min, 1.0),
+            (all.p50, 500.0),
+            (all.p90, 900.0),
+            (all.p99, 990.0),
+            (all.max, 1000.0),
+        ] {
+            assert!(
+                (value - expected).abs() <= expected * 0.001,
+                "{value} is not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_recorded_has_no_percentiles() {
+        assert_eq!(Latency::new().percentiles(), None);
+    }
+
+    #[test]
+    fn a_latency_beyond_all_bounds_is_kept_as_the_longest() {
+        let mut latency = Latency::new();
+        latency.record(Duration::from_secs(1_000_000));
+        assert!(latency.percentiles().unwrap().max >= 99_000_000.0);
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A report as one JSON object.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::Report;
+use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::guest::Controller;
+use crate::latency::Percentiles;
+use crate::observe::EndedBy;
+use crate::run::Outcome;
+
+/// The fields of the object, in order. What they mean is said where the values come from: [`crate::composition::Composition`] and
+/// [`crate::run::Summary`].
+#[derive(Debug, Serialize)]
+pub struct Object<'a> {
+    host: &'a crate::host::Host,
+    irqchip: Irqchip,
+    controller: Controller,
+    source: Source,
+    eoi: Eoi,
+    forward: Forward,
+    device: DeviceKind,
+    sharers: usize,
+    wait: Wait,
+    eoi_observable: bool,
+    count: u64,
+    asserted: u64,
+    serviced: u64,
+    resampled: u64,
+    lost: u64,
+    spurious: u64,
+    /// `null` when no round trip was completed.
+    latency_us: Option<Percentiles>,
+    elapsed_s: f64,
+    outcome: Outcome,
+    machine: MachineKind,
+    /// Not there without `--doorbell`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doorbell: Option<&'a crate::doorbell::Account>,
+}
+
+impl<'a> From<&'a Report> for Object<'a> {
+    fn from(report: &'a Report) -> Self {
+        let summary = &report.summary;
+        let composition = summary.options.composition;
+        Self {
+            host: &report.host,
+            irqchip: composition.irqchip,
+            controller: composition.controller,
+            source: composition.source,
+            eoi: composition.eoi,
+            forward: composition.forward,
+            device: composition.device,
+            sharers: composition.sharers,
+            wait: composition.wait,
+            eoi_observable: report.ended_by == EndedBy::Guest,
+            count: summary.options.count,
+            asserted: summary.asserted,
+            serviced: summary.serviced,
+            resampled: summary.resampled,
+            lost: summary.lost,
+            spurious: summary.spurious,
+            latency_us: summary.latency,
+            elapsed_s: summary.elapsed.as_secs_f64(),
+            outcome: summary.outcome,
+            machine: composition.machine,
+            doorbell: summary.doorbell.as_ref(),
+        }
+    }
+}
+
+/// Writes one object on one line.
+///
+/// # Errors
+/// Those of `out`.
+pub fn print(out: &mut impl Write, object: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, object)?;
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report;
+
+    #[test]
+    fn the_fields_are_those_that_are_documented_and_in_their_order() {
+        let json = serde_json::to_string(&Object::from(&report())).unwrap();
+        assert_eq!(
+            json,
+            concat!(
+                r#"{"host":"Linux 6.18.0, kvm_intel, 2 CPUs","irqchip":"kernel","controller":"pic","source":"resample","#,
+                r#""eoi":"resamplefd","forward":"none","device":"embedded","sharers":1,"wait":"block","eoi_observable":true,"#,
+                r#""count":10000,"asserted":10000,"serviced":10000,"resampled":10000,"lost":0,"spurious":0,"#,
+                r#""latency_us":{"min":4.0,"p50":5.5,"p90":6.0,"p99":9.0,"max":1234.5},"elapsed_s":0.25,"outcome":"ok","machine":"kvm"}"#
+            )
+        );
+    }
+
+    #[test]
+    fn without_a_round_trip_there_is_no_latency() {
+        let mut report = report();
+        report.summary.latency = None;
+        let json = serde_json::to_value(Object::from(&report)).unwrap();
+        assert!(json["latency_us"].is_null());
+    }
+}

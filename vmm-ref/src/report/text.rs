@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A report as lines for people. Styles are written always; the stream that they go to takes them out where they do not belong.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+
+use super::Report;
+use crate::composition::{Composition, name};
+use crate::doorbell;
+use crate::guest::Controller;
+use crate::host::Host;
+use crate::observe::EndedBy;
+use crate::probe::Probe;
+use crate::run::{Outcome, Summary};
+
+const LABEL: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const NOTE: Style = AnsiColor::Yellow.on_default();
+
+fn line(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "{LABEL}{label:<10}{LABEL:#}{text}")
+}
+
+/// What the host is.
+///
+/// # Errors
+/// Those of `out`.
+pub fn host(out: &mut impl Write, host: &Host, eois: &[(Controller, EndedBy)]) -> io::Result<()> {
+    line(out, "host", &host.to_string())?;
+    for (controller, ended_by) in eois {
+        line(out, "EOI", &format!("{}: {ended_by}", register(*controller)))?;
+    }
+    Ok(())
+}
+
+/// Where the guest writes to end an interrupt.
+fn register(controller: Controller) -> &'static str {
+    match controller {
+        Controller::Ioapic => "LAPIC",
+        Controller::Pic => "8259",
+    }
+}
+
+/// What was composed.
+///
+/// # Errors
+/// Those of `out`.
+pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<()> {
+    line(out, "composed", &composition.to_string())
+}
+
+/// What happened.
+///
+/// # Errors
+/// Those of `out`.
+pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let Report { ended_by, summary, .. } = report;
+    for (n, watched) in summary.trace.iter().enumerate() {
+        let mut steps = [(watched.handled, "handler"), (watched.told, "resample")];
+        // A host that ends interrupts by itself may tell the device before the handler has run.
+        steps.sort();
+        let [first, second] =
+            steps.map(|(at, step)| format!("{step:<8} +{:.1} us", us(at.saturating_sub(watched.asserted))));
+        let asserted = format!("assert at {:.1} us", us(watched.asserted));
+        line(
+            out,
+            &format!("trace #{}", n + 1),
+            &format!("{asserted:<22} {first:<20} {second}"),
+        )?;
+    }
+    line(
+        out,
+        "counts",
+        &format!(
+            "asserted {}, serviced {}, resampled {}, lost {}, spurious {}",
+            summary.asserted, summary.serviced, summary.resampled, summary.lost, summary.spurious
+        ),
+    )?;
+    line(
+        out,
+        "guest",
+        &format!(
+            "its handler ran {} times and found nothing to do in {} of them",
+            summary.handler_runs, summary.found_nothing
+        ),
+    )?;
+    if let Some(latency) = &summary.latency {
+        line(
+            out,
+            "latency",
+            &format!(
+                "p50 {:.1} us, p90 {:.1} us, p99 {:.1} us (min {:.1}, max {:.1}), from assert to resample",
+                latency.p50, latency.p90, latency.p99, latency.min, latency.max
+            ),
+        )?;
+        if *ended_by != EndedBy::Guest {
+            let register = register(summary.options.composition.controller);
+            let note = format!(
+                "not an EOI round trip: on this host the end of an interrupt at the {register} is not the guest's"
+            );
+            writeln!(out, "{:<10}{NOTE}{note}{NOTE:#}", "")?;
+        }
+    }
+    if let Some(account) = &summary.doorbell {
+        doorbell(out, account)?;
+    }
+    line(out, "elapsed", &format!("{:.3} s", summary.elapsed.as_secs_f64()))?;
+    let style = match summary.outcome {
+        Outcome::Ok | Outcome::NoEoi => GOOD,
+        Outcome::Interrupted => NOTE,
+        Outcome::Lost | Outcome::Spurious | Outcome::Doorbell | Outcome::EndedByHost => BAD,
+    };
+    writeln!(out, "{style}{}{style:#}", closing(summary))
+}
+
+/// How the doorbell was rung.
+fn doorbell(out: &mut impl Write, account: &doorbell::Account) -> io::Result<()> {
+    for (space, rung) in [("PIO", &account.pio), ("MMIO", &account.mmio)] {
+        let mut text = format!(
+            "{space} by {}: {} stores, {} signals, {} exits",
+            name(&rung.path),
+            rung.stores,
+            rung.signals,
+            rung.exits
+        );
+        if let Some(p50) = rung.p50_ns {
+            text += &format!(", p50 {p50} ns each");
+        }
+        if let Some(why) = &rung.why {
+            text += &format!(" (trapped: {why})");
+        }
+        line(out, "doorbell", &text)?;
+    }
+    if let Some(clock) = account.clock_p50_ns {
+        let text = format!("in each of these ns are p50 {clock} ns for reading the clock");
+        writeln!(out, "{:<10}{text}", "")?;
+    }
+    Ok(())
+}
+
+/// What a host can do.
+///
+/// # Errors
+/// Those of `out`.
+pub fn probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
+    line(out, "host", &probe.host.to_string())?;
+    for (name, found) in &probe.capabilities {
+        let (style, answer) = if found.available { (GOOD, "yes") } else { (NOTE, "no") };
+        writeln!(
+            out,
+            "{LABEL}{name:<22}{LABEL:#}{style}{answer:<5}{style:#}{}",
+            found.detail
+        )?;
+    }
+    Ok(())
+}
+
+fn closing(summary: &Summary) -> String {
+    let (done, count) = (summary.done, summary.options.count);
+    match summary.outcome {
+        Outcome::Ok => format!("all well: {done} of {count} round trips, nothing lost, nothing spurious"),
+        Outcome::Lost => format!("NOT well: {} lost after {done} of {count} round trips", summary.lost),
+        Outcome::Spurious => format!(
+            "NOT well: {} spurious in {done} of {count} round trips",
+            summary.spurious
+        ),
+        Outcome::Doorbell => "NOT well: stores to the doorbell were not signalled exactly once each".to_owned(),
+        Outcome::Interrupted => {
+            format!("interrupted: {done} of {count} round trips, nothing lost, nothing spurious until then")
+        }
+        Outcome::NoEoi => {
+            "no EOI seen, as expected: the handler ran, did not end its interrupt, and nobody was told".to_owned()
+        }
+        Outcome::EndedByHost => format!(
+            "the negative control FAILED: the host ended {done} of {count} interrupts by itself, without an EOI of the guest"
+        ),
+    }
+}
+
+fn us(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report;
+
+    /// The summary as a pipe gets it.
+    fn text(report: &Report) -> String {
+        let mut out = anstream::StripStream::new(Vec::new());
+        summary(&mut out, report).unwrap();
+        String::from_utf8(out.into_inner()).unwrap()
+    }
+
+    #[test]
+    fn a_summary_reads_like_this() {
+        assert_eq!(
+            text(&report()),
+            "trace #1  assert at 0.5 us       handler  +2.7 us     resample +5.2 us\n\
+             counts    asserted 10000, serviced 10000, resampled 10000, lost 0, spurious 0\n\
+             guest     its handler ran 10000 times and found nothing to do in 0 of them\n\
+             latency   p50 5.5 us, p90 6.0 us, p99 9.0 us (min 4.0, max 1234.5), from assert to resample\n\
+             elapsed   0.250 s\n\
+             all well: 10000 of 10000 round trips, nothing lost, nothing spurious\n"
+        );
+    }
+
+    #[test]
+    fn a_figure_that_is_no_eoi_figure_says_so() {
+        let mut report = report();
+        report.ended_by = EndedBy::Host;
+        assert!(text(&report).contains("not an EOI round trip"));
+    }
+
+    #[test]
+    fn the_trace_is_in_the_order_of_events() {
+        let mut report = report();
+        report.summary.trace[0].told = Duration::from_nanos(1_000);
+        let line = text(&report).lines().next().unwrap().to_owned();
+        assert!(line.find("resample") < line.find("handler"), "{line}");
+    }
+
+    #[test]
+    fn every_outcome_closes_with_one_line() {
+        for outcome in [
+            Outcome::Ok,
+            Outcome::Lost,
+            Outcome::Spurious,
+            Outcome::Doorbell,
+            Outcome::Interrupted,
+            Outcome::NoEoi,
+            Outcome::EndedByHost,
+        ] {
+            let mut report = report();
+            report.summary.outcome = outcome;
+            let closing = closing(&report.summary);
+            assert_eq!(text(&report).lines().last(), Some(closing.as_str()));
+            assert_eq!(closing.contains("all well"), outcome == Outcome::Ok, "{closing}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread in which the guest's CPU runs, how it is stopped, and what its exits lead to.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ioevent::Space;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use user_irqchip::{Ioapic, Pic};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::{DeviceMmio as _, DevicePio as _};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::controllers::Controllers;
+use crate::doorbell::Bell;
+use crate::error::{Error, Result, at};
+use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
+use crate::inject::inject;
+
+pub(crate) const EINTR: i32 = 4;
+
+/// How long a kick may take before the next one: much longer than a way out of KVM_RUN.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A thread that plays a processor. Dropping it stops the thread and waits for it.
+#[derive(Debug)]
+pub struct Cpu {
+    thread: Option<JoinHandle<Result<()>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Cpu {
+    /// Runs `body` in a thread of its own, until its flag becomes true. It is woken by a signal, and from a park.
+    ///
+    /// # Errors
+    /// When the signal handler or the thread cannot be made.
+    pub fn start(name: &str, body: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static) -> Result<Self> {
+        register_signal_handler(SIGRTMIN(), kicked).map_err(|source| Error::System {
+            step: "sigaction(SIGRTMIN)",
+            source: source.into(),
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&stopped))
+            .map_err(|source| Error::System {
+                step: "starting a processor's thread",
+                source,
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Whether the thread has ended, which it does by itself only when the guest fails.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Stops the vCPU and returns when it no longer runs.
+    ///
+    /// # Errors
+    /// What ended the thread before, if something did.
+    pub fn stop(mut self) -> Result<()> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        self.stop.store(true, Ordering::Release);
+        // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop` and
+        // KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls' exclusive borrow.
+        while !thread.is_finished() {
+            thread.thread().unpark();
+            // It fails when the thread has just ended.
+            let _ = thread.kill(SIGRTMIN());
+            thread::park_timeout(KICK_INTERVAL);
+        }
+        match thread.join() {
+            Ok(ended) => ended,
+            Err(_) => Err(Error::Guest("the vCPU's thread panicked".to_owned())),
+        }
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        // Whoever wants the error calls `stop`.
+        let _ = self.join();
+    }
+}
+
+/// The kick has done its work by interrupting KVM_RUN.
+extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// A vCPU of KVM, and what its exits lead to.
+pub struct Vcpu {
+    /// The vCPU.
+    pub fd: VcpuFd,
+    /// The machine's interrupt controllers.
+    pub controllers: Controllers,
+    /// What serves the stores to the doorbell that exit, if there is one.
+    pub bell: Option<Arc<Bell>>,
+    /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
+    pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
+}
+
+impl Vcpu {
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// The guest's failure, or KVM's.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        if let Controllers::Pic(_, processor) = &self.controllers {
+            processor.is_this_thread();
+        }
+        while !stop.load(Ordering::Acquire) {
+            if let Controllers::Pic(pic, _) = &self.controllers {
+                inject(&mut self.fd, pic)?;
+            }
+            let exit = match self.fd.run() {
+                Ok(exit) => exit,
+                Err(error) if error.errno() == EINTR => continue,
+                Err(error) => return Err(at("KVM_RUN")(error)),
+            };
+            let rings = |space, address, data: &[u8]| match &self.bell {
+                Some(bell) => bell.serve(space, address, data),
+                None => Ok(false),
+            };
+            match (exit, &self.controllers) {
+                (VcpuExit::IoOut(ACKNOWLEDGE_PORT, _), _) => (self.on_acknowledge)()?,
+                (VcpuExit::IoOut(FAULT_PORT, _), _) => {
+                    return Err(Error::Guest("it took a vector that nothing here raises".to_owned()));
+                }
+                (VcpuExit::IoapicEoi(vector), Controllers::Split { ioapic, .. }) => ioapic.eoi(vector),
+                (VcpuExit::MmioWrite(address, data), Controllers::Split { ioapic, .. }) if is_ioapic(address) => {
+                    ioapic.mmio_write(MmioAddress(Ioapic::BASE), address - Ioapic::BASE, data);
+                }
+                (VcpuExit::MmioRead(address, data), Controllers::Split { ioapic, .. }) if is_ioapic(address) => {
+                    ioapic.mmio_read(MmioAddress(Ioapic::BASE), address - Ioapic::BASE, data);
+                }
+                // The guest of a split irqchip masks an 8259 that is not there.
+                (VcpuExit::IoOut(port, _), Controllers::Split { .. }) if is_pic(port) => {}
+                (VcpuExit::IoOut(port, data), Controllers::Pic(pic, _)) if is_pic(port) => {
+                    pic.pio_write(PioAddress(port), 0, data);
+                }
+                (VcpuExit::IoIn(port, data), Controllers::Pic(pic, _)) if is_pic(port) => {
+                    pic.pio_read(PioAddress(port), 0, data);
+                }
+                (VcpuExit::IrqWindowOpen, Controllers::Pic(..)) => {}
+                (VcpuExit::Hlt, Controllers::Pic(pic, _)) => {
+                    while !pic.intr() && !stop.load(Ordering::Acquire) {
+                        thread::park();
+                    }
+                }
+                (VcpuExit::IoOut(port, data), _) if rings(Space::Pio, port.into(), data)? => {}
+                (VcpuExit::MmioWrite(address, data), _) if rings(Space::Mmio, address, data)? => {}
+                (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vcpu({:?})", self.fd)
+    }
+}
+
+fn is_ioapic(address: u64) -> bool {
+    (Ioapic::BASE..Ioapic::BASE + Ioapic::SIZE).contains(&address)
+}
+
+fn is_pic(port: u16) -> bool {
+    Pic::PORTS
+        .iter()
+        .any(|&(first, ports)| (first..first + ports).contains(&port))
+}
