@@ -479,10 +479,9 @@ impl Shared {
             .eoi
             .try_clone()
             .map_err(|error| os("dup(EOI eventfd)", line, error))?;
-        let key = line.source().key();
-        match line.notifier().subscribe(key.into(), Listener::fd(eoi)) {
+        match line.notifier().subscribe(line.subject(), Listener::fd(eoi)) {
             // Another handle of the notifier that has the subscription.
-            Err(interrupt_core::Error::Busy { .. }) if attached.is_some_and(|old| old.source().key() == key) => {
+            Err(interrupt_core::Error::Busy { .. }) if attached.is_some_and(|old| old.subject() == line.subject()) => {
                 Ok(None)
             }
             outcome => outcome.map(Some),
