@@ -316,6 +316,8 @@ struct Control {
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger from here. It may have one still when it refused to give it up.
     set_up: bool,
+    /// The line that such a device may still signal, to be lowered when it has been taken off it after all.
+    astray: Option<GuestLine>,
     relay: bool,
     fell_back: bool,
     fallback: Option<Fallback>,
@@ -337,6 +339,7 @@ impl Control {
             because: Because::NotEnabled,
             attached: None,
             set_up: false,
+            astray: None,
             relay: true,
             fell_back: false,
             fallback: None,
@@ -512,6 +515,7 @@ impl Shared {
         }
         self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
         control.set_up = true;
+        Self::lower_the_astray(control);
         control.wiring = Wiring::Parked;
         self.mask(control);
         Ok(())
@@ -637,6 +641,7 @@ impl Shared {
             Err(error) if error.errno() != Some(EINVAL) => Err(error),
             _ => {
                 control.set_up = false;
+                Self::lower_the_astray(control);
                 Ok(())
             }
         }
@@ -673,7 +678,11 @@ impl Shared {
             let torn_down = self.tear_down(control);
             if torn_down.is_err() && matches!(control.wiring, Wiring::Direct(_)) {
                 // Then it is to signal the relay, which does not forward, and not a line that is not its own any more.
-                control.note(self.device.set_trigger(Some(self.forward.trigger.as_fd())));
+                let taken_off = self.device.set_trigger(Some(self.forward.trigger.as_fd()));
+                if taken_off.is_err() {
+                    control.astray = control.attached.as_ref().map(|(line, _)| line.clone());
+                }
+                control.note(taken_off);
             }
             control.note(torn_down);
         }
@@ -692,6 +701,13 @@ impl Shared {
     fn mask(&self, control: &mut Control) {
         if self.info.automasked && self.info.maskable {
             control.note(self.device.mask());
+        }
+    }
+
+    /// The device signals the relay, or nobody.
+    fn lower_the_astray(control: &mut Control) {
+        if let Some(line) = control.astray.take() {
+            control.note(line.source().withdraw());
         }
     }
 

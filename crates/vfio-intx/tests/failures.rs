@@ -342,6 +342,29 @@ fn a_device_that_refuses_to_be_disabled_does_not_reach_the_line_any_more() {
 }
 
 #[test]
+fn a_device_that_refuses_even_that_is_lowered_when_it_gives_in() {
+    for back in [State::Disabled, State::KernelLoop] {
+        let mut world = World::soft_in(level(), State::KernelLoop);
+        // To be disabled, and to signal the relay instead.
+        world.rig.refuse(0, 2, EIO);
+        world.intx.disable().unwrap();
+        world.rig.raise(1);
+        world.until("it signals its old line", |world| world.guest.a.is_high());
+        let line = world.guest.b.leading_to(State::KernelLoop);
+        world.intx.set_line(Some(line)).unwrap();
+        match back {
+            State::Disabled => world.intx.disable().unwrap(),
+            _ => world.intx.enable().unwrap(),
+        };
+        assert!(!world.guest.a.is_high(), "{back}");
+        assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+        world.serve_all();
+        assert_eq!((world.served, world.spurious), (1, 0));
+        world.works(3);
+    }
+}
+
+#[test]
 fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed() {
     let mut world = World::soft(level());
     world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
