@@ -20,8 +20,8 @@ mod word;
 pub use doorbell::{Ringing, Timed};
 pub use image::Image;
 pub use layout::{
-    ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, FAULT_PORT, MAX_DEVICES,
-    MEMORY_SIZE,
+    ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, FAULT_PORT,
+    MAX_DEVICES, MEMORY_SIZE,
 };
 pub use program::{Controller, Idle, Program};
 pub use status::{Registers, Status};
