@@ -23,6 +23,7 @@ fn bare(kvm: &Kvm, controller: Controller, spin: bool, count: u64) -> Result<Opt
     let program = Program {
         controller,
         devices: 1,
+        edu: false,
         acknowledge: false,
         eoi: true,
         idle: Idle::Halt,

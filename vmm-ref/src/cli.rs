@@ -45,6 +45,12 @@ Examples:
   vmm-ref run --doorbell ioeventfd
                                    the guest stores to a doorbell too, without an exit
   vmm-ref run --doorbell trap      the same stores, each with an exit
+  vmm-ref run --device vfio:0000:00:02.0
+                                   QEMU's edu device, bound to vfio-pci (cargo xtask lab)
+  vmm-ref run --device vfio:0000:00:02.0 --forward relay
+                                   its interrupts and EOIs pass through a thread of this process
+  vmm-ref run --device vfio:0000:00:02.0 --irqchip split --forward split-kick
+                                   an irqfd, and the IOAPIC of this process
   vmm-ref run --no-guest-eoi       the negative control
   vmm-ref run --json | jq .latency_us.p50
                                    for programs
@@ -105,6 +111,14 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub eoi: Option<Eoi>,
 
+    /// The device: embedded, or vfio:ADDRESS for QEMU's edu device, bound to vfio-pci, at that PCI address
+    #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
+    pub device: DeviceKind,
+
+    /// What carries a VFIO device's interrupt and the EOI [default: kernel, or split-kick with --irqchip split, or relay]
+    #[arg(long, value_enum)]
+    pub forward: Option<Forward>,
+
     /// How many devices share the GSI; they make their requests in turn
     #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
     pub sharers: usize,
@@ -147,12 +161,13 @@ impl RunArgs {
     /// The composition that is asked for; the caller knows the machine and the default controller.
     pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
         let irqchip = self.irqchip(machine);
-        let source = self.source.unwrap_or(Source::default_of(irqchip));
+        let forward = self.forward.unwrap_or(Forward::default_of(self.device, irqchip));
+        let source = self.source.unwrap_or(Source::default_with(irqchip, forward));
         Composition {
             source,
             eoi: self.eoi.unwrap_or(Eoi::default_of(source)),
-            forward: Forward::None,
-            device: DeviceKind::Embedded,
+            forward,
+            device: self.device,
             sharers: self.sharers,
             wait: self.wait,
             doorbell: self.doorbell,
@@ -170,6 +185,8 @@ impl Default for RunArgs {
             controller: None,
             source: None,
             eoi: None,
+            device: DeviceKind::Embedded,
+            forward: None,
             sharers: 1,
             wait: Wait::Block,
             count: 10_000,

@@ -10,12 +10,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ProbeArgs, RunArgs};
-use crate::composition::{Composition, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Irqchip, MachineKind};
 use crate::error::Error;
 use crate::guest::Controller;
 use crate::host::Host;
 use crate::machine::open_kvm;
 use crate::observe::{EndedBy, ended_by};
+use crate::passthrough;
 use crate::probe::Probe;
 use crate::report::{Report, json, progress, text};
 use crate::run::{Options, Outcome, run};
@@ -49,6 +50,9 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
                 .map_err(Error::Impossible)?;
         }
     }
+    if let DeviceKind::Vfio(address) = arguments.device {
+        passthrough::check(address).map_err(Error::Unusable)?;
+    }
     let interrupted = on_interrupt()?;
     let host = Host::this();
     let (machine, kvm) = match (arguments.machine, open_kvm(kvm_device)) {
@@ -59,6 +63,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
             return Err(error.into());
         }
+        (None, Err(error)) if arguments.device != DeviceKind::Embedded => return Err(error.into()),
         (None, Err(error)) => {
             let note = format!("vmm-ref: {error}; running on the soft machine instead");
             // Nobody is left to tell if standard error is gone.

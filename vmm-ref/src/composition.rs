@@ -4,11 +4,13 @@
 //! The names are those of the command line and of the JSON output.
 
 use std::fmt;
+use std::str::FromStr;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::guest::{Controller, MAX_DEVICES};
+use crate::passthrough::PciAddress;
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -71,19 +73,53 @@ pub enum Wait {
 }
 
 /// What carries a device's interrupt to its line and the EOI back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Forward {
-    /// Nothing: the device is a part of the VMM and uses its source and its notifier itself.
+    /// Nothing: the device is a part of the VMM and uses its source and its notifier itself
     None,
+    /// A thread of this process carries the interrupt to the line and the EOI to the device
+    Relay,
+    /// The kernel carries both: the device signals the irqfd, whose resamplefd unmasks the device
+    Kernel,
+    /// The kernel carries the interrupt, and the IOAPIC in this process unmasks the device
+    SplitKick,
 }
 
 /// The interrupting device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// [`crate::device::Device`], a part of this VMM.
     Embedded,
+    /// QEMU's `edu`, a PCI device that is given to this process by VFIO: [`crate::passthrough`].
+    Vfio(PciAddress),
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded"),
+            Self::Vfio(address) => write!(f, "vfio:{address}"),
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("vfio:") {
+            Some(address) => address.parse().map(Self::Vfio),
+            None if text == "embedded" => Ok(Self::Embedded),
+            None => Err("use embedded, or vfio: and a PCI address, as vfio:0000:00:02.0".to_owned()),
+        }
+    }
+}
+
+impl Serialize for DeviceKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Who takes the guest's stores to its device's doorbell.
@@ -168,6 +204,34 @@ pub enum Impossible {
         "--sharers {0}: the guest's status page has room for {MAX_DEVICES} devices; use at most --sharers {MAX_DEVICES}"
     )]
     TooManySharers(usize),
+    /// The embedded device has a source and a notifier of its own.
+    #[error("--forward with --device embedded: it uses its line itself; use --device vfio:0000:00:02.0")]
+    NothingToForward,
+    /// A device outside of this process has to be carried to the line.
+    #[error(
+        "--forward none with --device vfio: its interrupt would go nowhere; use --forward relay, kernel or split-kick"
+    )]
+    NotForwarded,
+    /// The device's registers are for a guest of instructions.
+    #[error("--device vfio with --machine soft: the soft machine has no guest that drives it; use --machine kvm")]
+    SoftHasNoBar,
+    /// The kernel loop ends in a resampling irqfd.
+    #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
+    KernelLoopNeedsResample,
+    /// The split kick begins with an irqfd on a message.
+    #[error("--forward split-kick needs an irqfd on a message; use --irqchip split --source irqfd, or --forward relay")]
+    SplitKickNeedsIrqfd,
+    /// The relay lowers nothing: it is told of the EOI when the line has been sampled.
+    #[error(
+        "--forward relay with --source line: the line would be sampled before it is lowered; use --source resample"
+    )]
+    RelayNeedsLoweringEoi,
+    /// The forwarder listens for itself.
+    #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
+    ForwarderListens,
+    /// The embedded guest knows how to drive one.
+    #[error("--sharers {0} with --device vfio: the guest drives one such device; use --sharers 1")]
+    OneVfioDevice(usize),
 }
 
 impl Irqchip {
@@ -195,6 +259,26 @@ impl Source {
         match irqchip {
             Irqchip::Kernel => Self::Resample,
             Irqchip::Split | Irqchip::User => Self::Pin,
+        }
+    }
+
+    /// The same for a device whose interrupt is carried so.
+    pub fn default_with(irqchip: Irqchip, forward: Forward) -> Self {
+        match (irqchip, forward) {
+            (Irqchip::Split, Forward::SplitKick) => Self::Irqfd,
+            _ => Self::default_of(irqchip),
+        }
+    }
+}
+
+impl Forward {
+    /// What carries a device's interrupt without being asked for something else: the fastest there is.
+    pub fn default_of(device: DeviceKind, irqchip: Irqchip) -> Self {
+        match (device, irqchip) {
+            (DeviceKind::Embedded, _) => Self::None,
+            (DeviceKind::Vfio(_), Irqchip::Kernel) => Self::Kernel,
+            (DeviceKind::Vfio(_), Irqchip::Split) => Self::SplitKick,
+            (DeviceKind::Vfio(_), Irqchip::User) => Self::Relay,
         }
     }
 }
@@ -259,10 +343,39 @@ impl Composition {
             (Source::Resample | Source::Line | Source::Irqfd, Eoi::Key) => return Err(Impossible::NoKey),
             _ => {}
         }
+        self.check_forward()?;
         match self.sharers {
             0 => Err(Impossible::NoSharers),
             1..=MAX_DEVICES => Ok(()),
             more => Err(Impossible::TooManySharers(more)),
+        }
+    }
+
+    /// Whether the device and what carries its interrupt go with each other, and with the rest.
+    fn check_forward(&self) -> Result<(), Impossible> {
+        match (self.device, self.forward) {
+            (DeviceKind::Embedded, Forward::None) => return Ok(()),
+            (DeviceKind::Embedded, _) => return Err(Impossible::NothingToForward),
+            (DeviceKind::Vfio(_), Forward::None) => return Err(Impossible::NotForwarded),
+            (DeviceKind::Vfio(_), _) if self.machine == MachineKind::Soft => return Err(Impossible::SoftHasNoBar),
+            (DeviceKind::Vfio(_), _) => {}
+        }
+        match (self.forward, self.source) {
+            (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
+                return Err(Impossible::KernelLoopNeedsResample);
+            }
+            (Forward::SplitKick, Source::Resample | Source::Line | Source::Pin) => {
+                return Err(Impossible::SplitKickNeedsIrqfd);
+            }
+            (Forward::Relay, Source::Line) => return Err(Impossible::RelayNeedsLoweringEoi),
+            _ => {}
+        }
+        if self.eoi != Eoi::default_of(self.source) {
+            return Err(Impossible::ForwarderListens);
+        }
+        match self.sharers {
+            0 | 1 => Ok(()),
+            more => Err(Impossible::OneVfioDevice(more)),
         }
     }
 
@@ -289,9 +402,12 @@ impl fmt::Display for Composition {
             self.sharers,
             name(&self.wait),
         )?;
-        match &self.doorbell {
-            Some(doorbell) => write!(f, ", doorbell {}", name(doorbell)),
-            None => Ok(()),
+        if let Some(doorbell) = &self.doorbell {
+            write!(f, ", doorbell {}", name(doorbell))?;
+        }
+        match self.device {
+            DeviceKind::Embedded => Ok(()),
+            DeviceKind::Vfio(_) => write!(f, ", device {}, forward {}", self.device, name(&self.forward)),
         }
     }
 }
@@ -376,6 +492,97 @@ mod tests {
         }
     }
 
+    /// As above, for a device of VFIO.
+    #[test]
+    fn every_way_to_forward_is_decided() {
+        use Forward::{Kernel as Loop, Relay, SplitKick};
+        use Irqchip::{Kernel, Split, User};
+        use Source::{Irqfd, Pin, Resample};
+        let device: DeviceKind = "vfio:0000:00:02.0".parse().unwrap();
+        let mut works = Vec::new();
+        for irqchip in Irqchip::value_variants() {
+            let controller = irqchip.controllers(MachineKind::Kvm)[0];
+            for forward in Forward::value_variants() {
+                for source in Source::value_variants() {
+                    for eoi in Eoi::value_variants() {
+                        let composition = Composition {
+                            device,
+                            forward: *forward,
+                            source: *source,
+                            eoi: *eoi,
+                            ..Composition::new(MachineKind::Kvm, *irqchip, controller)
+                        };
+                        if composition.check().is_ok() {
+                            works.push((*irqchip, *forward, *source, *eoi));
+                        }
+                    }
+                }
+            }
+            let forward = Forward::default_of(device, *irqchip);
+            let source = Source::default_with(*irqchip, forward);
+            assert!(works.contains(&(*irqchip, forward, source, Eoi::default_of(source))));
+        }
+        assert_eq!(
+            works,
+            [
+                (Kernel, Relay, Resample, Eoi::Resamplefd),
+                (Kernel, Loop, Resample, Eoi::Resamplefd),
+                (Split, Relay, Pin, Eoi::Key),
+                (Split, Relay, Irqfd, Eoi::Gsi),
+                (Split, SplitKick, Irqfd, Eoi::Gsi),
+                (User, Relay, Pin, Eoi::Key),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_device_cannot_be_combined_with() {
+        let vfio = Composition {
+            device: "vfio:0000:00:02.0".parse().unwrap(),
+            forward: Forward::Kernel,
+            ..base()
+        };
+        assert_eq!(vfio.check(), Ok(()));
+        let check = |composition: Composition| composition.check();
+        assert_eq!(
+            check(Composition { sharers: 2, ..vfio }),
+            Err(Impossible::OneVfioDevice(2))
+        );
+        assert_eq!(check(Composition { sharers: 0, ..vfio }), Err(Impossible::NoSharers));
+        assert_eq!(
+            check(Composition {
+                forward: Forward::Relay,
+                ..base()
+            }),
+            Err(Impossible::NothingToForward)
+        );
+        let soft = Composition::new(MachineKind::Soft, Irqchip::User, Controller::Pic);
+        assert_eq!(
+            check(Composition {
+                device: vfio.device,
+                forward: Forward::Relay,
+                ..soft
+            }),
+            Err(Impossible::SoftHasNoBar)
+        );
+    }
+
+    #[test]
+    fn a_device_reads_as_it_is_written() {
+        for text in ["embedded", "vfio:0000:00:02.0", "vfio:10000:fe:1f.7"] {
+            let device: DeviceKind = text.parse().unwrap();
+            assert_eq!(device.to_string(), text);
+            assert_eq!(serde_json::to_value(device).unwrap(), text);
+        }
+        for text in ["", "vfio", "vfio:", "00:02.0", "edu"] {
+            let error = text.parse::<DeviceKind>().unwrap_err();
+            assert!(
+                error.contains("vfio:0000:00:02.0") || error.contains("0000:00:02.0"),
+                "{error}"
+            );
+        }
+    }
+
     #[test]
     fn sharers_have_both_bounds() {
         let check = |sharers| Composition { sharers, ..base() }.check();
@@ -400,6 +607,14 @@ mod tests {
             Impossible::NoKey,
             Impossible::NoSharers,
             Impossible::TooManySharers(99),
+            Impossible::NothingToForward,
+            Impossible::NotForwarded,
+            Impossible::SoftHasNoBar,
+            Impossible::KernelLoopNeedsResample,
+            Impossible::SplitKickNeedsIrqfd,
+            Impossible::RelayNeedsLoweringEoi,
+            Impossible::ForwarderListens,
+            Impossible::OneVfioDevice(2),
         ] {
             let reason = reason.to_string();
             assert_eq!(reason.lines().count(), 1, "{reason}");
@@ -421,5 +636,6 @@ mod tests {
         check::<Eoi>();
         check::<Wait>();
         check::<Doorbell>();
+        check::<Forward>();
     }
 }

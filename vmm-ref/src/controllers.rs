@@ -96,11 +96,11 @@ impl Controllers {
     }
 
     /// Who tells of EOIs.
-    pub fn notifier(&self) -> &dyn EoiNotifier {
+    pub fn notifier(&self) -> Arc<dyn EoiNotifier> {
         match self {
-            Self::Kernel(interrupts) => interrupts,
-            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => &**ioapic,
-            Self::Pic(pic, _) => &**pic,
+            Self::Kernel(interrupts) => Arc::new(interrupts.clone()),
+            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => ioapic.clone(),
+            Self::Pic(pic, _) => pic.clone(),
         }
     }
 }

@@ -63,6 +63,20 @@ pub enum Error {
     /// The parts do not fit together.
     #[error(transparent)]
     Impossible(#[from] crate::composition::Impossible),
+    /// A device cannot be had by VFIO.
+    #[error(transparent)]
+    Unusable(#[from] crate::passthrough::Unusable),
+    /// The forwarder of a VFIO device's interrupt refused.
+    #[error(transparent)]
+    Intx(#[from] vfio_intx::Error),
+    /// The forwarder is not where it was asked to be.
+    #[error("--forward {wanted} is not what happens: {status}; use --forward relay, or mend that")]
+    Forward {
+        /// What was asked for.
+        wanted: String,
+        /// Where it is, and why.
+        status: String,
+    },
     /// The KVM backend refused.
     #[error(transparent)]
     Irqfd(#[from] kvm_irqfd::Error),

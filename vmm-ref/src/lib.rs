@@ -20,6 +20,7 @@ pub mod latency;
 pub mod machine;
 pub mod observe;
 pub mod parts;
+pub mod passthrough;
 pub mod probe;
 pub mod report;
 pub mod run;

@@ -19,7 +19,8 @@ use crate::composition::Irqchip;
 use crate::controllers::Controllers;
 use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
-use crate::guest::{DOORBELL_ADDRESS, Image, MEMORY_SIZE, Status};
+use crate::guest::{BAR_ADDRESS, DOORBELL_ADDRESS, Image, MEMORY_SIZE, Status};
+use crate::passthrough::Bar;
 use crate::vcpu::{Cpu, EINTR, Vcpu};
 
 /// Where KVM usually is.
@@ -29,6 +30,9 @@ pub const DEV_KVM: &str = "/dev/kvm";
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
 const IOAPIC_BASE: u64 = 0xfec0_0000;
+
+/// The memory slot after the guest's memory.
+const BAR_SLOT: u32 = 1;
 
 /// Opens KVM.
 ///
@@ -65,6 +69,7 @@ pub struct Machine {
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
     bell: Option<Arc<Bell>>,
+    bar: Option<Arc<Bar>>,
 }
 
 impl Machine {
@@ -97,7 +102,27 @@ impl Machine {
             vm: Arc::new(vm),
             memory: Arc::new(memory),
             bell: None,
+            bar: None,
         })
+    }
+
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers without an exit. A machine has room for one.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`]: EEXIST for a second one.
+    pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: BAR_SLOT,
+            flags: 0,
+            guest_phys_addr: BAR_ADDRESS,
+            memory_size: bar.size() as u64,
+            userspace_addr: bar.address() as u64,
+        };
+        // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it too
+        // and drops it last.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        self.bar = Some(bar);
+        Ok(())
     }
 
     /// The VM.
@@ -162,7 +187,7 @@ impl Machine {
         };
         let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;
         // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
-        Running::new(cpu, &status, (self.vm, self.memory))
+        Running::new(cpu, &status, (self.vm, self.memory, self.bar))
     }
 }
 
@@ -245,7 +270,8 @@ fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, and an x2APIC that the guest may turn on.
+/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, a device's BAR at that of GS, and
+/// an x2APIC that the guest may turn on.
 fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
     const CPUID_FEATURES: u32 = 1;
     const ECX_X2APIC: u32 = 1 << 21;
@@ -266,6 +292,7 @@ fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<(
     }
     sregs.es.base = IOAPIC_BASE;
     sregs.fs.base = DOORBELL_ADDRESS;
+    sregs.gs.base = BAR_ADDRESS;
     vcpu.set_sregs(&sregs).map_err(at("KVM_SET_SREGS"))?;
 
     const RFLAGS_ALWAYS_ONE: u64 = 2;

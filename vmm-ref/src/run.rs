@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::composition::{Composition, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Impossible, Irqchip, MachineKind};
 use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::doorbell::{self, Doorbell};
@@ -18,6 +18,7 @@ use crate::guest::{Controller, Idle, Program, Status};
 use crate::latency::Percentiles;
 use crate::machine::Machine;
 use crate::parts::Parts;
+use crate::passthrough::Bar;
 use crate::soft::SoftMachine;
 use crate::traffic::{Progress, Traffic, Watched};
 
@@ -115,6 +116,7 @@ pub fn run(
     let program = Program {
         controller: composition.controller,
         devices: composition.sharers,
+        edu: composition.device != DeviceKind::Embedded,
         acknowledge: composition.acknowledge(),
         eoi: options.guest_eoi,
         idle: match composition.irqchip {
@@ -124,7 +126,14 @@ pub fn run(
     };
     let (mut guest, controllers) = Guest::new(kvm, program, composition)?;
     let status = guest.status()?;
-    let Parts { devices, mut eois } = Parts::compose(&controllers, &status, composition)?;
+    let Parts {
+        devices,
+        mut eois,
+        passthrough,
+    } = Parts::compose(&controllers, &status, composition)?;
+    if let Some(passthrough) = &passthrough {
+        guest.map_bar(passthrough.edu.bar())?;
+    }
     let doorbell = match (&mut guest, composition.doorbell) {
         (Guest::Kvm(machine), Some(path)) => Some(Doorbell::new(machine, path.bus(machine), options.count)?),
         // The soft machine with one is impossible.
@@ -176,6 +185,9 @@ pub fn run(
     thread::sleep(LINGER);
     running.stop()?;
     stopped?;
+    if let Some(passthrough) = passthrough {
+        passthrough.forwarding.stop()?;
+    }
     let traffic = traffic.map_err(|_| Error::Guest("the devices' thread panicked".to_owned()))??;
     Ok(Summary::new(
         options,
@@ -209,6 +221,13 @@ impl Guest {
                 };
                 Ok((Self::Soft(SoftMachine::new(program)?), controllers))
             }
+        }
+    }
+
+    fn map_bar(&mut self, bar: &Arc<Bar>) -> Result<()> {
+        match self {
+            Self::Kvm(machine) => machine.map_bar(Arc::clone(bar)),
+            Self::Soft(_) => Err(Impossible::SoftHasNoBar.into()),
         }
     }
 

@@ -151,6 +151,7 @@ fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64)
     let program = Program {
         controller: irqchip.controllers(MachineKind::Kvm)[0],
         devices: 1,
+        edu: false,
         acknowledge: false,
         eoi: true,
         idle: Idle::Spin,

@@ -92,6 +92,7 @@ fn set_up(composition: &Composition, guest_eoi: bool) -> (Running, Controllers, 
     let program = Program {
         controller: composition.controller,
         devices: composition.sharers,
+        edu: false,
         acknowledge: composition.acknowledge(),
         eoi: guest_eoi,
         idle: Idle::Halt,

@@ -21,12 +21,12 @@ use testkit::harness::Suite;
 use testkit::ioctl::{self, KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN, KVM_IOEVENTFD_FLAG_PIO};
 use testkit::need::Need;
 
-const CASES: u32 = 150;
+const CASES: u32 = 100;
 
 fn main() -> ExitCode {
     Suite::new("equivalence")
         .test_within(
-            Duration::from_secs(300),
+            Duration::from_secs(240),
             "kernel_and_fallback",
             &[Need::Kvm],
             kernel_and_fallback,
@@ -227,7 +227,7 @@ fn kernel_and_fallback() {
     let (stores, taken, collisions) = (stores.get(), taken.get(), collisions.get());
     println!("{CASES} cases: {stores} stores in each guest, {taken} signals, {collisions} collisions");
     assert!(
-        taken > 50 && collisions > 50,
+        taken > 50 && collisions > 20,
         "the cases never met: {taken} signals, {collisions} collisions"
     );
 }

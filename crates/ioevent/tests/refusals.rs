@@ -8,6 +8,7 @@
 mod support;
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 
 use ioevent::{Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, Space, Window};
 use log::Level;
@@ -39,7 +40,11 @@ type Row = (&'static str, fn(Rig));
 
 fn main() -> ExitCode {
     logged::start();
-    let bodies: [Row; 8] = [
+    let bodies: [Row; 9] = [
+        (
+            "the_table_serves_whenever_the_kernel_does_not",
+            the_table_serves_whenever_the_kernel_does_not,
+        ),
         ("119_refused_at_each_position", refused_at_each_position),
         ("119_all_refused", all_refused),
         (
@@ -192,6 +197,39 @@ fn all_refused(mut rig: Rig) {
             doorbell.registration.remove().unwrap();
         }
     }
+}
+
+/// What a store that exits would find in the table, at the moment of each call to the kernel: at every one of them each
+/// doorbell is at exactly one place. (A table that changed after the kernel got the new address would serve both.)
+fn the_table_serves_whenever_the_kernel_does_not(rig: Rig) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (bus, record) = (rig.guest.bus.clone(), seen.clone());
+    rig.faulty.set_fault(move |call| {
+        let finds = |base| {
+            (0..N)
+                .filter(|n| bus.find(Space::Mmio, nth(base, *n).address, &[0; 4]).is_some())
+                .count()
+        };
+        record.lock().unwrap().push((assigns(call), finds(HERE), finds(THERE)));
+        None
+    });
+    let seen = || std::mem::take(&mut *seen.lock().unwrap());
+
+    let set = (0..N).map(|n| (nth(HERE, n), eventfd()));
+    let mut registrations = rig.guest.bus.register_all(set).unwrap();
+    assert_eq!(
+        seen(),
+        [(true, N, 0); N],
+        "the whole set is in the table before the kernel gets the first"
+    );
+    rig.guest.bus.relocate(&mut registrations, HERE, THERE).unwrap();
+    let moved = [[(false, N, 0); N], [(true, 0, N); N]].concat();
+    assert_eq!(seen(), moved);
+    for (n, registration) in registrations.into_iter().enumerate() {
+        registration.remove().unwrap();
+        assert_eq!(seen(), [(false, 0, N - n)], "until the kernel lets go, the table holds");
+    }
+    assert_eq!(rig.guest.bus.find(Space::Mmio, THERE, &[0; 4]), None);
 }
 
 fn relocate_removes_old_before_it_adds_new(mut rig: Rig) {

@@ -7,6 +7,12 @@ pub const MEMORY_SIZE: usize = 0x1_0000;
 /// Most devices that the status page has room for.
 pub const MAX_DEVICES: usize = 16;
 
+/// Where the first bytes of a VFIO device's BAR 0 are, in the place of a PC's option ROMs: the base of GS.
+pub const BAR_ADDRESS: u64 = 0xe_0000;
+
+/// The most bytes of a BAR that the guest reaches: a segment of real mode.
+pub const BAR_SIZE: usize = 0x1_0000;
+
 /// The handler writes a byte here before the EOI, when its devices want to hear of it ([`super::Program::acknowledge`]). The
 /// exit that this costs is what a device without a shared page has to pay.
 pub const ACKNOWLEDGE_PORT: u16 = 0x5a0;

@@ -9,6 +9,7 @@
 
 pub(crate) mod chips;
 mod doorbell;
+pub(crate) mod edu;
 mod image;
 mod layout;
 mod program;
@@ -19,7 +20,8 @@ mod word;
 pub use doorbell::{Ringing, Timed};
 pub use image::Image;
 pub use layout::{
-    ACKNOWLEDGE_PORT, BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, FAULT_PORT, MAX_DEVICES, MEMORY_SIZE,
+    ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, FAULT_PORT,
+    MAX_DEVICES, MEMORY_SIZE,
 };
 pub use program::{Controller, Idle, Program};
 pub use status::{Registers, Status};

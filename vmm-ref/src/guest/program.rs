@@ -13,6 +13,7 @@ use super::chips::{
     write_msr,
 };
 use super::doorbell::ring;
+use super::edu;
 use super::image::Image;
 use super::layout::{
     ACKNOWLEDGE_PORT, CODE, FAULT_PORT, FOUND_NOTHING, HANDLER_RUNS, READY, STACK, STRAY, raised, serviced,
@@ -49,6 +50,8 @@ pub struct Program {
     pub controller: Controller,
     /// How many devices share the line: 1 to [`super::MAX_DEVICES`].
     pub devices: usize,
+    /// Whether the one device is an `edu` at [`super::BAR_ADDRESS`], which the handler serves there.
+    pub edu: bool,
     /// Whether the handler writes [`ACKNOWLEDGE_PORT`] before the EOI.
     pub acknowledge: bool,
     /// Whether the handler ends its interrupt. Without it, it is the negative control.
@@ -138,6 +141,28 @@ impl Program {
     /// Serves every device that has raised a request, and ends the interrupt.
     fn handle(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.inc(dword_ptr(HANDLER_RUNS as u32))?;
+        if self.edu {
+            edu::serve(a)?;
+        } else {
+            self.serve_words(a)?;
+        }
+        if self.acknowledge {
+            a.mov(dx, i32::from(ACKNOWLEDGE_PORT))?;
+            a.out(dx, al)?;
+        }
+        match (self.eoi, self.controller) {
+            (true, Controller::Pic) => {
+                a.mov(al, OCW2_NON_SPECIFIC_EOI)?;
+                a.out(MASTER_COMMAND as i32, al)?;
+            }
+            (true, Controller::Ioapic) => write_msr(a, MSR_EOI, 0)?,
+            (false, _) => {}
+        }
+        a.iret()
+    }
+
+    /// Serves the devices whose requests are words of memory.
+    fn serve_words(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         let mut found: Vec<_> = (0..self.devices).map(|_| a.create_label()).collect();
         let mut done = a.create_label();
         for (n, found) in found.iter().enumerate() {
@@ -153,21 +178,7 @@ impl Program {
             a.mov(eax, ptr(raised(n) as u32))?;
             a.mov(ptr(serviced(n) as u32), eax)?;
         }
-        a.set_label(&mut done)?;
-
-        if self.acknowledge {
-            a.mov(dx, i32::from(ACKNOWLEDGE_PORT))?;
-            a.out(dx, al)?;
-        }
-        match (self.eoi, self.controller) {
-            (true, Controller::Pic) => {
-                a.mov(al, OCW2_NON_SPECIFIC_EOI)?;
-                a.out(MASTER_COMMAND as i32, al)?;
-            }
-            (true, Controller::Ioapic) => write_msr(a, MSR_EOI, 0)?,
-            (false, _) => {}
-        }
-        a.iret()
+        a.set_label(&mut done)
     }
 
     /// Both 8259s in 8086 mode, the line level-triggered, everything else masked.

@@ -41,6 +41,37 @@ pub fn command_lines() {
         ("run --controller gic", "[possible values: ioapic, pic]"),
         ("run --source wire", "[possible values: resample, line, pin, irqfd]"),
         ("run --eoi smoke", "[possible values: resamplefd, gsi, key]"),
+        ("run --device edu", "use embedded, or vfio: and a PCI address"),
+        (
+            "run --device vfio:00:02.0",
+            "as 0000:00:02.0 (lspci -D); see vmm-ref run --help",
+        ),
+        ("run --device vfio:ffff:ff:1f.7", "no PCI device ffff:ff:1f.7"),
+        ("run --device vfio:ffff:ff:1f.7 --json", "no PCI device ffff:ff:1f.7"),
+        ("run --forward kernel", "use --device vfio:0000:00:02.0"),
+        (
+            "run --forward smoke",
+            "[possible values: none, relay, kernel, split-kick]",
+        ),
+        (
+            "run --device vfio:0000:00:02.0 --forward none",
+            "use --forward relay, kernel or split-kick",
+        ),
+        ("run --device vfio:0000:00:02.0 --machine soft", "use --machine kvm"),
+        (
+            "run --device vfio:0000:00:02.0 --forward split-kick",
+            "use --irqchip split --source irqfd",
+        ),
+        (
+            "run --device vfio:0000:00:02.0 --irqchip split --forward kernel",
+            "use --irqchip kernel --source resample",
+        ),
+        (
+            "run --device vfio:0000:00:02.0 --forward relay --source line --eoi gsi",
+            "use --source resample",
+        ),
+        ("run --device vfio:0000:00:02.0 --eoi gsi", "use no --eoi"),
+        ("run --device vfio:0000:00:02.0 --sharers 2", "use --sharers 1"),
         ("run --wait", "--wait"),
         ("run --frobnicate", "'--frobnicate' found; see vmm-ref run --help"),
         ("run now", "'now'"),

@@ -14,12 +14,13 @@ use crate::tally::{Parser, Tally};
 
 /// The integration tests that run in the lab as well as on the build machine: package, and the names of its tests (files
 /// of `tests/`), or none for all of them. A package that the workspace does not have yet has no tests yet.
-const SUITE: [(&str, &[&str]); 5] = [
+const SUITE: [(&str, &[&str]); 6] = [
     ("ioevent", &[]),
     ("kvm-irqfd", &[]),
     ("testkit", &[]),
     ("user-irqchip", &[]),
     ("vfio-intx", &["edu", "kvm"]),
+    ("vmm-ref", &["passthrough"]),
 ];
 
 /// Why there is nothing to run.

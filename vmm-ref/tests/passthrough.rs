@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A real PCI device behind the kernel's vfio-pci, and its INTx in the embedded guest: QEMU's `edu`, in the lab.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testkit::harness::Suite;
+use testkit::need::Need;
+use testkit::process::fds;
+use vmm_ref::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source};
+use vmm_ref::controllers::Controllers;
+use vmm_ref::guest::{Controller, Idle, Program, Status};
+use vmm_ref::machine::{DEV_KVM, Machine, Running, open_kvm};
+use vmm_ref::parts::{Parts, Passthrough};
+use vmm_ref::passthrough::{Edu, PciAddress, check};
+use vmm_ref::traffic::{Progress, Traffic};
+
+/// A round trip that takes longer has come to nothing.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// 5000 round trips of a split irqchip have taken 56 s, on a build machine that was busy.
+const LONG: Duration = Duration::from_secs(300);
+
+const ADDRESS: &str = "0000:00:02.0";
+
+fn address() -> PciAddress {
+    ADDRESS.parse().unwrap()
+}
+
+fn edu() -> Result<(), String> {
+    check(address()).map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let edu = Need::Host("edu", edu);
+    let full = [edu, Need::FullIrqchip, Need::GenuineLapicEoi];
+    let pic = [edu, Need::FullIrqchip, Need::GenuinePicEoi];
+    let split = [edu, Need::SplitIrqchip, Need::GenuineLapicEoi];
+    let user = [edu, Need::Kvm];
+    Suite::new("vmm-ref::passthrough")
+        .serial()
+        .test_within(LONG, "the_kernel_loop_loses_none_of_5000", &full, || {
+            loses_none(Irqchip::Kernel, Forward::Kernel)
+        })
+        .test_within(LONG, "the_relay_loses_none_of_5000", &full, || {
+            loses_none(Irqchip::Kernel, Forward::Relay)
+        })
+        .test_within(LONG, "the_split_kick_loses_none_of_5000", &split, || {
+            loses_none(Irqchip::Split, Forward::SplitKick)
+        })
+        .test("the_program_forwards_to_the_ioapic_in_the_kernel", &full, || {
+            program_forwards(&[
+                "--irqchip kernel --controller ioapic --forward kernel",
+                "--irqchip kernel --controller ioapic --forward relay",
+            ])
+        })
+        .test("the_program_forwards_to_the_8259_in_the_kernel", &pic, || {
+            program_forwards(&[
+                "--irqchip kernel --controller pic --forward kernel",
+                "--irqchip kernel --controller pic --forward relay",
+            ])
+        })
+        .test("the_program_forwards_to_the_ioapic_in_userspace", &split, || {
+            program_forwards(&[
+                "--irqchip split --forward split-kick",
+                "--irqchip split --forward relay --source pin",
+                "--irqchip split --forward relay --source irqfd",
+            ])
+        })
+        .test("the_program_forwards_to_the_8259_in_userspace", &user, || {
+            program_forwards(&["--irqchip user --forward relay"])
+        })
+        .test("without_the_guests_eoi_it_hangs", &full, || {
+            hangs(&["--irqchip kernel --forward kernel", "--irqchip kernel --forward relay"])
+        })
+        .test("without_the_guests_eoi_the_split_kick_hangs", &split, || {
+            hangs(&["--irqchip split --forward split-kick"])
+        })
+        .test("without_the_guests_eoi_the_8259_in_userspace_hangs", &user, || {
+            hangs(&["--irqchip user --forward relay"])
+        })
+        .test("the_handler_reaches_the_device_without_an_exit", &full, reaches_the_bar)
+        .test("a_run_leaves_nothing_of_the_device_behind", &full, leaves_nothing)
+        .test("a_device_in_use_is_refused_in_one_line", &full, in_use)
+        .run()
+}
+
+fn composition(irqchip: Irqchip, forward: Forward) -> Composition {
+    let source = Source::default_with(irqchip, forward);
+    Composition {
+        device: DeviceKind::Vfio(address()),
+        forward,
+        source,
+        eoi: Eoi::default_of(source),
+        ..Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic)
+    }
+}
+
+/// A guest that runs with the device, and the parts of the composition. `mapped` says whether it is given the BAR.
+fn set_up(composition: &Composition, mapped: bool) -> (Running, Controllers, Status, Parts) {
+    let program = Program {
+        controller: composition.controller,
+        devices: 1,
+        edu: true,
+        acknowledge: false,
+        eoi: true,
+        idle: match composition.irqchip {
+            Irqchip::Split => Idle::Spin,
+            Irqchip::Kernel | Irqchip::User => Idle::Halt,
+        },
+    };
+    let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
+    let mut machine = Machine::new(&kvm, &program.assemble().unwrap(), composition.irqchip).unwrap();
+    let (controllers, status) = (machine.controllers().unwrap(), machine.status().unwrap());
+    let parts = Parts::compose(&controllers, &status, composition).unwrap();
+    if mapped {
+        machine.map_bar(Arc::clone(passthrough(&parts).edu.bar())).unwrap();
+    }
+    let running = machine.start(&controllers, || Ok(())).unwrap();
+    (running, controllers, status, parts)
+}
+
+fn passthrough(parts: &Parts) -> &Passthrough {
+    parts.passthrough.as_ref().unwrap()
+}
+
+/// How often the host's kernel has handled the device's INTx since it was set up, by /proc/interrupts.
+fn host_interrupts() -> u64 {
+    let interrupts = fs::read_to_string("/proc/interrupts").unwrap();
+    let name = format!("vfio-intx({ADDRESS})");
+    let lines = interrupts.lines().filter(|line| line.contains(&name));
+    lines
+        .flat_map(|line| line.split_whitespace().skip(1))
+        .map_while(|word| word.parse::<u64>().ok())
+        .sum()
+}
+
+/// Guest, host and device agree on how many interrupts there were.
+fn loses_none(irqchip: Irqchip, forward: Forward) {
+    const COUNT: u64 = 5_000;
+    let (running, _controllers, status, mut parts) = set_up(&composition(irqchip, forward), true);
+    let mut traffic = Traffic::new(Arc::clone(&parts.devices), COUNT);
+    let (progress, stop) = (Progress::default(), parts.eois.stop());
+    thread::scope(|scope| {
+        let devices = scope.spawn(|| traffic.run(&mut parts.eois, &progress));
+        // However slow the host is, it goes on; what does not is a lost interrupt, and the counts below say so.
+        let (mut done, mut since) = (0, Instant::now());
+        while !devices.is_finished() && since.elapsed() < STALL_LIMIT {
+            thread::sleep(Duration::from_millis(20));
+            if progress.done() != done {
+                (done, since) = (progress.done(), Instant::now());
+            }
+        }
+        stop.stop().unwrap();
+        devices.join().unwrap().unwrap();
+    });
+    // What nobody raised would come now.
+    thread::sleep(Duration::from_millis(20));
+    let device = &parts.devices[0];
+    assert_eq!((traffic.done, traffic.resampled), (COUNT, COUNT));
+    assert_eq!(
+        (device.raised(), device.asserted(), device.serviced()),
+        (COUNT, COUNT, COUNT)
+    );
+    let runs = (status.handler_runs(), status.found_nothing(), status.stray());
+    assert_eq!(runs, (COUNT as u32, 0, 0), "runs of the handler, and those for nothing");
+    let passthrough = parts.passthrough.take().unwrap();
+    assert_eq!(passthrough.edu.bar().status(), 0, "the device asserts nothing");
+    // A request that is made before the device is unmasked is found by vfio-pci at the unmask, and is no interrupt of the host's.
+    let host = host_interrupts();
+    assert!(
+        (1..=COUNT).contains(&host),
+        "{host} interrupts of the host for {COUNT} requests"
+    );
+    running.stop().unwrap();
+    passthrough.forwarding.stop().unwrap();
+    assert_eq!(host_interrupts(), 0, "INTx is not set up any more");
+}
+
+/// Runs `vmm-ref run` with the device and `--json`.
+fn program(arguments: &str) -> (Option<i32>, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
+        .args(format!("run --device vfio:{ADDRESS} {arguments} --json").split(' '))
+        .output()
+        .unwrap();
+    let object = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code(), object)
+}
+
+fn program_forwards(paths: &[&str]) {
+    const COUNT: u64 = 200;
+    for path in paths {
+        let (status, object) = program(&format!("{path} --count {COUNT}"));
+        assert_eq!(
+            (status, &object["outcome"]),
+            (Some(0), &"ok".into()),
+            "{path}: {object}"
+        );
+        for (field, expected) in [
+            ("asserted", COUNT),
+            ("serviced", COUNT),
+            ("resampled", COUNT),
+            ("lost", 0),
+            ("spurious", 0),
+        ] {
+            assert_eq!(object[field], expected, "{path}: {field}: {object}");
+        }
+        assert_eq!(object["device"], format!("vfio:{ADDRESS}"), "{object}");
+        // What was asked for is what was composed.
+        let mut words = path.split(' ');
+        while let (Some(option), Some(value)) = (words.next(), words.next()) {
+            assert_eq!(object[option.trim_start_matches("--")], value, "{path}: {object}");
+        }
+        assert!(object["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{object}");
+    }
+}
+
+/// The negative control: the handler serves the device and does not end the interrupt.
+fn hangs(paths: &[&str]) {
+    for path in paths {
+        let (status, object) = program(&format!("{path} --no-guest-eoi"));
+        assert_eq!(
+            (status, &object["outcome"]),
+            (Some(0), &"no-eoi".into()),
+            "{path}: {object}"
+        );
+        for (field, expected) in [("asserted", 1), ("serviced", 1), ("resampled", 0), ("spurious", 0)] {
+            assert_eq!(object[field], expected, "{path}: {field}: {object}");
+        }
+    }
+}
+
+/// An access that exits ends the guest, because nobody here emulates the device. Shown by taking the BAR away.
+fn reaches_the_bar() {
+    let composition = composition(Irqchip::Kernel, Forward::Kernel);
+    let (running, _controllers, status, parts) = set_up(&composition, false);
+    parts.devices[0].request().unwrap();
+    let since = Instant::now();
+    while !running.has_ended() {
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "the guest goes on without the BAR"
+        );
+        thread::yield_now();
+    }
+    let error = running.stop().unwrap_err().to_string();
+    assert!(error.contains("unexpected exit MmioRead"), "{error}");
+    assert_eq!((status.handler_runs(), parts.devices[0].serviced()), (1, 0));
+}
+
+fn leaves_nothing() {
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let once = || {
+        let (running, controllers, status, mut parts) = set_up(&composition(Irqchip::Kernel, Forward::Relay), true);
+        let mut traffic = Traffic::new(Arc::clone(&parts.devices), 10);
+        traffic.run(&mut parts.eois, &Progress::default()).unwrap();
+        assert_eq!(traffic.done, 10);
+        // Everything is just dropped.
+        drop((running, controllers, status, parts));
+    };
+    // What is made once and stays is made in the first run.
+    once();
+    let before = (fds(), threads());
+    once();
+    assert_eq!((fds(), threads()), before);
+    // And the group has no user any more.
+    check(address()).unwrap();
+}
+
+fn in_use() {
+    let edu = Edu::open(address()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
+        .args(["run", "--device", &format!("vfio:{ADDRESS}")])
+        .output()
+        .unwrap();
+    drop(edu);
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), line.matches('\n').count()),
+        (Some(2), 1),
+        "{line}"
+    );
+    assert!(line.contains("is in use by another process"), "{line}");
+    check(address()).unwrap();
+}
