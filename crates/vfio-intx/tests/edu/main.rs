@@ -99,9 +99,6 @@ fn main() -> ExitCode {
     suite = rows::all(suite, "full", &with_full, full, reset, few);
     suite = rows::all(suite, "split", &with_split, split, reset, few);
     suite
-        .test_within(limit, "soft::five_thousand_on_each_path", &one, || {
-            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(soft, COUNT), 3 * COUNT);
-        })
         .test_within(limit, "full::five_thousand_on_each_path", &with_full, || {
             every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(full, COUNT), 2 * COUNT);
         })
