@@ -356,6 +356,7 @@ mod tests {
         // The same line again, with a pulse that may be in service.
         forward.on_trigger().unwrap();
         forward.close();
+        b.withdraw().unwrap();
         forward.open(b.clone()).unwrap();
         assert_eq!(assertions_of_a_pulse(&forward, &b), 2);
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource};
+use interrupt_core::{EoiNotifier, Gsi, LevelSource, Subject};
 
 use crate::state::Direct;
 
@@ -15,8 +15,8 @@ use crate::state::Direct;
 /// told, and the guest's handler runs once more than on hardware.
 ///
 /// A kernel loop and a split kick are wired the same way: the device signals the source's trigger eventfd, and the notifier
-/// signals the device's unmask eventfd. They differ in who the notifier is. Whoever puts a machine together knows that,
-/// and says it by the constructor.
+/// signals the device's unmask eventfd. They differ in who the notifier is, and what it is asked for. Whoever puts a machine
+/// together knows that, and says it by the constructor.
 ///
 /// With KVM's in-kernel irqchip (`interrupts` is a `kvm_irqfd::KvmInterrupts`, of the crate beside this one):
 ///
@@ -35,32 +35,42 @@ use crate::state::Direct;
 pub struct GuestLine {
     source: Arc<dyn LevelSource>,
     notifier: Arc<dyn EoiNotifier>,
+    /// What to ask the notifier for.
+    subject: Subject,
     direct: Result<Direct, Arc<str>>,
 }
 
 impl GuestLine {
-    /// A line of an in-kernel irqchip: the kernel signals the listener's eventfd itself, as it does a resamplefd.
+    /// A line of an in-kernel irqchip: the kernel signals the listener's eventfd itself, as it does a resamplefd. The
+    /// notifier is asked for the EOIs of the source, by its key.
     pub fn kernel(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>) -> Self {
-        Self::new(source, notifier, Ok(Direct::KernelLoop))
+        Self {
+            subject: source.key().into(),
+            source,
+            notifier,
+            direct: Ok(Direct::KernelLoop),
+        }
     }
 
-    /// A line of a split irqchip: the trigger eventfd is bound in the kernel, and the userspace IOAPIC signals the
-    /// listener's eventfd.
-    pub fn split(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>) -> Self {
-        Self::new(source, notifier, Ok(Direct::SplitKick))
+    /// A line of a split irqchip: the trigger eventfd is bound in the kernel, and the notifier, the userspace IOAPIC, signals
+    /// the listener's eventfd. It is asked for the EOIs of the GSI, since the source is none of its own.
+    pub fn split(source: Arc<dyn LevelSource>, ioapic: Arc<dyn EoiNotifier>) -> Self {
+        Self {
+            subject: source.gsi().into(),
+            source,
+            notifier: ioapic,
+            direct: Ok(Direct::SplitKick),
+        }
     }
 
     /// A line that this process takes every interrupt to and brings every EOI back from, for the stated reason. It works
-    /// with any source, also without a trigger eventfd.
+    /// with any source of which the notifier knows the key, also without a trigger eventfd.
     pub fn relay(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>, reason: &str) -> Self {
-        Self::new(source, notifier, Err(reason.into()))
-    }
-
-    fn new(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>, direct: Result<Direct, Arc<str>>) -> Self {
         Self {
+            subject: source.key().into(),
             source,
             notifier,
-            direct,
+            direct: Err(reason.into()),
         }
     }
 
@@ -72,6 +82,11 @@ impl GuestLine {
     /// Who tells of the line's EOIs.
     pub fn notifier(&self) -> &Arc<dyn EoiNotifier> {
         &self.notifier
+    }
+
+    /// What the notifier is asked for.
+    pub(crate) fn subject(&self) -> Subject {
+        self.subject
     }
 
     /// The line's number.
@@ -86,13 +101,12 @@ impl GuestLine {
 
     /// Whether a subscription made for `other` is one for this line too.
     pub(crate) fn shares_subscription(&self, other: &Self) -> bool {
-        self.source.key() == other.source.key()
-            && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
+        self.subject == other.subject && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
     }
 
     /// Whether nothing at all changes when this line takes the place of `other`.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.shares_subscription(other) && self.direct == other.direct
+        self.source.key() == other.source.key() && self.shares_subscription(other) && self.direct == other.direct
     }
 }
 

@@ -316,6 +316,8 @@ struct Control {
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger from here. It may have one still when it refused to give it up.
     set_up: bool,
+    /// The line that such a device may still signal, to be lowered when it has been taken off it after all.
+    astray: Option<GuestLine>,
     relay: bool,
     fell_back: bool,
     fallback: Option<Fallback>,
@@ -337,6 +339,7 @@ impl Control {
             because: Because::NotEnabled,
             attached: None,
             set_up: false,
+            astray: None,
             relay: true,
             fell_back: false,
             fallback: None,
@@ -463,7 +466,7 @@ impl Shared {
             Wiring::Relay => self.relay(control, &line),
             Wiring::Direct(direct) => match self.direct(control, &line, direct) {
                 Ok(()) => Ok(()),
-                Err(error) => self.fall_back(control, &line, direct, error),
+                Err(error) => self.fall_back(control, direct, error),
             },
         }
     }
@@ -479,10 +482,9 @@ impl Shared {
             .eoi
             .try_clone()
             .map_err(|error| os("dup(EOI eventfd)", line, error))?;
-        let key = line.source().key();
-        match line.notifier().subscribe(key.into(), Listener::fd(eoi)) {
+        match line.notifier().subscribe(line.subject(), Listener::fd(eoi)) {
             // Another handle of the notifier that has the subscription.
-            Err(interrupt_core::Error::Busy { .. }) if attached.is_some_and(|old| old.source().key() == key) => {
+            Err(interrupt_core::Error::Busy { .. }) if attached.is_some_and(|old| old.subject() == line.subject()) => {
                 Ok(None)
             }
             outcome => outcome.map(Some),
@@ -513,6 +515,7 @@ impl Shared {
         }
         self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
         control.set_up = true;
+        Self::lower_the_astray(control);
         control.wiring = Wiring::Parked;
         self.mask(control);
         Ok(())
@@ -547,10 +550,6 @@ impl Shared {
 
     /// Parked -> Relay, unmasked.
     fn relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), Fault> {
-        if !control.relay {
-            self.off(control, Because::NoRelay);
-            return Err(Fault::NoRelay);
-        }
         let opened = self
             .forward
             .watch_eoi(true)
@@ -642,16 +641,16 @@ impl Shared {
             Err(error) if error.errno() != Some(EINVAL) => Err(error),
             _ => {
                 control.set_up = false;
+                Self::lower_the_astray(control);
                 Ok(())
             }
         }
     }
 
-    /// The direct path has failed: the relay takes over.
+    /// The direct path has failed. Knowing that, it is decided again.
     fn fall_back(
         &self,
         control: &mut Control,
-        line: &GuestLine,
         wanted: Direct,
         error: interrupt_core::Error,
     ) -> std::result::Result<(), Fault> {
@@ -663,11 +662,10 @@ impl Shared {
             wanted,
             error: Arc::clone(&error),
         });
-        if control.wiring == Wiring::Off {
-            return Err(Fault::Step(error));
+        match control.wiring {
+            Wiring::Off => Err(Fault::Step(error)),
+            _ => self.settle(control),
         }
-        control.because = Because::FellBack;
-        self.relay(control, line)
     }
 
     /// Any -> Off. It cannot fail: what a step leaves undone is noted, and the next one is taken.
@@ -680,7 +678,11 @@ impl Shared {
             let torn_down = self.tear_down(control);
             if torn_down.is_err() && matches!(control.wiring, Wiring::Direct(_)) {
                 // Then it is to signal the relay, which does not forward, and not a line that is not its own any more.
-                control.note(self.device.set_trigger(Some(self.forward.trigger.as_fd())));
+                let taken_off = self.device.set_trigger(Some(self.forward.trigger.as_fd()));
+                if taken_off.is_err() {
+                    control.astray = control.attached.as_ref().map(|(line, _)| line.clone());
+                }
+                control.note(taken_off);
             }
             control.note(torn_down);
         }
@@ -699,6 +701,13 @@ impl Shared {
     fn mask(&self, control: &mut Control) {
         if self.info.automasked && self.info.maskable {
             control.note(self.device.mask());
+        }
+    }
+
+    /// The device signals the relay, or nobody.
+    fn lower_the_astray(control: &mut Control) {
+        if let Some(line) = control.astray.take() {
+            control.note(line.source().withdraw());
         }
     }
 

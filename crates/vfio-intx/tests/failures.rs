@@ -342,6 +342,29 @@ fn a_device_that_refuses_to_be_disabled_does_not_reach_the_line_any_more() {
 }
 
 #[test]
+fn a_device_that_refuses_even_that_is_lowered_when_it_gives_in() {
+    for back in [State::Disabled, State::KernelLoop] {
+        let mut world = World::soft_in(level(), State::KernelLoop);
+        // To be disabled, and to signal the relay instead.
+        world.rig.refuse(0, 2, EIO);
+        world.intx.disable().unwrap();
+        world.rig.raise(1);
+        world.until("it signals its old line", |world| world.guest.a.is_high());
+        let line = world.guest.b.leading_to(State::KernelLoop);
+        world.intx.set_line(Some(line)).unwrap();
+        match back {
+            State::Disabled => world.intx.disable().unwrap(),
+            _ => world.intx.enable().unwrap(),
+        };
+        assert!(!world.guest.a.is_high(), "{back}");
+        assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+        world.serve_all();
+        assert_eq!((world.served, world.spurious), (1, 0));
+        world.works(3);
+    }
+}
+
+#[test]
 fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed() {
     let mut world = World::soft(level());
     world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
@@ -572,6 +595,42 @@ fn a_saved_state_that_cannot_be_is_refused() {
     world.intx.unmask().unwrap();
     assert!(matches!(world.intx.status().because, Because::DisIntx));
     assert_eq!(world.intx.set_disintx(false).unwrap(), State::KernelLoop);
+}
+
+#[test]
+fn a_change_of_path_has_the_device_state_its_level_once() {
+    let mut world = World::soft_in(level(), State::Relay);
+    world.works(5);
+    world.rig.raise(1);
+    let signals = world.rig.signals();
+    // The EOI eventfd has counted the five EOIs, which are not to be taken for new ones.
+    world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+    assert_eq!(world.rig.signals(), signals + 1);
+}
+
+#[test]
+fn asking_for_what_is_already_so_touches_nothing() {
+    for state in STATES {
+        let world = World::soft_in(level(), state);
+        let requests = world.rig.recent_requests();
+        assert_eq!(world.intx.enable().unwrap(), state);
+        assert_eq!(world.intx.unmask().unwrap(), state);
+        let line = world.guest.a.leading_to(state);
+        assert_eq!(world.intx.set_line(Some(line)).unwrap(), state);
+        assert_eq!(world.rig.recent_requests(), requests);
+    }
+}
+
+#[test]
+fn a_reset_ends_interrupt_disable_and_not_the_mask() {
+    let world = World::soft_in(level(), State::KernelLoop);
+    world.rig.set_disintx(true);
+    assert_eq!(world.intx.set_disintx(true).unwrap(), State::Masked);
+    world.intx.reset(|| world.rig.reset()).unwrap();
+    assert_eq!(world.intx.status().state, State::KernelLoop);
+    world.intx.mask().unwrap();
+    world.intx.reset(|| world.rig.reset()).unwrap();
+    assert_eq!(world.intx.status().state, State::Masked);
 }
 
 #[test]

@@ -19,7 +19,7 @@ const SUITE: [(&str, &[&str]); 6] = [
     ("kvm-irqfd", &[]),
     ("testkit", &[]),
     ("user-irqchip", &[]),
-    ("vfio-intx", &["edu", "kvm"]),
+    ("vfio-intx", &["edu"]),
     ("vmm-ref", &["passthrough"]),
 ];
 

@@ -33,6 +33,10 @@ pub trait Guest {
     fn sharer(&mut self, line: LineId, state: State) -> GuestLine;
     /// Whether the line is high.
     fn is_high(&self, line: LineId) -> bool;
+    /// Whether an interrupt of the line waits for the processor. Not every one comes by the line's level.
+    fn waits(&self, line: LineId) -> bool {
+        self.is_high(line)
+    }
     /// The processor takes the line's interrupt, if there is one to be taken.
     fn accept(&mut self, line: LineId) -> bool;
     /// The guest ends the interrupt that it has in service from the line; with none, an interrupt that is nobody's.
@@ -42,6 +46,10 @@ pub trait Guest {
     /// Whether an interrupt that has been sent to the processor, and not been taken yet, stays when its line falls, as it does in
     /// a LAPIC.
     fn keeps_what_was_sent(&self) -> bool;
+    /// Whether an interrupt can be sent while the one before is in service, to be taken after it.
+    fn sends_during_service(&self) -> bool {
+        false
+    }
     /// The kernel's part: what goes on without the guest.
     fn pump(&mut self);
     /// How long nothing must happen, to be called nothing.

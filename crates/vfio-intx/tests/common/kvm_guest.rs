@@ -21,20 +21,25 @@ pub struct KvmGuest {
     machine: Machine,
 }
 
-fn gsi(line: LineId) -> u32 {
+/// Keeps one VM for as long as the process lives: with the last one KVM disables virtualisation on every CPU, and enables it
+/// again with the next.
+pub fn keep_kvm_on() {
+    static STAYS: OnceLock<Arc<VmFd>> = OnceLock::new();
+    STAYS.get_or_init(|| Arc::clone(Machine::full().vm()));
+}
+
+pub fn gsi(line: LineId) -> u32 {
     10 + line as u32
 }
 
 /// The second line's has the higher priority.
-fn vector(line: LineId) -> u8 {
+pub fn vector(line: LineId) -> u8 {
     0x31 + 0x20 * line as u8
 }
 
 impl KvmGuest {
     pub fn new() -> Self {
-        // One VM that stays: with the last one KVM disables virtualisation on every CPU, and enables it again with the next.
-        static STAYS: OnceLock<Arc<VmFd>> = OnceLock::new();
-        STAYS.get_or_init(|| Arc::clone(Machine::full().vm()));
+        keep_kvm_on();
         let machine = Machine::full();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
         let source = |line| Arc::new(interrupts.resample_source(Gsi(gsi(line)), "device").unwrap());

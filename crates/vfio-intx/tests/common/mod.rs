@@ -8,6 +8,7 @@ pub mod guest;
 pub mod kvm_guest;
 pub mod model_rig;
 pub mod rows;
+pub mod split_guest;
 pub mod vfio_rows;
 pub mod world;
 

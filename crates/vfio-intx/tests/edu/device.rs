@@ -167,6 +167,6 @@ impl Rig for Arc<Edu> {
     }
 
     fn quiet(&self) -> Duration {
-        Duration::from_millis(20)
+        Duration::from_millis(10)
     }
 }

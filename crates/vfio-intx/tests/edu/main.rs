@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The conformance list, part E, with a real PCI device behind the kernel's vfio-pci: QEMU's `edu`, in the lab. The guest is
-//! one in software, or one on the lab's KVM, where the whole of a kernel loop is the kernel's.
+//! one in software, or one on the lab's KVM: with a full irqchip, where the whole of a kernel loop is the kernel's, and with a split
+//! one.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "../common/mod.rs"]
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use common::guest::SoftGuest;
 use common::kvm_guest::KvmGuest;
+use common::split_guest::SplitGuest;
 use common::world::World;
 use common::{Rig, new_eventfd, rows, take, vfio_rows};
 use device::{Edu, first, second};
@@ -24,22 +26,32 @@ use vfio_intx::{Intx, State};
 
 type Body = fn();
 
-/// How many interrupts each path carries in row 96.
+/// How many interrupts each path carries.
 const COUNT: u32 = 5_000;
 
 fn soft() -> (Arc<Edu>, SoftGuest) {
     (first(), SoftGuest::new())
 }
 
-fn kvm() -> (Arc<Edu>, KvmGuest) {
+fn full() -> (Arc<Edu>, KvmGuest) {
     (first(), KvmGuest::new())
+}
+
+fn split() -> (Arc<Edu>, SplitGuest) {
+    (first(), SplitGuest::new())
+}
+
+fn reset(edu: &Arc<Edu>) {
+    edu.reset();
 }
 
 fn main() -> ExitCode {
     let one = [Need::Host("edu", device::probe_first)];
     let two = [one[0], Need::Host("a second edu", device::probe_second)];
-    let with_kvm = [one[0], Need::FullIrqchip, Need::AcceptMode];
-    let both_with_kvm = [two[0], two[1], Need::FullIrqchip, Need::AcceptMode];
+    let with_full = [one[0], Need::FullIrqchip, Need::AcceptMode];
+    let with_split = [one[0], Need::SplitIrqchip, Need::AcceptMode];
+    let two_with_full = [two[0], two[1], Need::FullIrqchip, Need::AcceptMode];
+    let two_with_split = [two[0], two[1], Need::SplitIrqchip, Need::AcceptMode];
 
     let on_the_device: [(&str, Body); 14] = [
         ("row_87_info", || vfio_rows::row_87_info(&first())),
@@ -77,91 +89,32 @@ fn main() -> ExitCode {
         }),
         ("disintx_suppresses", || vfio_rows::disintx_suppresses(&first())),
     ];
-    let with_a_soft_guest: [(&str, Body); 11] = [
-        ("soft::without_an_eoi_nothing_more_comes", || {
-            rows::without_an_eoi_nothing_more_comes(soft)
-        }),
-        ("soft::row_88_trigger_before_unmask", || {
-            rows::row_88_trigger_before_unmask(soft)
-        }),
-        ("soft::row_98_disable_at_any_moment", || {
-            rows::row_98_disable_at_any_moment(soft)
-        }),
-        ("soft::row_99_route_change_at_any_moment", || {
-            rows::row_99_route_change_at_any_moment(soft)
-        }),
-        ("soft::row_99_path_change_at_any_moment", || {
-            rows::row_99_path_change_at_any_moment(soft)
-        }),
-        ("soft::row_104_no_access_after_eoi", || {
-            rows::row_104_no_access_after_eoi(soft)
-        }),
-        ("soft::row_105_msi_and_back", || rows::row_105_msi_and_back(soft)),
-        ("soft::held_at_any_moment", || rows::held_at_any_moment(soft)),
-        ("soft::asserted_before_the_pin_is_enabled", || {
-            rows::asserted_before_the_pin_is_enabled(soft)
-        }),
-        ("soft::save_and_restore_at_any_moment", || {
-            rows::save_and_restore_at_any_moment(soft)
-        }),
-        ("soft::reset_at_any_moment", || {
-            rows::reset_at_any_moment(soft, |edu| edu.reset())
-        }),
-    ];
-    let with_a_kvm_guest: [(&str, Body); 11] = [
-        ("kvm::without_an_eoi_nothing_more_comes", || {
-            rows::without_an_eoi_nothing_more_comes(kvm)
-        }),
-        ("kvm::row_88_trigger_before_unmask", || {
-            rows::row_88_trigger_before_unmask(kvm)
-        }),
-        ("kvm::row_98_disable_at_any_moment", || {
-            rows::row_98_disable_at_any_moment(kvm)
-        }),
-        ("kvm::row_99_route_change_at_any_moment", || {
-            rows::row_99_route_change_at_any_moment(kvm)
-        }),
-        ("kvm::row_99_path_change_at_any_moment", || {
-            rows::row_99_path_change_at_any_moment(kvm)
-        }),
-        ("kvm::row_104_no_access_after_eoi", || {
-            rows::row_104_no_access_after_eoi(kvm)
-        }),
-        ("kvm::row_105_msi_and_back", || rows::row_105_msi_and_back(kvm)),
-        ("kvm::held_at_any_moment", || rows::held_at_any_moment(kvm)),
-        ("kvm::asserted_before_the_pin_is_enabled", || {
-            rows::asserted_before_the_pin_is_enabled(kvm)
-        }),
-        ("kvm::save_and_restore_at_any_moment", || {
-            rows::save_and_restore_at_any_moment(kvm)
-        }),
-        ("kvm::reset_at_any_moment", || {
-            rows::reset_at_any_moment(kvm, |edu| edu.reset())
-        }),
-    ];
-
     let limit = Duration::from_secs(120);
     let mut suite = Suite::new("edu").serial();
-    for (name, body) in on_the_device.into_iter().chain(with_a_soft_guest) {
+    for (name, body) in on_the_device {
         suite = suite.test_within(limit, name, &one, body);
     }
-    for (name, body) in with_a_kvm_guest {
-        suite = suite.test_within(limit, name, &with_kvm, body);
-    }
+    let few = 100;
+    suite = rows::all(suite, "soft", &one, soft, reset, few);
+    suite = rows::all(suite, "full", &with_full, full, reset, few);
+    suite = rows::all(suite, "split", &with_split, split, reset, few);
     suite
-        .test_within(limit, "soft::row_96_full_loop", &one, || {
-            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(soft, COUNT), 3 * COUNT);
+        .test_within(limit, "full::five_thousand_on_each_path", &with_full, || {
+            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(full, COUNT), 2 * COUNT);
         })
-        .test_within(limit, "kvm::row_96_full_loop", &with_kvm, || {
-            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(kvm, COUNT), 2 * COUNT);
+        .test_within(limit, "split::five_thousand_on_each_path", &with_split, || {
+            every_interrupt_was_the_hosts_too(|| rows::row_96_full_loop(split, COUNT), 2 * COUNT);
         })
         .test_within(limit, "soft::two_devices_on_one_line", &two, || {
             rows::two_devices_on_one_line(soft, second);
         })
-        .test_within(limit, "kvm::two_devices_on_one_line", &both_with_kvm, || {
-            rows::two_devices_on_one_line(kvm, second);
+        .test_within(limit, "full::two_devices_on_one_line", &two_with_full, || {
+            rows::two_devices_on_one_line(full, second);
         })
-        .test("the_kernel_unmasks_by_itself", &with_kvm, the_kernel_unmasks_by_itself)
+        .test_within(limit, "split::two_devices_on_one_line", &two_with_split, || {
+            rows::two_devices_on_one_line(split, second);
+        })
+        .test("the_kernel_unmasks_by_itself", &with_full, the_kernel_unmasks_by_itself)
         .test("a_second_user_is_refused", &one, a_second_user_is_refused)
         .run()
 }

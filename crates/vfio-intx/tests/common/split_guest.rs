@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest on KVM with a split irqchip: LAPICs in the kernel, the IOAPIC in this process. On the direct path the device
+//! signals an irqfd on the pin's message, and the IOAPIC, told of the EOI by KVM's exit, signals the device.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use interrupt_core::{Gsi, LevelSource, LoweredBy};
+use kvm_irqfd::KvmInterrupts;
+use testkit::machine::{Exit, Irqchip, Machine};
+use testkit::rig::{LEVEL, MASKED};
+use user_irqchip::Ioapic;
+use vfio_intx::{GuestLine, State};
+use vm_device::DeviceMmio;
+use vm_device::bus::MmioAddress;
+
+use super::guest::{Guest, LINES, LineId};
+use super::kvm_guest::{gsi, keep_kvm_on, vector};
+
+pub struct SplitGuest {
+    /// For the direct path.
+    irqfds: [Arc<dyn LevelSource>; 2],
+    /// For the relay.
+    pins: [Arc<dyn LevelSource>; 2],
+    ioapic: Arc<Ioapic>,
+    interrupts: KvmInterrupts,
+    machine: Machine,
+}
+
+impl SplitGuest {
+    pub fn new() -> Self {
+        keep_kvm_on();
+        let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+        let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
+        let ioapic = Arc::new(Ioapic::builder().build(Arc::new(interrupts.clone())).unwrap());
+        let irqfd = |line| -> Arc<dyn LevelSource> {
+            Arc::new(interrupts.split_source(Gsi(gsi(line)), "irqfd", None).unwrap())
+        };
+        let pin =
+            |line| -> Arc<dyn LevelSource> { Arc::new(ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap()) };
+        let mut guest = Self {
+            irqfds: LINES.map(irqfd),
+            pins: LINES.map(pin),
+            ioapic,
+            interrupts,
+            machine,
+        };
+        for line in LINES {
+            guest.set_masked(line, false);
+        }
+        guest
+    }
+
+    fn write(&self, register: u32, value: u32) {
+        const SELECT: u64 = 0x00;
+        const WINDOW: u64 = 0x10;
+        let base = MmioAddress(Ioapic::BASE);
+        self.ioapic.mmio_write(base, SELECT, &register.to_le_bytes());
+        self.ioapic.mmio_write(base, WINDOW, &value.to_le_bytes());
+    }
+}
+
+impl Guest for SplitGuest {
+    fn states(&self) -> &'static [State] {
+        &[State::Relay, State::SplitKick]
+    }
+
+    fn line(&self, line: LineId, state: State) -> GuestLine {
+        match state {
+            State::SplitKick => GuestLine::split(Arc::clone(&self.irqfds[line as usize]), self.ioapic.clone()),
+            _ => GuestLine::relay(
+                Arc::clone(&self.pins[line as usize]),
+                self.ioapic.clone(),
+                "the test wants a relay",
+            ),
+        }
+    }
+
+    fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
+        let gsi = Gsi(gsi(line));
+        match state {
+            State::SplitKick => {
+                let irqfd = self.interrupts.split_source(gsi, "sharer", None).unwrap();
+                GuestLine::split(Arc::new(irqfd), self.ioapic.clone())
+            }
+            _ => {
+                let pin = self.ioapic.source(gsi, "sharer", LoweredBy::Eoi).unwrap();
+                GuestLine::relay(Arc::new(pin), self.ioapic.clone(), "the test wants a relay")
+            }
+        }
+    }
+
+    fn is_high(&self, line: LineId) -> bool {
+        self.ioapic.levels() & 1 << gsi(line) != 0
+    }
+
+    fn waits(&self, line: LineId) -> bool {
+        self.is_high(line) || self.machine.lapic().irr(vector(line))
+    }
+
+    fn accept(&mut self, line: LineId) -> bool {
+        let next = self.machine.lapic().deliverable();
+        if next != Some(vector(line)) {
+            return false;
+        }
+        assert_eq!(self.machine.accept(), next);
+        true
+    }
+
+    fn eoi(&mut self, _line: LineId) {
+        for exit in self.machine.eoi() {
+            if let Exit::IoapicEoi(vector) = exit {
+                self.ioapic.eoi(vector);
+            }
+        }
+    }
+
+    fn set_masked(&mut self, line: LineId, masked: bool) {
+        let mask = if masked { MASKED } else { 0 };
+        let entry = LEVEL | mask | u64::from(vector(line));
+        let register = 0x10 + 2 * gsi(line);
+        self.write(register + 1, (entry >> 32) as u32);
+        self.write(register, entry as u32);
+    }
+
+    fn keeps_what_was_sent(&self) -> bool {
+        true
+    }
+
+    fn sends_during_service(&self) -> bool {
+        // An irqfd on a message knows nothing of the pin's remote IRR.
+        true
+    }
+
+    fn pump(&mut self) {
+        std::thread::yield_now();
+    }
+
+    fn quiet(&self) -> Duration {
+        // What waited in a trigger goes through the kernel's work queue when its pin is let through.
+        Duration::from_millis(3)
+    }
+}
