@@ -6,18 +6,23 @@
 //! * `ioapic/EOI of an unrelated vector`: what every other EOI of the machine pays. The limit is 5 ns.
 //! * `ioapic/mask, unmask`: two writes of an entry's low half through the data window. The limit is 100 ns for each.
 //! * `8259/assert, INTA, EOI, listener`: the same round on the 8259 pair.
+//!
+//! What is measured is the thread's time on a processor, so that a busy machine does not count in.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, criterion_group, criterion_main};
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
-use user_irqchip::Ioapic;
-use vm_device::DeviceMmio;
-use vm_device::bus::MmioAddress;
+use rustix::time::{ClockId, clock_gettime};
+use user_irqchip::{Ioapic, Pic};
+use vm_device::bus::{MmioAddress, PioAddress};
+use vm_device::{DeviceMmio, DevicePio};
 
 /// Takes every message, and does nothing with it.
 #[derive(Debug)]
@@ -65,7 +70,44 @@ fn count(told: &Arc<AtomicU64>) -> Listener {
     })
 }
 
-fn ioapic(c: &mut Criterion) {
+/// The time that this thread spends on a processor.
+struct CpuTime;
+
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        cpu_time()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        cpu_time() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+fn ioapic(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("ioapic");
     let chip = programmed();
     let source = chip.source(Gsi(PIN), "device", LoweredBy::Eoi).unwrap();
@@ -93,5 +135,30 @@ fn ioapic(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, ioapic);
+fn pic(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("8259");
+    let pic = Pic::new(|| {});
+    pic.pio_write(PioAddress(0x4d0), 0, &[1 << PIN]);
+    let source = pic.source(Gsi(PIN), "device", LoweredBy::Eoi).unwrap();
+    let told = Arc::new(AtomicU64::new(0));
+    let _guard = pic.subscribe(source.key().into(), count(&told)).unwrap();
+    let mut rounds = 0;
+    group.bench_function("assert, INTA, EOI, listener", |b| {
+        b.iter(|| {
+            rounds += 1;
+            source.assert().unwrap();
+            black_box(pic.acknowledge());
+            pic.pio_write(PioAddress(0x20), 0, &[0x20]);
+        });
+    });
+    assert_eq!(told.load(Ordering::Relaxed), rounds, "every round went all the way");
+    assert_eq!(pic.counts().spurious, 0);
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = ioapic, pic
+}
 criterion_main!(benches);

@@ -174,8 +174,8 @@ impl LocalApics {
 impl MsiOutput for LocalApics {
     fn deliver(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
         const BROADCAST: u8 = 0xff;
-        let [_, address, ..] = (message.address >> 4).to_le_bytes();
-        let destination = address;
+        // Bits 19:12.
+        let destination = (message.address >> 12) as u8;
         let is_logical = message.address & 1 << 2 != 0;
         let [vector, mode, ..] = message.data.to_le_bytes();
         let is_level = message.data & 1 << 15 != 0;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The saved state of an IOAPIC.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use interrupt_core::{Level, Line};
+use interrupt_core::Level;
 
 use super::regs::{RedirectionEntry, Trigger};
 use super::{Ioapic, IoapicPin};
@@ -153,7 +152,7 @@ impl Ioapic {
             }
             routed
         };
-        self.restate(&self.lines);
+        self.restate();
         routed
     }
 
@@ -189,8 +188,9 @@ impl Ioapic {
         })
     }
 
-    fn restate(&self, lines: &[Arc<Line<IoapicPin>>]) {
-        for line in lines.iter().filter(|line| line.level() == Level::High) {
+    /// States the lines that are high: the pins may have another idea of them now.
+    fn restate(&self) {
+        for line in self.lines.iter().filter(|line| line.level() == Level::High) {
             self.chip.counters.send_errors.count_error(line.restate());
         }
     }

@@ -82,13 +82,13 @@ impl Ioapic {
                 self.chip.counters.route_errors.count_error(told);
             }
             let is_masked = state.entry().is_masked();
+            let after = state.after_write();
+            drop(state);
             if is_masked != was_masked {
-                drop(state);
                 let told = self.chip.output.set_masked(pin.gsi(), is_masked);
                 self.chip.counters.route_errors.count_error(told);
-                state = pin.state();
             }
-            state.after_write()
+            after
         };
         match after {
             AfterWrite::Nothing => {}

@@ -66,6 +66,16 @@ pub enum Op {
 
 use Op::*;
 
+impl Op {
+    /// The pin whose entry the guest writes.
+    fn writes(self) -> Option<usize> {
+        match self {
+            Mask(p) | Unmask(p) | Vector(p, _) | Level(p, _) | High(p) => Some(p),
+            _ => None,
+        }
+    }
+}
+
 /// What can be seen of either side after a step.
 #[derive(Clone, PartialEq, Eq)]
 struct View {
@@ -77,6 +87,13 @@ struct View {
     level: [bool; VECTORS.len()],
     /// How often each source was told since the step before.
     told: [u64; SLOTS],
+}
+
+impl View {
+    /// The pin's level has been sent to nobody, and would be sent if it were stated again.
+    fn is_untaken(&self, p: usize) -> bool {
+        self.irr[p] && self.rte[p] & (LEVEL | MASKED | REMOTE_IRR) == LEVEL
+    }
 }
 
 impl fmt::Debug for View {
@@ -248,6 +265,8 @@ pub mod flaw {
 struct Notes {
     enabled: bool,
     plain: [bool; PINS.len()],
+    /// A level was sent to nobody, as of the step before: see [`flaw::RETRIED`].
+    untaken: [bool; PINS.len()],
     /// KVM's resample source is still asserted, although an unmask has asked it and cleared irr.
     stale: [bool; PINS.len()],
     /// An edge was delivered: see [`flaw::HIDDEN`].
@@ -460,10 +479,11 @@ impl Ioapics {
             }
         }
         if ours == theirs {
+            notes.untaken = std::array::from_fn(|p| ours.is_untaken(p));
             return Ok(());
         }
         for (p, &pin) in PINS.iter().enumerate() {
-            let untaken = ours.irr[p] && ours.rte[p] & (LEVEL | MASKED | REMOTE_IRR) == LEVEL;
+            let untaken = notes.untaken[p] && ours.is_untaken(p) && op.writes() != Some(p);
             if untaken && theirs.rte[p] == ours.rte[p] | REMOTE_IRR {
                 model.rig.restate(pin);
                 ours = View {
@@ -495,6 +515,7 @@ impl Ioapics {
                 *flaws.entry(flaw::HIDDEN).or_default() += 1;
             }
         }
+        notes.untaken = std::array::from_fn(|p| ours.is_untaken(p));
         if ours == theirs {
             Ok(())
         } else {
