@@ -4,6 +4,7 @@
 //! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
 //! vfio-pci. The programs in it are the build machine's own.
 
+pub mod hold;
 mod initramfs;
 mod machine;
 mod modules;

@@ -23,12 +23,16 @@ struct Cli {
 enum Task {
     Test(test::Options),
     Lab(lab::Options),
+    /// What the lab runs beside the command; see lab/hold.rs
+    #[command(hide = true)]
+    HoldKvm,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
+        Task::HoldKvm => lab::hold::run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

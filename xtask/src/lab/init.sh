@@ -58,17 +58,26 @@ mount --rbind /proc /root/proc
 mount --rbind /sys /root/sys
 mount -t tmpfs run /root/run
 cp /command /root/run/lab-command
+cp /hold /root/run/lab-hold
 
 # As in a login shell; the kernel's own limits are 1024 and 4096.
 ulimit -S -n 1024
 ulimit -H -n 1048576
 
+mkfifo /held
+chroot /root /bin/sh /run/lab-hold </dev/null >/held &
+read -r held </held
+[ "$held" = held ] || fail "cannot hold KVM"
+
 echo up >&9
+while sleep 5; do echo alive; done >&9 &
 
 # tee counts what passes, so that the outside knows when it has everything.
 mkfifo /stdout /stderr
 tee "$stdout" </stdout | wc -c >/stdout.bytes &
+out=$!
 tee "$stderr" </stderr | wc -c >/stderr.bytes &
+err=$!
 chroot /root /bin/sh /run/lab-command </dev/null >/stdout 2>/stderr 9>&-
 status=$?
 
@@ -78,7 +87,7 @@ for process in /proc/[0-9]*; do
         kill -9 "${process##*/}"
     fi
 done
-wait
+wait "$out" "$err"
 stdout=$(cat /stdout.bytes) stderr=$(cat /stderr.bytes)
 # Nothing is counted when the command killed everything that it could reach.
 echo "exit $status ${stdout:-0} ${stderr:-0}" >&9

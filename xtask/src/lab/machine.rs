@@ -2,7 +2,7 @@
 //! The emulated PC: one boot, one command, one ending.
 //!
 //! QEMU writes four streams into pipes: the console, and by way of virtio-serial ports the command's standard output, its
-//! standard error, and what init.sh has to say (`up`, then `exit STATUS STDOUT-BYTES STDERR-BYTES`). A virtio port takes
+//! standard error, and what init.sh has to say (`up`, `alive` every few seconds, then `exit STATUS STDOUT-BYTES STDERR-BYTES`). A virtio port takes
 //! bytes before the host has them, so the PC must not end itself: we end it when the announced bytes have arrived.
 
 use std::error::Error;
@@ -23,7 +23,7 @@ use rustix::pipe::PipeFlags;
 
 use super::initramfs::Archive;
 use super::packages::find_program;
-use super::{Lab, Run};
+use super::{Lab, Run, script};
 
 /// The error of a run that took too long.
 #[derive(Debug)]
@@ -56,9 +56,14 @@ fn stage(booted: bool) -> &'static str {
 
 /// * A kernel that is in trouble goes down, at once and with all it can tell (`panic=-1` resets, which ends QEMU). A minute
 ///   of soft lockup is more than a busy build machine causes.
+/// * The emulated TSC is one for all CPUs, which the kernel does not know (`tsc=reliable`). Its other clock is the HPET, and
+///   reading that takes a lock of QEMU's.
 /// * On a busy build machine the timer seems not to work when the kernel tries it for a moment (`no_timer_check`).
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 \
-     watchdog_thresh=30 no_timer_check intel_iommu=on mitigations=off";
+     watchdog_thresh=30 no_timer_check tsc=reliable intel_iommu=on mitigations=off";
+
+/// A PC that says nothing for so long has hung, however busy this machine is.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Takes a stream as it comes.
 pub type Sink = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
@@ -73,6 +78,7 @@ enum Stream {
 #[derive(Debug)]
 enum Event {
     Up,
+    Alive,
     Exit { status: u8, stdout: u64, stderr: u64 },
     Passed(Stream, usize),
     Closed,
@@ -129,6 +135,7 @@ impl Lab {
     fn watch(&self, run: &Run, mut qemu: Running, events: &Receiver<Event>) -> Result<u8> {
         let start = Instant::now();
         let mut booted = false;
+        let mut alive = start;
         let mut announced = None;
         let (mut stdout_bytes, mut stderr_bytes) = (0, 0);
         let mut open = 3;
@@ -147,13 +154,24 @@ impl Lab {
                     log: self.log()
                 });
             }
+            if booted && announced.is_none() && alive.elapsed() >= SILENCE {
+                qemu.kill();
+                drain(events);
+                let (silence, log) = (SILENCE.as_secs(), self.log());
+                bail!(
+                    "the PC has hung: no sign of life for {silence} s; see {}",
+                    log.display()
+                );
+            }
             match events.recv_timeout(Duration::from_millis(100)) {
                 Ok(Event::Up) => {
                     booted = true;
+                    alive = Instant::now();
                     if run.verbose {
                         eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
                     }
                 }
+                Ok(Event::Alive) => alive = Instant::now(),
                 Ok(Event::Exit { status, stdout, stderr }) => announced = Some((status, stdout, stderr)),
                 Ok(Event::Passed(Stream::Stdout, bytes)) => stdout_bytes += bytes as u64,
                 Ok(Event::Passed(Stream::Stderr, bytes)) => stderr_bytes += bytes as u64,
@@ -183,6 +201,8 @@ impl Lab {
         let mut archive = Archive::default();
         archive.file("init", include_bytes!("init.sh"))?;
         archive.file("command", script.as_bytes())?;
+        let xtask = std::env::current_exe().context("cannot tell where this program is")?;
+        archive.file("hold", script::hold(&xtask).as_bytes())?;
         bytes.extend(archive.finish()?);
         let path = self.initramfs();
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -320,10 +340,10 @@ fn pass_on(stream: Stream, mut from: File, mut sink: Sink, mut log: File, events
 /// Reads what init.sh says.
 fn read_control(from: File, events: &Sender<Event>) {
     for line in BufReader::new(from).lines().map_while(io::Result::ok) {
-        let event = if line == "up" {
-            Some(Event::Up)
-        } else {
-            parse_exit(&line)
+        let event = match line.as_str() {
+            "up" => Some(Event::Up),
+            "alive" => Some(Event::Alive),
+            line => parse_exit(line),
         };
         if let Some(event) = event {
             let _ = events.send(event);
