@@ -77,6 +77,9 @@ pub enum Error {
         /// Where it is, and why.
         status: String,
     },
+    /// A Linux guest cannot be had.
+    #[error(transparent)]
+    Linux(#[from] crate::linux::Error),
     /// The KVM backend refused.
     #[error(transparent)]
     Irqfd(#[from] kvm_irqfd::Error),

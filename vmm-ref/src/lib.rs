@@ -17,6 +17,7 @@ pub mod guest;
 pub mod host;
 mod inject;
 pub mod latency;
+pub mod linux;
 pub mod machine;
 pub mod observe;
 pub mod parts;

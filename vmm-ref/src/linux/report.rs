@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The account of a run with a Linux guest, as lines and as JSON.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use interrupt_core::Gsi;
+use serde::Serialize;
+
+use super::guest_counts::GuestCount;
+use super::line::Counts;
+use super::power::End;
+use crate::composition::{Doorbell, Irqchip, Source, name};
+use crate::host::Host;
+
+/// How a run was put together.
+#[derive(Clone, Debug, Serialize)]
+pub struct Setup {
+    /// The host.
+    pub host: Host,
+    /// Where the interrupt controllers were.
+    pub irqchip: Irqchip,
+    /// How a device held its line.
+    pub source: Source,
+    /// Who took the stores to the doorbells.
+    pub doorbell: Doorbell,
+    /// The guest's processors.
+    pub cpus: u8,
+    /// The guest's memory in MiB.
+    pub memory_mib: u64,
+}
+
+/// What became of a device's interrupts.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceAccount {
+    /// Who it is.
+    pub name: String,
+    /// Its line.
+    #[serde(serialize_with = "number")]
+    pub gsi: Gsi,
+    /// What this side has counted.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// What the guest has said of the line, all its devices together; `null` when it has not.
+    pub guest: Option<GuestCount>,
+    /// Why it needed a reset; not there when it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needed_reset: Option<String>,
+}
+
+fn number<S: serde::Serializer>(gsi: &Gsi, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u32(gsi.0)
+}
+
+/// The account.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// How it was put together.
+    #[serde(flatten)]
+    pub setup: Setup,
+    /// The devices, the serial port first.
+    pub devices: Vec<DeviceAccount>,
+    /// How it ended.
+    pub end: End,
+    /// The status that the guest gave, if it did.
+    pub guest_status: Option<u8>,
+    /// From the first instruction to the end, in seconds.
+    #[serde(serialize_with = "seconds", rename = "elapsed_s")]
+    pub elapsed: Duration,
+}
+
+fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+impl Summary {
+    /// The exit status that says the same: the guest's own where it gave one and ended by itself.
+    pub fn exit_status(&self) -> u8 {
+        match (self.end, self.guest_status) {
+            (End::PowerOff | End::Reset, Some(status)) => status,
+            (End::PowerOff, None) => 0,
+            (End::Reset | End::TripleFault | End::ConsoleClosed | End::Failed, _) => 1,
+            (End::Interrupted, _) => crate::commands::INTERRUPTED,
+        }
+    }
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (irqchip, source, doorbell) = (name(&self.irqchip), name(&self.source), name(&self.doorbell));
+        let plural = if self.cpus == 1 { "" } else { "s" };
+        write!(
+            f,
+            "irqchip {irqchip}, source {source}, doorbell {doorbell}, {} CPU{plural}, {} MiB",
+            self.cpus, self.memory_mib
+        )
+    }
+}
+
+impl fmt::Display for DeviceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { raised, eois, restated, errors } = self.counts;
+        write!(f, "{}: {}: raised {raised}, EOIs {eois}, restated {restated}", self.name, self.gsi)?;
+        if errors > 0 {
+            write!(f, ", {errors} levels could not be driven")?;
+        }
+        match &self.guest {
+            Some(GuestCount { count, flow }) => write!(f, "; the guest counted {count} ({flow})")?,
+            None => {}
+        }
+        match &self.needed_reset {
+            Some(why) => write!(f, "; NEEDED A RESET: {why}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is known before the guest starts.
+///
+/// # Errors
+/// Those of `out`.
+pub fn setup(out: &mut impl Write, setup: &Setup) -> io::Result<()> {
+    writeln!(out, "host      {}", setup.host)?;
+    writeln!(out, "composed  {setup}")
+}
+
+/// What happened.
+///
+/// # Errors
+/// Those of `out`.
+pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    for device in &summary.devices {
+        writeln!(out, "device    {device}")?;
+    }
+    let elapsed = summary.elapsed.as_secs_f64();
+    let end = match summary.end {
+        End::PowerOff => "the guest switched itself off",
+        End::Reset => "the guest reset itself",
+        End::TripleFault => "a processor of the guest gave up (triple fault)",
+        End::Interrupted => "interrupted",
+        End::ConsoleClosed => "nobody reads the console any more",
+        End::Failed => "a processor could not go on",
+    };
+    match summary.guest_status {
+        Some(status) => writeln!(out, "ended     {end} after {elapsed:.1} s, with status {status}"),
+        None => writeln!(out, "ended     {end} after {elapsed:.1} s"),
+    }
+}

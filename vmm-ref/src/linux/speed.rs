@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How fast a host's KVM runs a guest's 64-bit code, found by running some.
+//!
+//! Some hosts have no virtualisation in hardware and run what they cannot run otherwise in KVM's instruction emulator, at some 2 million
+//! instructions a second. A kernel executes some thousand million of them until its init.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_ioctls::{Kvm, VcpuExit};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+
+use super::cpu;
+use crate::composition::Irqchip;
+use crate::error::{Error, Result, at};
+use crate::machine::{create_vm, map};
+use crate::vcpu::EINTR;
+
+/// Below this a stock kernel takes minutes. An emulator makes 2, a CPU emulated in software (`cargo xtask lab`) more than 100.
+pub const ENOUGH_MIPS: f64 = 20.0;
+
+const CODE: u64 = 0x1_0000;
+const MEMORY: usize = 0x2_0000;
+const ROUNDS: u32 = 50_000;
+/// The port that the program writes at its end.
+const DONE: u16 = 0x80;
+
+/// Million instructions a second.
+///
+/// # Errors
+/// That of the step that failed, or [`Error::Guest`] when the program does not get to its end.
+pub fn measure(kvm: &Kvm) -> Result<f64> {
+    let vm = create_vm(kvm, Irqchip::User)?;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
+        .map(Arc::new)
+        .map_err(|error| Error::Memory(error.to_string()))?;
+    map(&vm, &memory)?;
+    cpu::write_tables(&memory)?;
+    let [r0, r1, r2, r3] = ROUNDS.to_le_bytes();
+    // mov ecx, ROUNDS; again: dec ecx; jnz again; out DONE, al
+    let program = [0xb9, r0, r1, r2, r3, 0xff, 0xc9, 0x75, 0xfc, 0xe6, DONE as u8];
+    memory.write_slice(&program, GuestAddress(CODE))?;
+    let mut vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
+    cpu::set_cpuid(kvm, &vcpu, 0, 1)?;
+    cpu::start_at(&vcpu, CODE, 0)?;
+    let start = Instant::now();
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(DONE, _)) => break,
+            Ok(other) => return Err(Error::Guest(format!("measuring its speed: unexpected exit {other:?}"))),
+            Err(error) if error.errno() == EINTR => {}
+            Err(error) => return Err(at("KVM_RUN")(error)),
+        }
+    }
+    let instructions = f64::from(ROUNDS) * 2.0;
+    Ok(instructions / start.elapsed().as_secs_f64() / 1e6)
+}
