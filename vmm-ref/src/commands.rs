@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ProbeArgs, RunArgs};
-use crate::composition::{Composition, DeviceKind, Doorbell, Irqchip, MachineKind, Source};
+use crate::composition::{Composition, DeviceKind, Doorbell, Irqchip, MachineKind};
 use crate::error::Error;
 use crate::guest::Controller;
 use crate::host::Host;
@@ -146,7 +146,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         disks: given.disk.clone(),
         share_irq: given.share_irq,
         irqchip,
-        source: arguments.source.unwrap_or(Source::default_of(irqchip)),
+        source: arguments.source.unwrap_or(linux::default_source(irqchip)),
         doorbell: arguments.doorbell.unwrap_or(Doorbell::Ioeventfd),
     })?;
     let kvm = open_kvm(kvm_device)?;

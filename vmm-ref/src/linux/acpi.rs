@@ -63,7 +63,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice]
         let at = next;
         next = (at + bytes.len() as u64).next_multiple_of(64);
         if next > HIGH_START {
-            return Err(Error::BootParameters("the ACPI tables do not fit below 1 MiB".to_owned()));
+            return Err(Error::BootParameters(
+                "the ACPI tables do not fit below 1 MiB".to_owned(),
+            ));
         }
         write(memory, at, &bytes).map(|()| at)
     };
@@ -98,7 +100,12 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
 }
 
 fn madt(cpus: u8) -> MADT {
-    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LAPIC_BASE));
+    let mut madt = MADT::new(
+        OEM,
+        OEM_TABLE,
+        OEM_REVISION,
+        LocalInterruptController::Address(LAPIC_BASE),
+    );
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
@@ -121,10 +128,7 @@ fn dsdt(devices: &[VirtioDevice]) -> Sdt {
             &aml::Name::new("_UID".into(), &zero),
             &aml::Name::new(
                 "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![
-                    &aml::IO::new(COM1, COM1, 1, 8),
-                    &level_high(SERIAL_GSI, false),
-                ]),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(COM1, COM1, 1, 8), &level_high(SERIAL_GSI, false)]),
             ),
         ],
     )

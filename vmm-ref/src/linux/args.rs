@@ -65,7 +65,10 @@ impl FromStr for DiskArg {
         };
         match path {
             "" => Err("use the name of a file, and perhaps \",ro\"".to_owned()),
-            path => Ok(Self { path: path.into(), read_only }),
+            path => Ok(Self {
+                path: path.into(),
+                read_only,
+            }),
         }
     }
 }
@@ -96,17 +99,39 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_and_without_a_unit() {
-        for (text, size) in [("256", 256 * MIB), ("256M", 256 * MIB), ("1g", 1 << 30), ("4096K", 4 * MIB)] {
+        for (text, size) in [
+            ("256", 256 * MIB),
+            ("256M", 256 * MIB),
+            ("1g", 1 << 30),
+            ("4096K", 4 * MIB),
+        ] {
             assert_eq!(memory(text), Ok(size), "{text}");
         }
-        for text in ["", "M", "-1", "1.5G", "1M", "0", "513G", "99999999999999999999", "18446744073709551615G", "2049K", "1T"] {
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "1M",
+            "0",
+            "513G",
+            "99999999999999999999",
+            "18446744073709551615G",
+            "2049K",
+            "1T",
+        ] {
             assert!(memory(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_disk_may_be_read_only() {
-        let disk = |path: &str, read_only| Ok(DiskArg { path: path.into(), read_only });
+        let disk = |path: &str, read_only| {
+            Ok(DiskArg {
+                path: path.into(),
+                read_only,
+            })
+        };
         assert_eq!("a,b.img".parse(), disk("a,b.img", false));
         assert_eq!("a.img,ro".parse(), disk("a.img", true));
         assert!(",ro".parse::<DiskArg>().is_err());

@@ -68,11 +68,13 @@ fn place(start: u64, memory_size: u64, limit: u64, size: u64, path: &Path) -> Re
     let end = memory_size.min(GAP_START).min(limit.saturating_add(1));
     match end.checked_sub(size).map(|at| at / PAGE * PAGE) {
         Some(address) if address >= start => Ok(address),
-        _ if memory_size < start.saturating_add(size) && start.saturating_add(size) <= limit => Err(Error::TooLittleMemory {
-            memory: Size(memory_size),
-            what: "the initrd",
-            needed: Size(start + size.next_multiple_of(PAGE)),
-        }),
+        _ if memory_size < start.saturating_add(size) && start.saturating_add(size) <= limit => {
+            Err(Error::TooLittleMemory {
+                memory: Size(memory_size),
+                what: "the initrd",
+                needed: Size(start + size.next_multiple_of(PAGE)),
+            })
+        }
         _ => Err(Error::InitrdTooLarge {
             path: path.to_owned(),
             size: Size(size),
@@ -113,7 +115,9 @@ pub fn write_parameters(
         params.hdr.ramdisk_image = initrd.address as u32;
         params.hdr.ramdisk_size = initrd.size as u32;
     }
-    let ram = usable_ranges(memory_size).into_iter().map(|(addr, size)| (addr, size, E820_RAM));
+    let ram = usable_ranges(memory_size)
+        .into_iter()
+        .map(|(addr, size)| (addr, size, E820_RAM));
     let reserved = (ACPI, HIGH_START - ACPI, E820_RESERVED);
     for (entry, (addr, size, r#type)) in ram.chain([reserved]).enumerate() {
         params.e820_table[entry] = boot_e820_entry { addr, size, r#type };
@@ -188,7 +192,9 @@ mod tests {
         let mut written = [1; 11];
         memory.read_slice(&mut written, GuestAddress(COMMAND_LINE)).unwrap();
         assert_eq!(&written, b"0123456789\0");
-        let error = write_command_line(&memory, &kernel, "01234567890").unwrap_err().to_string();
+        let error = write_command_line(&memory, &kernel, "01234567890")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("11 bytes are more than the 10"), "{error}");
         let error = write_command_line(&memory, &kernel, "a\u{7f}").unwrap_err().to_string();
         assert!(error.contains("use ASCII"), "{error}");

@@ -53,7 +53,10 @@ pub fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
             entry(directory, index, address | LARGE_PAGE | PRESENT_WRITABLE)?;
         }
     }
-    for (index, descriptor) in [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR, TASK_DESCRIPTOR].into_iter().enumerate() {
+    for (index, descriptor) in [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR, TASK_DESCRIPTOR]
+        .into_iter()
+        .enumerate()
+    {
         entry(GDT, index as u64, descriptor)?;
     }
     Ok(())
@@ -70,7 +73,13 @@ pub fn start_at(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
     sregs.cs = segment(CODE_SELECTOR, CODE_DESCRIPTOR);
-    for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+    for data in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+        &mut sregs.ss,
+    ] {
         *data = segment(DATA_SELECTOR, DATA_DESCRIPTOR);
     }
     sregs.tr = segment(TASK_SELECTOR, TASK_DESCRIPTOR);
@@ -165,7 +174,11 @@ fn describe(supported: &[kvm_cpuid_entry2], id: u8, cpus: u8, deadline: bool) ->
                 if deadline {
                     entry.ecx |= ECX_TSC_DEADLINE;
                 }
-                entry.edx = if cpus > 1 { entry.edx | EDX_HTT } else { entry.edx & !EDX_HTT };
+                entry.edx = if cpus > 1 {
+                    entry.edx | EDX_HTT
+                } else {
+                    entry.edx & !EDX_HTT
+                };
             }
             // The host's cores and who shares its caches.
             CACHES => entry.eax = entry.eax & 0x3fff | (cpus.next_power_of_two() - 1) << 26,
@@ -213,20 +226,39 @@ mod tests {
     fn each_processor_says_who_it_is_and_how_many_there_are() {
         let host = [FEATURES, CACHES, TOPOLOGY, TOPOLOGY_V2, AMD_SIZES, AMD_TOPOLOGY].map(leaf);
         let entries = describe(&host, 2, 3, true);
-        let of = |function| entries.iter().filter(move |entry| entry.function == function).collect::<Vec<_>>();
+        let of = |function| {
+            entries
+                .iter()
+                .filter(move |entry| entry.function == function)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(of(FEATURES)[0].ebx >> 16, 2 << 8 | 3);
         assert_eq!(of(FEATURES)[0].edx & EDX_HTT, EDX_HTT);
         assert_eq!(of(CACHES)[0].eax >> 14, 3 << 12);
         assert_eq!(of(AMD_SIZES)[0].ecx & 0xf0ff, 2);
         assert_eq!((of(AMD_TOPOLOGY)[0].eax, of(AMD_TOPOLOGY)[0].ebx), (2, 2));
-        let levels: Vec<_> = of(TOPOLOGY).iter().map(|level| (level.eax, level.ebx, level.ecx, level.edx)).collect();
+        let levels: Vec<_> = of(TOPOLOGY)
+            .iter()
+            .map(|level| (level.eax, level.ebx, level.ecx, level.edx))
+            .collect();
         assert_eq!(levels, [(0, 1, 0x100, 2), (2, 3, 0x201, 2)]);
         assert!(of(TOPOLOGY_V2).is_empty());
     }
 
     #[test]
     fn the_timer_is_offered_where_kvm_has_it() {
-        let ecx = |deadline| describe(&[kvm_cpuid_entry2 { function: FEATURES, ..Default::default() }], 0, 1, deadline)[0].ecx;
+        let ecx = |deadline| {
+            describe(
+                &[kvm_cpuid_entry2 {
+                    function: FEATURES,
+                    ..Default::default()
+                }],
+                0,
+                1,
+                deadline,
+            )[0]
+            .ecx
+        };
         assert_eq!(ecx(true) & ECX_TSC_DEADLINE, ECX_TSC_DEADLINE);
         assert_eq!(ecx(false) & ECX_TSC_DEADLINE, 0);
         assert_eq!(ecx(false), ECX_X2APIC | ECX_HYPERVISOR);

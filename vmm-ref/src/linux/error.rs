@@ -36,7 +36,9 @@ pub enum Error {
         reason: String,
     },
     /// It does not fit.
-    #[error("--memory {memory} is too little: {what} takes the guest's memory up to {needed}; use --memory {needed} or more")]
+    #[error(
+        "--memory {memory} is too little: {what} takes the guest's memory up to {needed}; use --memory {needed} or more"
+    )]
     TooLittleMemory {
         /// What was asked for.
         memory: Size,
@@ -46,7 +48,9 @@ pub enum Error {
         needed: Size,
     },
     /// The kernel wants its initrd below an address.
-    #[error("--initrd {path} of {size} does not fit between the kernel, which ends at {start:#x}, and {end:#x}, below which this kernel wants it; use a smaller one")]
+    #[error(
+        "--initrd {path} of {size} does not fit between the kernel, which ends at {start:#x}, and {end:#x}, below which this kernel wants it; use a smaller one"
+    )]
     InitrdTooLarge {
         /// The file.
         path: PathBuf,

@@ -61,7 +61,13 @@ fn parse(line: &str) -> Option<(u32, GuestCount)> {
     };
     let (pin, flow) = words.next()?.split_once('-')?;
     let pin = (chip == "IO-APIC").then(|| pin.parse().ok())??;
-    Some((pin, GuestCount { count, flow: flow.to_owned() }))
+    Some((
+        pin,
+        GuestCount {
+            count,
+            flow: flow.to_owned(),
+        },
+    ))
 }
 
 #[cfg(test)]
@@ -79,7 +85,10 @@ mod tests {
         for byte in console.bytes() {
             counts.take(byte);
         }
-        let fasteoi = |count| GuestCount { count, flow: "fasteoi".to_owned() };
+        let fasteoi = |count| GuestCount {
+            count,
+            flow: "fasteoi".to_owned(),
+        };
         assert_eq!(counts.of(Gsi(4)), Some(&fasteoi(17)));
         assert_eq!(counts.of(Gsi(16)), Some(&fasteoi(123)));
         assert_eq!(counts.found.len(), 2);

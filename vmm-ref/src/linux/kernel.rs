@@ -80,7 +80,8 @@ impl Kernel {
         };
         let kernel = match format {
             Format::BzImage => {
-                let loaded = BzImage::load(memory, Some(GuestAddress(HIGH_START)), &mut file, None).map_err(not_loaded)?;
+                let loaded =
+                    BzImage::load(memory, Some(GuestAddress(HIGH_START)), &mut file, None).map_err(not_loaded)?;
                 Self {
                     entry: loaded.kernel_load.0 + ENTRY_64,
                     // Where it unpacks itself to, and what it takes there.
@@ -140,14 +141,20 @@ fn check(start: &[u8], path: &Path) -> Result<Format, Error> {
         };
     }
     if start.get(HDRS..HDRS + 4) != Some(b"HdrS") {
-        return Err(not_a_kernel("it has neither an ELF header nor the HdrS mark of a bzImage"));
+        return Err(not_a_kernel(
+            "it has neither an ELF header nor the HdrS mark of a bzImage",
+        ));
     }
     match (word(VERSION), word(XLOADFLAGS)) {
         (Some(version), Some(flags)) if version >= VERSION_WITH_XLOADFLAGS => match flags & XLF_KERNEL_64 {
             0 => Err(no_entry("XLF_KERNEL_64 is not set in its header".to_owned())),
             _ => Ok(Format::BzImage),
         },
-        (Some(version), Some(_)) => Err(no_entry(format!("its boot protocol is {}.{:02}", version >> 8, version & 0xff))),
+        (Some(version), Some(_)) => Err(no_entry(format!(
+            "its boot protocol is {}.{:02}",
+            version >> 8,
+            version & 0xff
+        ))),
         _ => Err(not_a_kernel("it ends within its header")),
     }
 }

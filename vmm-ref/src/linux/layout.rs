@@ -61,7 +61,10 @@ pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
 
 /// The guest's usable memory, as the e820 map tells it: address and size.
 pub fn usable_ranges(size: u64) -> Vec<(u64, u64)> {
-    let mut usable = vec![(0, LOW_END), (HIGH_START, size.min(GAP_START).saturating_sub(HIGH_START))];
+    let mut usable = vec![
+        (0, LOW_END),
+        (HIGH_START, size.min(GAP_START).saturating_sub(HIGH_START)),
+    ];
     if size > GAP_START {
         usable.push((ABOVE_GAP, size - GAP_START));
     }

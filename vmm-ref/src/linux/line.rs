@@ -62,7 +62,11 @@ impl DeviceLine {
     /// # Errors
     /// Those of the notifier.
     pub fn listen(self: &Arc<Self>, notifier: &dyn EoiNotifier, by_gsi: bool) -> Result<EoiGuard> {
-        let subject: Subject = if by_gsi { self.gsi().into() } else { self.source.key().into() };
+        let subject: Subject = if by_gsi {
+            self.gsi().into()
+        } else {
+            self.source.key().into()
+        };
         let line = Arc::clone(self);
         Ok(notifier.subscribe(subject, Listener::callback(move |_| line.on(Event::Eoi)))?)
     }

@@ -32,4 +32,4 @@ pub mod wake;
 pub use args::LinuxArgs;
 pub use error::Error;
 pub use report::Summary;
-pub use run::{Options, Prepared, check_speed, prepare, run};
+pub use run::{Options, Prepared, check_speed, default_source, prepare, run};

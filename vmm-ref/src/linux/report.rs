@@ -100,8 +100,17 @@ impl fmt::Display for Setup {
 
 impl fmt::Display for DeviceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { raised, eois, restated, errors } = self.counts;
-        write!(f, "{}: {}: raised {raised}, EOIs {eois}, restated {restated}", self.name, self.gsi)?;
+        let Counts {
+            raised,
+            eois,
+            restated,
+            errors,
+        } = self.counts;
+        write!(
+            f,
+            "{}: {}: raised {raised}, EOIs {eois}, restated {restated}",
+            self.name, self.gsi
+        )?;
         if errors > 0 {
             write!(f, ", {errors} levels could not be driven")?;
         }

@@ -69,6 +69,15 @@ pub struct Options {
     pub doorbell: Doorbell,
 }
 
+/// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line which they lower
+/// themselves, when the guest acknowledges, is the shorter way; a resample irqfd stays high until the EOI.
+pub fn default_source(irqchip: Irqchip) -> Source {
+    match irqchip {
+        Irqchip::Kernel => Source::Line,
+        Irqchip::Split | Irqchip::User => Source::Pin,
+    }
+}
+
 /// A guest whose files have been read: what is left to do needs KVM.
 #[derive(Debug)]
 pub struct Prepared {
@@ -163,7 +172,9 @@ pub fn run(kvm: &Kvm, prepared: Prepared, setup: Setup, input: File, output: Fil
     } = prepared;
     let most = kvm.get_nr_vcpus();
     if usize::from(options.cpus) > most.max(kvm.check_extension_int(Cap::MaxVcpus).max(0) as usize) {
-        return Err(Error::Guest(format!("this KVM has at most {most} CPUs for a guest; use --cpus {most}")));
+        return Err(Error::Guest(format!(
+            "this KVM has at most {most} CPUs for a guest; use --cpus {most}"
+        )));
     }
     let vm = Arc::new(create_vm(kvm, options.irqchip)?);
     map(&vm, &memory)?;

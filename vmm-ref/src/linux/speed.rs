@@ -39,7 +39,9 @@ pub fn measure(kvm: &Kvm) -> Result<f64> {
     cpu::write_tables(&memory)?;
     let [r0, r1, r2, r3] = ROUNDS.to_le_bytes();
     // start: mov ecx, ROUNDS; again: dec ecx; jnz again; out DONE, al; jmp start
-    let program = [0xb9, r0, r1, r2, r3, 0xff, 0xc9, 0x75, 0xfc, 0xe6, DONE as u8, 0xeb, 0xf3];
+    let program = [
+        0xb9, r0, r1, r2, r3, 0xff, 0xc9, 0x75, 0xfc, 0xe6, DONE as u8, 0xeb, 0xf3,
+    ];
     memory.write_slice(&program, GuestAddress(CODE))?;
     let mut vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
     cpu::set_cpuid(kvm, &vcpu, 0, 1)?;

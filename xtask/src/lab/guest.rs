@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::initramfs::Archive;
+use super::packages::Parts;
 use super::script::quote_path;
 
 /// The modules that the guest loads; those that they need come by themselves.
@@ -52,19 +53,27 @@ pub fn disk() -> Vec<u8> {
 
 /// What the initrd was made of, besides the packages: it is made anew when that changes.
 pub fn version() -> String {
-    let sum = include_bytes!("guest-init.sh")
-        .iter()
-        .fold(0_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let sum = include_bytes!("guest-init.sh").iter().fold(0_u64, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
     format!("{} {sum:x}", MODULES.join(" "))
 }
 
-/// Settings for the lab's script: where kernel, initrd and disk are.
-pub fn exports(kernel: &Path) -> String {
-    let beside = |name: &str| quote_path(&kernel.with_file_name(name));
+/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
+pub fn exports(parts: &Parts) -> String {
+    let beside = |name: &str| quote_path(&parts.kernel.with_file_name(name));
+    let qemu: Vec<_> = parts
+        .qemu
+        .command_line()
+        .into_iter()
+        .map(|word| quote_path(Path::new(&word)))
+        .collect();
     format!(
-        "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n",
-        quote_path(kernel),
+        "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
+         export IRQ_TEST_QEMU=\"env {}\"\n",
+        quote_path(&parts.kernel),
         beside(INITRD),
-        beside(DISK)
+        beside(DISK),
+        qemu.join(" ")
     )
 }

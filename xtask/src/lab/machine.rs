@@ -91,7 +91,7 @@ impl Lab {
     /// What it prints goes to `stdout`, to our standard error, and to the log. A [`TimeLimitStruck`] is an error like a PC
     /// that goes down before the script has ended.
     pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
-        self.write_initramfs(&(guest::exports(&self.parts.kernel) + &run.script))?;
+        self.write_initramfs(&(guest::exports(&self.parts) + &run.script))?;
         let path = self.log();
         let context = || format!("cannot write {}", path.display());
         fs::write(&path, "").with_context(context)?;

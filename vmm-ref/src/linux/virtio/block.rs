@@ -4,16 +4,16 @@
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes as _, GuestMemoryMmap};
 
+use super::Backend;
 use super::chain::{Chain, Malformed};
 use super::disk::{Disk, SECTOR};
 use super::mmio::QUEUE_MAX;
-use super::Backend;
 
 /// Type, a field that is reserved, and the sector.
 const HEADER: usize = 16;
@@ -84,7 +84,11 @@ impl Backend for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.disk.is_read_only() { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        let read_only = if self.disk.is_read_only() {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            0
+        };
         read_only | 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX
     }
 

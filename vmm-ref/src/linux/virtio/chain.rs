@@ -15,7 +15,9 @@ pub enum Malformed {
     #[error("the index of its available ring: {0}")]
     Ring(String),
     /// The queue's own addresses or its size.
-    #[error("a queue of {size} descriptors at {descriptors:#x}, {available:#x} and {used:#x} is not possible: {reason}")]
+    #[error(
+        "a queue of {size} descriptors at {descriptors:#x}, {available:#x} and {used:#x} is not possible: {reason}"
+    )]
     Queue {
         /// Its size.
         size: u32,
@@ -31,8 +33,8 @@ pub enum Malformed {
     /// Not even one descriptor.
     #[error("the descriptor {0} is not in the table")]
     NoDescriptor(u16),
-    /// It goes on where nothing is.
-    #[error("the chain at {0} is a loop, or leads out of its table")]
+    /// It does not come to an end of its own.
+    #[error("the chain at {0} is a loop, leads out of its table, or is longer than 4 GiB")]
     CutShort(u16),
     /// A buffer somewhere else.
     #[error("{length} bytes at {address:#x} are not in the guest's memory")]

@@ -141,7 +141,13 @@ impl Disk {
         self.file.sync_data()
     }
 
-    fn transfer(&mut self, direction: Direction, memory: &GuestMemoryMmap, buffers: &Buffers, at: u64) -> io::Result<()> {
+    fn transfer(
+        &mut self,
+        direction: Direction,
+        memory: &GuestMemoryMmap,
+        buffers: &Buffers,
+        at: u64,
+    ) -> io::Result<()> {
         let end = at.checked_add(buffers.length());
         if end.is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -153,7 +159,9 @@ impl Disk {
         self.buffers.clear();
         for (address, length) in buffers.iter() {
             // One buffer is several where the guest's memory is.
-            let slices = memory.get_slices(address, length as usize, access).map_err(io::Error::other)?;
+            let slices = memory
+                .get_slices(address, length as usize, access)
+                .map_err(io::Error::other)?;
             for slice in slices {
                 let slice = slice.map_err(io::Error::other)?;
                 self.buffers.push(libc::iovec {

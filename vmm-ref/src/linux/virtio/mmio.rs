@@ -181,8 +181,8 @@ impl Mmio {
             return;
         }
         let (was, ok) = (registers.status, VIRTIO_CONFIG_S_FEATURES_OK);
-        let acceptable = registers.driver_features & !self.features == 0
-            && registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
+        let acceptable =
+            registers.driver_features & !self.features == 0 && registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
         if value & ok != 0 && was & ok == 0 && !acceptable {
             // The driver reads back that its choice is none.
             value &= !ok;
@@ -214,9 +214,15 @@ impl QueueRegisters {
             queue.try_set_size(size).map_err(|_| wrong("size"))?;
         }
         let alignment = |_| wrong("alignment");
-        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).map_err(alignment)?;
-        queue.try_set_avail_ring_address(GuestAddress(self.available)).map_err(alignment)?;
-        queue.try_set_used_ring_address(GuestAddress(self.used)).map_err(alignment)?;
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors))
+            .map_err(alignment)?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.available))
+            .map_err(alignment)?;
+        queue
+            .try_set_used_ring_address(GuestAddress(self.used))
+            .map_err(alignment)?;
         queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         queue.set_ready(true);
         // The library takes an available ring at 0 for none.

@@ -37,7 +37,12 @@ struct State {
 
 impl Shared {
     /// A device without a queue yet. `kick` is blocking; the guest's notifications are counted in it.
-    pub fn new(memory: Arc<GuestMemoryMmap>, line: Arc<DeviceLine>, kick: Arc<EventFd>, backend: Box<dyn Backend>) -> Self {
+    pub fn new(
+        memory: Arc<GuestMemoryMmap>,
+        line: Arc<DeviceLine>,
+        kick: Arc<EventFd>,
+        backend: Box<dyn Backend>,
+    ) -> Self {
         Self {
             memory,
             line,
