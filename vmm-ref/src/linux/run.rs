@@ -37,7 +37,7 @@ use super::virtio::block::Block;
 use super::virtio::disk::Disk;
 use super::virtio::entropy::Entropy;
 use super::wake::Wake;
-use crate::composition::{Doorbell, Irqchip, Source};
+use crate::composition::{Doorbell, Impossible, Irqchip, Source};
 use crate::controllers::Controllers;
 use crate::error::{Error, Result, at};
 use crate::host::Host;
@@ -90,12 +90,14 @@ pub struct Prepared {
 /// Reads the files and lays out the guest's memory.
 ///
 /// # Errors
-/// [`Error::Linux`] for what the guest cannot be made of, [`Error::Memory`] when there is no memory to be had.
+/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for what the guest cannot be made of, [`Error::Memory`] when there is no memory to be had.
 pub fn prepare(options: Options) -> Result<Prepared> {
     match (options.irqchip, options.source) {
         (Irqchip::User, _) => return Err(LinuxError::UserIrqchip.into()),
         (_, Source::Irqfd) => return Err(LinuxError::IrqfdSource.into()),
-        _ => {}
+        (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins.into()),
+        (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
+        (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
     }
     if options.disks.len() >= virtio_max() {
         return Err(LinuxError::TooManyDisks(options.disks.len()).into());

@@ -20,7 +20,7 @@ const SUITE: [(&str, &[&str]); 6] = [
     ("testkit", &[]),
     ("user-irqchip", &[]),
     ("vfio-intx", &["edu"]),
-    ("vmm-ref", &["passthrough"]),
+    ("vmm-ref", &["linux", "passthrough"]),
 ];
 
 /// Why there is nothing to run.
