@@ -31,9 +31,9 @@ run() {
                 echo "$name init $start $now" >>"$results"
                 ;;
             "guest: dd "*)
-                # guest: dd SIZE COUNT from SECONDS to SECONDS
+                # dd TIMES times COUNT of SIZE from SECONDS to SECONDS
                 set -- $words
-                echo "$name dd-$2x$3 $5 ${7%%[!0-9.]*}" >>"$results"
+                echo "$name read-$2x$4x$6 $8 ${10%%[!0-9.]*}" >>"$results"
                 ;;
         esac
     done

@@ -10,7 +10,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -116,6 +117,18 @@ impl Disk {
             .zip(WRITTEN.iter().cycle())
             .take(size)
             .all(|(is, should)| is == should)
+    }
+}
+
+impl Disk {
+    /// A process that has it open.
+    fn holder(&self) -> Option<PathBuf> {
+        let has_it = |link: PathBuf| fs::read_link(link).is_ok_and(|file| file == self.0);
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+        processes.into_iter().find(|process| {
+            let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+            fds.map(|fd| fd.path()).any(has_it)
+        })
     }
 }
 
@@ -240,26 +253,41 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
+/// A terminal for the program, and our side of it.
+struct Terminal {
+    keyboard: fs::File,
+    terminal: fs::File,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let name = ptsname(&keyboard, Vec::new()).unwrap();
+        let name = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        Self {
+            terminal: OpenOptions::new().read(true).write(true).open(name).unwrap(),
+            keyboard: keyboard.into(),
+        }
+    }
+
+    fn modes(&self) -> LocalModes {
+        tcgetattr(&self.terminal).unwrap().local_modes & (LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+}
+
 fn types() {
     let disk = Disk::new("types");
-    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&keyboard).unwrap();
-    unlockpt(&keyboard).unwrap();
-    let name = ptsname(&keyboard, Vec::new()).unwrap();
-    let name = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
-    let terminal = OpenOptions::new().read(true).write(true).open(name).unwrap();
-    let modes =
-        || tcgetattr(&terminal).unwrap().local_modes & (LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG);
-    let before = modes();
+    let mut terminal = Terminal::new();
+    let before = terminal.modes();
     assert_eq!(before, LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG);
 
     let mut program = command("--irqchip split", &disk, "echo,hold");
-    program.stdin(terminal.try_clone().unwrap());
+    program.stdin(terminal.terminal.try_clone().unwrap());
     let (mut child, mut lines) = start(program, "guest: type");
-    assert_eq!(modes(), LocalModes::ISIG, "keys go to the guest one by one");
-    fs::File::from(keyboard.try_clone().unwrap())
-        .write_all(b"a line\r")
-        .unwrap();
+    assert_eq!(terminal.modes(), LocalModes::ISIG, "keys go to the guest one by one");
+    terminal.keyboard.write_all(b"a line\r").unwrap();
     assert!(lines.any(|line| line.contains("guest: heard a line")));
     assert!(lines.any(|line| line.contains("guest: flushed")));
     signal(&child, Signal::TERM);
@@ -269,23 +297,31 @@ fn types() {
         rest.iter().any(|line| line.starts_with("ended     interrupted")),
         "{rest:#?}"
     );
-    assert_eq!(modes(), before, "the terminal is as it was");
+    assert_eq!(terminal.modes(), before, "the terminal is as it was");
 }
 
 fn killed() {
     let disk = Disk::new("killed");
+    let terminal = Terminal::new();
+    let before = terminal.modes();
     let mut program = command("--irqchip kernel", &disk, "hold");
-    program.stdin(Stdio::null());
+    program.stdin(terminal.terminal.try_clone().unwrap());
     let (mut child, lines) = start(program, "guest: flushed");
+    assert_ne!(terminal.modes(), before);
     signal(&child, Signal::KILL);
     drop(lines.collect::<Vec<_>>());
     assert!(!child.wait().unwrap().success());
     assert!(disk.is_written(4 * MIB), "what the guest had flushed is on the disk");
-    let mut processes = fs::read_dir("/proc").unwrap().flatten();
-    let has_it = |link: PathBuf| fs::read_link(link).is_ok_and(|file| file == disk.0);
-    let holder = processes.find(|process| {
-        let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        fds.map(|fd| fd.path()).any(has_it)
-    });
-    assert!(holder.is_none(), "{holder:?} has the disk open");
+    // Another process puts the terminal back, and ends.
+    let since = Instant::now();
+    while terminal.modes() != before || disk.holder().is_some() {
+        let late = since.elapsed() > Duration::from_secs(10);
+        assert!(
+            !late,
+            "{:?}, and {:?} has the disk open",
+            terminal.modes(),
+            disk.holder()
+        );
+        thread::yield_now();
+    }
 }

@@ -114,9 +114,8 @@ impl fmt::Display for DeviceAccount {
         if errors > 0 {
             write!(f, ", {errors} levels could not be driven")?;
         }
-        match &self.guest {
-            Some(GuestCount { count, flow }) => write!(f, "; the guest counted {count} ({flow})")?,
-            None => {}
+        if let Some(GuestCount { count, flow }) = &self.guest {
+            write!(f, "; the guest counted {count} ({flow})")?;
         }
         match &self.needed_reset {
             Some(why) => write!(f, "; NEEDED A RESET: {why}"),
