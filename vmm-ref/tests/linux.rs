@@ -46,38 +46,26 @@ fn main() -> ExitCode {
         .serial()
         .test_within(
             BOOT,
-            "reads_writes_and_switches_itself_off_on_the_kernels_irqchip",
+            "the_kernels_irqchip_reads_writes_and_switches_itself_off",
             &full,
-            || everything("--irqchip kernel --cpus 1 --doorbell trap"),
+            reads_and_writes,
         )
         .test_within(
             BOOT,
-            "reads_writes_and_switches_itself_off_on_our_ioapic",
+            "two_cpus_share_a_pin_of_our_ioapic_under_load_while_it_moves",
             &split,
-            || everything("--irqchip split --cpus 2"),
+            shares,
         )
         .test_within(
             BOOT,
-            "devices_share_a_line_of_resample_irqfds_under_load",
+            "resample_irqfds_share_a_line_a_key_reaches_the_guest_and_sigterm_ends_it",
             &full,
-            || shares("--irqchip kernel --source resample --cpus 2"),
-        )
-        .test_within(
-            BOOT,
-            "devices_share_a_pin_of_our_ioapic_under_load_while_it_moves",
-            &split,
-            || shares("--irqchip split --cpus 2"),
-        )
-        .test_within(
-            BOOT,
-            "what_is_typed_reaches_the_guest_and_sigterm_restores_the_terminal",
-            &split,
             types,
         )
         .test_within(
             BOOT,
-            "a_killed_run_leaves_what_was_flushed_and_no_process",
-            &full,
+            "killed_with_our_ioapic_it_leaves_what_was_flushed_and_no_process",
+            &split,
             killed,
         )
         .run()
@@ -193,11 +181,30 @@ fn assert_agrees(devices: &[&Value]) {
     }
 }
 
-fn everything(arguments: &str) {
-    let disk = Disk::new("everything");
-    let sum = disk.sha256();
-    let (status, console, object) = run(arguments, &disk, "read,write,interrupts,status");
+/// The guest has read the disk as it was.
+fn assert_read(console: &str, sum: &str) {
     assert!(console.contains(&format!("guest: read {sum}  /dev/vda")), "{console}");
+}
+
+/// Under load, on one line.
+fn assert_shared(console: &str, object: &Value) {
+    assert_eq!(console.matches("guest: shared").count(), 2, "{console}");
+    assert_eq!(console.matches("guest: moved virtio").count(), 2, "{console}");
+    let (disk, entropy) = (&object["devices"][1], &object["devices"][2]);
+    assert_eq!((number(disk, "gsi"), number(entropy, "gsi")), (16, 16));
+    assert_agrees(&[disk, entropy]);
+    assert!(
+        number(disk, "raised") > 300 && number(entropy, "raised") > 100,
+        "{object}"
+    );
+}
+
+fn reads_and_writes() {
+    let disk = Disk::new("reads");
+    let sum = disk.sha256();
+    let arguments = "--irqchip kernel --cpus 1 --doorbell trap";
+    let (status, console, object) = run(arguments, &disk, "read,write,interrupts,status");
+    assert_read(&console, &sum);
     assert!(console.contains("guest: wrote"), "{console}");
     assert_eq!((status, &object["end"]), (7, &Value::from("power-off")), "{object}");
     assert!(disk.is_written(DISK), "what the guest has written is on the disk");
@@ -212,40 +219,37 @@ fn everything(arguments: &str) {
     assert_agrees(&[&devices[2]]);
 }
 
-fn shares(arguments: &str) {
+fn shares() {
     let disk = Disk::new("shares");
-    let (status, console, object) = run(
-        &format!("{arguments} --share-irq"),
-        &disk,
-        "share,move,share,interrupts",
-    );
-    assert_eq!(console.matches("guest: shared").count(), 2, "{console}");
-    assert_eq!(console.matches("guest: moved virtio").count(), 2, "{console}");
+    let sum = disk.sha256();
+    let arguments = "--irqchip split --cpus 2 --share-irq";
+    let (status, console, object) = run(arguments, &disk, "read,share,move,share,write,interrupts");
+    assert_read(&console, &sum);
     assert_eq!((status, &object["end"]), (0, &Value::from("power-off")), "{object}");
-    let devices = object["devices"].as_array().unwrap();
-    assert_eq!((number(&devices[1], "gsi"), number(&devices[2], "gsi")), (16, 16));
-    assert_agrees(&[&devices[1], &devices[2]]);
-    assert!(
-        number(&devices[1], "raised") > 300 && number(&devices[2], "raised") > 100,
-        "{object}"
-    );
+    assert!(disk.is_written(DISK), "what the guest has written is on the disk");
+    assert_shared(&console, &object);
 }
 
-/// A run that has got as far as the line `until`.
-fn start(mut command: Command, until: &str) -> (Child, impl Iterator<Item = String>) {
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap())
+/// A run that has got as far as the line `until` of its console, with what the console has said, and its further lines.
+fn start(mut command: Command, until: &str) -> (Child, String, impl Iterator<Item = String> + use<>) {
+    let mut child = command
+        .arg("--json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap())
         .lines()
         .map_while(Result::ok);
-    let mut seen = Vec::new();
-    while !lines.by_ref().next().is_some_and(|line| {
-        let found = line.contains(until);
-        seen.push(line);
-        found
-    }) {
-        assert_eq!(child.try_wait().unwrap(), None, "it ended before {until:?}: {seen:#?}");
+    let mut seen = String::new();
+    for line in lines.by_ref() {
+        seen += &line;
+        seen.push('\n');
+        if line.contains(until) {
+            return (child, seen, lines);
+        }
     }
-    (child, lines)
+    panic!("it ended before {until:?}, {:?}: {seen}", child.wait().unwrap());
 }
 
 fn signal(child: &Child, signal: Signal) {
@@ -283,30 +287,30 @@ fn types() {
     let before = terminal.modes();
     assert_eq!(before, LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG);
 
-    let mut program = command("--irqchip split", &disk, "echo,hold");
+    let arguments = "--irqchip kernel --source resample --cpus 2 --share-irq";
+    let mut program = command(arguments, &disk, "share,move,share,interrupts,echo,hold");
     program.stdin(terminal.terminal.try_clone().unwrap());
-    let (mut child, mut lines) = start(program, "guest: type");
+    let (mut child, console, mut lines) = start(program, "guest: type");
     assert_eq!(terminal.modes(), LocalModes::ISIG, "keys go to the guest one by one");
     terminal.keyboard.write_all(b"a line\r").unwrap();
     assert!(lines.any(|line| line.contains("guest: heard a line")));
     assert!(lines.any(|line| line.contains("guest: flushed")));
     signal(&child, Signal::TERM);
-    let rest: Vec<_> = lines.collect();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:#?}");
-    assert!(
-        rest.iter().any(|line| line.starts_with("ended     interrupted")),
-        "{rest:#?}"
-    );
+    drop(lines.collect::<Vec<_>>());
+    let object: Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{object}");
+    assert_eq!(object["end"], "interrupted");
     assert_eq!(terminal.modes(), before, "the terminal is as it was");
+    assert_shared(&console, &object);
 }
 
 fn killed() {
     let disk = Disk::new("killed");
     let terminal = Terminal::new();
     let before = terminal.modes();
-    let mut program = command("--irqchip kernel", &disk, "hold");
+    let mut program = command("--irqchip split --cpus 1", &disk, "hold");
     program.stdin(terminal.terminal.try_clone().unwrap());
-    let (mut child, lines) = start(program, "guest: flushed");
+    let (mut child, _, lines) = start(program, "guest: flushed");
     assert_ne!(terminal.modes(), before);
     signal(&child, Signal::KILL);
     drop(lines.collect::<Vec<_>>());
