@@ -3,6 +3,8 @@
 
 mod chart;
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::Result;
@@ -70,7 +72,7 @@ fn host(results: &Results) -> Markup {
             tr { th { "load average" } td { (number(host.load_before)) " before, " (number(host.load_after)) " after" } }
             tr { th { "version" } td { (results.version) } }
             tr { th { "set" } td {
-                @if results.full { "full" } @else { "short" } ", " (results.seconds) " s, begun " (results.started) " s after 1970"
+                @if results.full { "full" } @else { "short" } ", " (results.seconds) " s, begun " (humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(results.started)))
             } }
         }
     }
