@@ -2,7 +2,11 @@
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 
 mod cargo;
+mod consumers;
+mod dependencies;
+mod features;
 mod lab;
+mod platforms;
 mod program;
 mod tally;
 mod test;

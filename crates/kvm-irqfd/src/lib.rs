@@ -49,6 +49,7 @@ mod dispatch;
 mod edge;
 mod error;
 mod event;
+pub mod eventfd;
 mod interrupts;
 mod irq_line;
 mod irqchip;
@@ -57,6 +58,8 @@ mod resample;
 mod routes;
 mod routing;
 mod split;
+#[cfg(feature = "vm-superio")]
+mod superio;
 mod wait;
 
 pub use edge::EdgeIrqfd;
@@ -69,6 +72,8 @@ pub use resample::ResampleSource;
 pub use routes::{Chip, MAX_ROUTES, Route, Routes};
 pub use routing::{Committed, Routing};
 pub use split::{EoiBroadcast, SPLIT_PINS, SplitSource, enable_split_irqchip, set_eoi_broadcast};
+#[cfg(feature = "vm-superio")]
+pub use superio::LevelTrigger;
 pub use wait::{WaitMode, Waiter};
 
 /// The README's examples, compiled.
