@@ -81,9 +81,12 @@ impl Workspace {
                         .filter_map(|target| Some(target.get("name")?.as_str()?.to_owned()))
                         .collect(),
                     is_published: package.get("publish").is_some_and(Value::is_null),
-                    features: package.get("features").and_then(Value::as_object).map_or_else(Vec::new, |features| {
-                        features.keys().filter(|name| *name != "default").cloned().collect()
-                    }),
+                    features: package
+                        .get("features")
+                        .and_then(Value::as_object)
+                        .map_or_else(Vec::new, |features| {
+                            features.keys().filter(|name| *name != "default").cloned().collect()
+                        }),
                 })
             })
             .collect::<Result<_>>()?;

@@ -20,7 +20,10 @@ pub fn run(workspace: &Workspace) -> Result<Tally> {
     for consumer in all(&workspace.root().join("consumers"))? {
         let name = consumer.file_name().unwrap_or_default().to_string_lossy();
         println!("\n     Running consumers/{name}");
-        tally.add(program::run(&format!("consumers::{name}"), command(workspace, &consumer))?);
+        tally.add(program::run(
+            &format!("consumers::{name}"),
+            command(workspace, &consumer),
+        )?);
     }
     Ok(tally)
 }
@@ -42,7 +45,7 @@ fn all(directory: &Path) -> Result<Vec<PathBuf>> {
 fn command(workspace: &Workspace, consumer: &Path) -> Command {
     let mut command = program::limited(&cargo());
     command
-        .args(["run", "--quiet", "--locked"])
+        .args(["run", "--quiet"])
         // `cargo run` leaves its place to the program, which the time limit then reaches.
         .current_dir(consumer)
         .env("CARGO_TARGET_DIR", workspace.target().join("consumers"));

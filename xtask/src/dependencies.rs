@@ -41,7 +41,11 @@ pub fn run(workspace: &Workspace) -> Result<Tally> {
         let readme = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
         tally.one("dependencies", &package.name, graph.check(package, &readme));
     }
-    tally.one("dependencies", "one version of each public type", graph.check_versions());
+    tally.one(
+        "dependencies",
+        "one version of each public type",
+        graph.check_versions(),
+    );
     Ok(tally)
 }
 
@@ -89,7 +93,12 @@ impl Graph {
                 });
             }
         }
-        for node in metadata.pointer("/resolve/nodes").and_then(Value::as_array).into_iter().flatten() {
+        for node in metadata
+            .pointer("/resolve/nodes")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             let used = array(node, "deps")
                 .filter(|dep| array(dep, "dep_kinds").any(|kind| kind.get("kind") == Some(&Value::Null)))
                 .filter_map(|dep| dep.get("pkg")?.as_str())
@@ -124,17 +133,34 @@ impl Graph {
             true => "nothing".to_owned(),
             false => names.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(", "),
         };
-        format!("{}: {}\n    and through them: {}", package.name, list(direct), list(further))
+        format!(
+            "{}: {}\n    and through them: {}",
+            package.name,
+            list(direct),
+            list(further)
+        )
     }
 
     fn check(&self, package: &Published, readme: &str) -> Result<(), String> {
         if package.name == CORE {
-            let more: Vec<_> = package.direct.iter().filter(|name| !CORE_MAY_USE.contains(&name.as_str())).collect();
+            let more: Vec<_> = package
+                .direct
+                .iter()
+                .filter(|name| !CORE_MAY_USE.contains(&name.as_str()))
+                .collect();
             if !more.is_empty() {
-                return Err(format!("{CORE} depends on {} beyond {}", Names(more), Names(CORE_MAY_USE)));
+                return Err(format!(
+                    "{CORE} depends on {} beyond {}",
+                    Names(more),
+                    Names(CORE_MAY_USE)
+                ));
             }
         }
-        let siblings = self.published.iter().map(|other| &other.name).filter(|name| *name != CORE);
+        let siblings = self
+            .published
+            .iter()
+            .map(|other| &other.name)
+            .filter(|name| *name != CORE);
         let used: Vec<_> = siblings.filter(|name| package.direct.contains(*name)).collect();
         if !used.is_empty() {
             return Err(format!("{} depends on its sibling {}", package.name, Names(used)));
@@ -154,12 +180,21 @@ impl Graph {
     fn check_versions(&self) -> Result<(), String> {
         let mut wrong = Vec::new();
         for name in PUBLIC_TYPES {
-            let versions: BTreeSet<_> = self.names.values().filter(|(other, _)| other == name).map(|(_, v)| v).collect();
+            let versions: BTreeSet<_> = self
+                .names
+                .values()
+                .filter(|(other, _)| other == name)
+                .map(|(_, v)| v)
+                .collect();
             if versions.len() > 1 {
                 wrong.push(format!("{name} in versions {}", Names(versions)));
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(Names(wrong).to_string()) }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(Names(wrong).to_string())
+        }
     }
 }
 
@@ -230,16 +265,24 @@ mod tests {
     #[test]
     fn the_core_may_use_thiserror_alone() {
         let readme = "\nDependencies: `thiserror`, `libc`.\n";
-        assert_eq!(check("interrupt-core", &["thiserror"], "\nDependencies: `thiserror`.\n"), Ok(()));
+        assert_eq!(
+            check("interrupt-core", &["thiserror"], "\nDependencies: `thiserror`.\n"),
+            Ok(())
+        );
         let error = check("interrupt-core", &["thiserror", "libc"], readme).unwrap_err();
         assert_eq!(error, "interrupt-core depends on libc beyond thiserror");
     }
 
     #[test]
     fn a_readme_lists_what_a_crate_uses_and_nothing_else() {
-        let readme = "\nDependencies: `log`, and `serde` (feature `serde-1`) when\nasked for. No `vm-memory`.\n\n`libc`";
+        let readme =
+            "\nDependencies: `log`, and `serde` (feature `serde-1`) when\nasked for. No `vm-memory`.\n\n`libc`";
         assert_eq!(check("leaf", &["log", "serde"], readme), Ok(()));
-        assert!(check("leaf", &["log", "serde", "libc"], readme).unwrap_err().ends_with("list libc"));
+        assert!(
+            check("leaf", &["log", "serde", "libc"], readme)
+                .unwrap_err()
+                .ends_with("list libc")
+        );
         assert!(check("leaf", &["log"], readme).unwrap_err().contains("lists serde"));
         assert!(check("leaf", &["log"], "").is_err());
     }
@@ -251,7 +294,10 @@ mod tests {
             let package = ("vmm-sys-util".to_owned(), version.to_owned());
             graph.names.insert(format!("vmm-sys-util {version}"), package);
         }
-        assert_eq!(graph.check_versions().unwrap_err(), "vmm-sys-util in versions 0.14.0, 0.15.0");
+        assert_eq!(
+            graph.check_versions().unwrap_err(),
+            "vmm-sys-util in versions 0.14.0, 0.15.0"
+        );
         graph.names.pop_first();
         assert_eq!(graph.check_versions(), Ok(()));
     }

@@ -10,7 +10,9 @@ pub fn run(workspace: &Workspace) -> Tally {
     println!("\n     Each feature alone, and all together");
     let mut tally = Tally::default();
     for (package, features) in workspace.published() {
-        let alone = features.iter().map(|feature| (format!("{package} with {feature}"), Some(feature)));
+        let alone = features
+            .iter()
+            .map(|feature| (format!("{package} with {feature}"), Some(feature)));
         for (name, feature) in std::iter::once((format!("{package} without features"), None)).chain(alone) {
             let mut options = vec!["--no-default-features"];
             options.extend(feature.into_iter().flat_map(|feature| ["--features", feature]));

@@ -77,7 +77,11 @@ impl Compiler {
             sysroot: directory.join("usr"),
             libraries: Some(std::env::join_paths(libraries)?),
         };
-        let version = run_command(compiler.environment(&mut Command::new(&compiler.program)).arg("--version"))?;
+        let version = run_command(
+            compiler
+                .environment(&mut Command::new(&compiler.program))
+                .arg("--version"),
+        )?;
         if !version.starts_with(&format!("rustc {OLDEST}.")) {
             bail!("{} is {}", compiler.program.display(), version.trim());
         }
@@ -129,7 +133,14 @@ fn fetch(directory: &Path) -> Result<()> {
     let apt = |program: &str| {
         let mut command = Command::new(program);
         command
-            .args(["-q", "-o", "APT::Architectures::=amd64", "-o", "APT::Architectures::=arm64", "-o"])
+            .args([
+                "-q",
+                "-o",
+                "APT::Architectures::=amd64",
+                "-o",
+                "APT::Architectures::=arm64",
+                "-o",
+            ])
             .arg(setting("Dir::State::lists", &lists))
             .arg("-o")
             .arg(setting("Dir::Cache", &cache))
@@ -180,7 +191,9 @@ fn packaged(madison: &str) -> Option<(&str, &str)> {
 /// The LLVM that it is linked with, from the line `Depends: ..` of `apt-cache show`.
 fn llvm(show: &str) -> Option<String> {
     let depends = show.lines().find_map(|line| line.strip_prefix("Depends:"))?;
-    let package = depends.split(',').find(|package| package.trim().starts_with("libllvm"))?;
+    let package = depends
+        .split(',')
+        .find(|package| package.trim().starts_with("libllvm"))?;
     Some(package.split_whitespace().next()?.to_owned())
 }
 

@@ -8,8 +8,8 @@ use clap::Args;
 
 use crate::cargo::{TestProgram, Workspace};
 use crate::lab::{self, Lab};
-use crate::{consumers, dependencies, features, platforms, program};
 use crate::tally::Tally;
+use crate::{adoption, program};
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
@@ -58,10 +58,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         total.add(program::run("model-checks", model_checks)?);
     }
     if options.packages.is_empty() {
-        total.add(dependencies::run(&workspace)?);
-        total.add(features::run(&workspace));
-        total.add(platforms::run(&workspace)?);
-        total.add(consumers::run(&workspace)?);
+        total.add(adoption::check(&workspace)?);
     }
     let in_lab = lab::suite::select(&programs);
     if !options.no_lab && !in_lab.is_empty() {
