@@ -25,6 +25,7 @@
 //! # Example
 //!
 //! See [`GuestLine`] for the guest's end on KVM, and the README for a VMM's INTx code before and after.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 mod decide;
