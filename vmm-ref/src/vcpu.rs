@@ -17,8 +17,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::controllers::Controllers;
 use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
-use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
+use crate::guest::{ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, FAULT_PORT};
 use crate::inject::inject;
+use crate::passthrough::Bar;
 
 pub(crate) const EINTR: i32 = 4;
 
@@ -108,6 +109,8 @@ pub struct Vcpu {
     pub controllers: Controllers,
     /// What serves the stores to the doorbell that exit, if there is one.
     pub bell: Option<Arc<Bell>>,
+    /// The BAR whose registers the guest reaches by exits, unless it is mapped.
+    pub bar: Option<Arc<Bar>>,
     /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
     pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
 }
@@ -160,6 +163,18 @@ impl Vcpu {
                         thread::park();
                     }
                 }
+                (VcpuExit::MmioRead(address, data), _) if is_bar(address) => {
+                    self.bar
+                        .as_ref()
+                        .map_or(Ok(()), |bar| bar.read(address - BAR_ADDRESS, data))
+                        .map_err(remote)?;
+                }
+                (VcpuExit::MmioWrite(address, data), _) if is_bar(address) => {
+                    self.bar
+                        .as_ref()
+                        .map_or(Ok(()), |bar| bar.write(address - BAR_ADDRESS, data))
+                        .map_err(remote)?;
+                }
                 (VcpuExit::IoOut(port, data), _) if rings(Space::Pio, port.into(), data)? => {}
                 (VcpuExit::MmioWrite(address, data), _) if rings(Space::Mmio, address, data)? => {}
                 (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
@@ -172,6 +187,17 @@ impl Vcpu {
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Vcpu({:?})", self.fd)
+    }
+}
+
+fn is_bar(address: u64) -> bool {
+    (BAR_ADDRESS..BAR_ADDRESS + BAR_SIZE as u64).contains(&address)
+}
+
+fn remote(source: std::io::Error) -> Error {
+    Error::System {
+        step: "the guest's access to its device",
+        source,
     }
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::PciAddress;
+use super::{PciAddress, SocketPath};
 
 /// Why a device cannot be had. Each is one line, and says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,19 @@ pub enum Unusable {
     /// Another process has it.
     #[error("{0} is in use by another process; a group has one user: end that one first")]
     Busy(PathBuf),
+    /// A vfio-user server is not there, or has no such device.
+    #[error(
+        "vfio-user:{path}: {step}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user \
+         --example vfio-user-edu -- {path}"
+    )]
+    Server {
+        /// Where it was to listen.
+        path: SocketPath,
+        /// What was tried.
+        step: &'static str,
+        /// What came of it.
+        reason: String,
+    },
     /// VFIO refused for another reason.
     #[error("{address}: {step}: {reason}; dmesg may say more")]
     Refused {
