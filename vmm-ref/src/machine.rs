@@ -186,7 +186,10 @@ impl Machine {
             fd: self.vcpu,
             controllers: controllers.clone(),
             bell: self.bell,
-            bar: self.bar.clone(),
+            bar: match self.bar.as_deref() {
+                Some(Bar::Remote(bar)) => Some(bar.clone()),
+                Some(Bar::Mapped(_)) | None => None,
+            },
             on_acknowledge: Box::new(on_acknowledge),
         };
         let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;

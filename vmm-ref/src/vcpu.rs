@@ -19,7 +19,7 @@ use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
 use crate::guest::{ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, FAULT_PORT};
 use crate::inject::inject;
-use crate::passthrough::Bar;
+use crate::passthrough::Remote;
 
 pub(crate) const EINTR: i32 = 4;
 
@@ -109,8 +109,8 @@ pub struct Vcpu {
     pub controllers: Controllers,
     /// What serves the stores to the doorbell that exit, if there is one.
     pub bell: Option<Arc<Bell>>,
-    /// The BAR whose registers the guest reaches by exits, unless it is mapped.
-    pub bar: Option<Arc<Bar>>,
+    /// The BAR whose registers the guest reaches by exits, if it has one.
+    pub bar: Option<Remote>,
     /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
     pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
 }
@@ -163,21 +163,9 @@ impl Vcpu {
                         thread::park();
                     }
                 }
-                (VcpuExit::MmioRead(address, data), _) if is_bar(address) => {
-                    self.bar
-                        .as_ref()
-                        .map_or(Ok(()), |bar| bar.read(address - BAR_ADDRESS, data))
-                        .map_err(remote)?;
-                }
-                (VcpuExit::MmioWrite(address, data), _) if is_bar(address) => {
-                    self.bar
-                        .as_ref()
-                        .map_or(Ok(()), |bar| bar.write(address - BAR_ADDRESS, data))
-                        .map_err(remote)?;
-                }
                 (VcpuExit::IoOut(port, data), _) if rings(Space::Pio, port.into(), data)? => {}
                 (VcpuExit::MmioWrite(address, data), _) if rings(Space::Mmio, address, data)? => {}
-                (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+                (exit, _) => reach(self.bar.as_ref(), exit)?,
             }
         }
         Ok(())
@@ -190,15 +178,21 @@ impl fmt::Debug for Vcpu {
     }
 }
 
-fn is_bar(address: u64) -> bool {
-    (BAR_ADDRESS..BAR_ADDRESS + BAR_SIZE as u64).contains(&address)
-}
-
-fn remote(source: std::io::Error) -> Error {
-    Error::System {
+/// An access of the guest to a device that another process has.
+fn reach(bar: Option<&Remote>, exit: VcpuExit<'_>) -> Result<()> {
+    let reached = match (exit, bar) {
+        (VcpuExit::MmioRead(address, data), Some(bar)) if is_bar(address) => bar.read(address - BAR_ADDRESS, data),
+        (VcpuExit::MmioWrite(address, data), Some(bar)) if is_bar(address) => bar.write(address - BAR_ADDRESS, data),
+        (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+    };
+    reached.map_err(|source| Error::System {
         step: "the guest's access to its device",
         source,
-    }
+    })
+}
+
+fn is_bar(address: u64) -> bool {
+    (BAR_ADDRESS..BAR_ADDRESS + BAR_SIZE as u64).contains(&address)
 }
 
 fn is_ioapic(address: u64) -> bool {

@@ -27,6 +27,7 @@ pub enum Bar {
 }
 
 /// A BAR behind a vfio-user server.
+#[derive(Clone)]
 pub struct Remote(Arc<Mutex<Client>>);
 
 impl Bar {
@@ -51,7 +52,7 @@ impl Bar {
     /// The interrupt status: 0 while the device asserts nothing.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As [`Remote::read`].
     pub fn status(&self) -> io::Result<u32> {
         self.load(STATUS)
     }
@@ -66,35 +67,12 @@ impl Bar {
         self.store(ACKNOWLEDGE, u32::MAX)
     }
 
-    /// The guest's load from `offset`, where the BAR is not mapped into its memory.
-    ///
-    /// # Errors
-    /// None of a mapped one; the server's, or that of the connection to it.
-    pub fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::Mapped(_) => data.fill(0xff),
-            Self::Remote(remote) => remote.client(|client| client.region_read(BAR, offset, data))?,
-        }
-        Ok(())
-    }
-
-    /// The guest's store to `offset`, where the BAR is not mapped into its memory.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Mapped(_) => Ok(()),
-            Self::Remote(remote) => remote.client(|client| client.region_write(BAR, offset, data)),
-        }
-    }
-
     pub(super) fn load(&self, register: usize) -> io::Result<u32> {
         match self {
             Self::Mapped(mapping) => Ok(mapping.load(register)),
-            Self::Remote(_) => {
+            Self::Remote(remote) => {
                 let mut data = [0; 4];
-                self.read(register as u64, &mut data)?;
+                remote.read(register as u64, &mut data)?;
                 Ok(u32::from_le_bytes(data))
             }
         }
@@ -106,12 +84,28 @@ impl Bar {
                 mapping.store(register, value);
                 Ok(())
             }
-            Self::Remote(_) => self.write(register as u64, &value.to_le_bytes()),
+            Self::Remote(remote) => remote.write(register as u64, &value.to_le_bytes()),
         }
     }
 }
 
 impl Remote {
+    /// A load from `offset`, the guest's too.
+    ///
+    /// # Errors
+    /// The server's, or that of the connection to it.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.client(|client| client.region_read(BAR, offset, data))
+    }
+
+    /// A store to `offset`, the guest's too.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.client(|client| client.region_write(BAR, offset, data))
+    }
+
     fn client<R>(&self, access: impl FnOnce(&mut Client) -> Result<R, vfio_user::Error>) -> io::Result<R> {
         let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         access(&mut client).map_err(io::Error::other)

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{PciAddress, SocketPath};
+use super::PciAddress;
 
 /// Why a device cannot be had. Each is one line, and says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +69,14 @@ pub enum Unusable {
     Busy(PathBuf),
     /// A vfio-user server is not there, or has no such device.
     #[error(
-        "vfio-user:{path}: {step}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user \
-         --example vfio-user-edu -- {path}"
+        "vfio-user:{}: {step}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user \
+         --example vfio-user-edu -- {}",
+        path.display(),
+        path.display()
     )]
     Server {
         /// Where it was to listen.
-        path: SocketPath,
+        path: PathBuf,
         /// What was tried.
         step: &'static str,
         /// What came of it.

@@ -71,7 +71,7 @@ impl Edu {
     pub fn connect(path: &SocketPath) -> Result<Self, Unusable> {
         let refused = |step| {
             move |reason: String| Unusable::Server {
-                path: *path,
+                path: path.path().to_owned(),
                 step,
                 reason,
             }
