@@ -107,21 +107,24 @@ impl Machine {
         })
     }
 
-    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers without an exit. A machine has room for one.
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers of a mapped one without an exit. A machine has
+    /// room for one.
     ///
     /// # Errors
     /// [`Error::Kvm`]: EEXIST for a second one.
     pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: BAR_SLOT,
-            flags: 0,
-            guest_phys_addr: BAR_ADDRESS,
-            memory_size: bar.size() as u64,
-            userspace_addr: bar.address() as u64,
-        };
-        // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it too
-        // and drops it last.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Bar::Mapped(mapping) = &*bar {
+            let region = kvm_userspace_memory_region {
+                slot: BAR_SLOT,
+                flags: 0,
+                guest_phys_addr: BAR_ADDRESS,
+                memory_size: bar.size() as u64,
+                userspace_addr: mapping.address() as u64,
+            };
+            // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it
+            // too and drops it last.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        }
         self.bar = Some(bar);
         Ok(())
     }
@@ -180,11 +183,16 @@ impl Machine {
         on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<Running> {
         let (controllers, bell) = (controllers.clone(), self.bell.clone());
+        let bar = match self.bar.as_deref() {
+            Some(Bar::Remote(bar)) => Some(bar.clone()),
+            Some(Bar::Mapped(_)) | None => None,
+        };
         self.start_with(move |fd, stop| {
             let vcpu = Vcpu {
                 fd,
                 controllers,
                 bell,
+                bar,
                 on_acknowledge: Box::new(on_acknowledge),
             };
             vcpu.run(stop)
