@@ -2,6 +2,7 @@
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 
 mod adoption;
+mod bench;
 mod cargo;
 mod consumers;
 mod dependencies;
@@ -31,6 +32,7 @@ enum Task {
     ///
     /// It is a part of `cargo xtask test`.
     Adoption,
+    Bench(bench::Options),
     Lab(lab::Options),
     /// What the lab runs beside the command; see lab/hold.rs
     #[command(hide = true)]
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Adoption => adoption::run(),
+        Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
         Task::HoldKvm => lab::hold::run().map(|()| ExitCode::SUCCESS),
     };
