@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::guest::{Controller, MAX_DEVICES};
-use crate::passthrough::PciAddress;
+use crate::passthrough::{PciAddress, SocketPath};
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -93,6 +93,8 @@ pub enum DeviceKind {
     Embedded,
     /// QEMU's `edu`, a PCI device that is given to this process by VFIO: [`crate::passthrough`].
     Vfio(PciAddress),
+    /// The same, served by another process.
+    VfioUser(SocketPath),
 }
 
 impl fmt::Display for DeviceKind {
@@ -100,6 +102,7 @@ impl fmt::Display for DeviceKind {
         match self {
             Self::Embedded => f.write_str("embedded"),
             Self::Vfio(address) => write!(f, "vfio:{address}"),
+            Self::VfioUser(path) => write!(f, "vfio-user:{path}"),
         }
     }
 }
@@ -108,10 +111,15 @@ impl FromStr for DeviceKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("vfio:") {
-            Some(address) => address.parse().map(Self::Vfio),
+        match text.split_once(':') {
+            Some(("vfio", address)) => address.parse().map(Self::Vfio),
+            Some(("vfio-user", path)) => path.parse().map(Self::VfioUser),
             None if text == "embedded" => Ok(Self::Embedded),
-            None => Err("use embedded, or vfio: and a PCI address, as vfio:0000:00:02.0".to_owned()),
+            _ => Err(
+                "use embedded, or vfio: and a PCI address, as vfio:0000:00:02.0, or vfio-user: and a socket, as \
+                      vfio-user:/run/edu.sock"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -209,11 +217,13 @@ pub enum Impossible {
     NothingToForward,
     /// A device outside of this process has to be carried to the line.
     #[error(
-        "--forward none with --device vfio: its interrupt would go nowhere; use --forward relay, kernel or split-kick"
+        "--forward none with --device vfio or vfio-user: its interrupt would go nowhere; use --forward relay, kernel or split-kick"
     )]
     NotForwarded,
     /// The device's registers are for a guest of instructions.
-    #[error("--device vfio with --machine soft: the soft machine has no guest that drives it; use --machine kvm")]
+    #[error(
+        "--device vfio or vfio-user with --machine soft: the soft machine has no guest that drives it; use --machine kvm"
+    )]
     SoftHasNoBar,
     /// The kernel loop ends in a resampling irqfd.
     #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
@@ -230,7 +240,7 @@ pub enum Impossible {
     #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
     ForwarderListens,
     /// The embedded guest knows how to drive one.
-    #[error("--sharers {0} with --device vfio: the guest drives one such device; use --sharers 1")]
+    #[error("--sharers {0} with --device vfio or vfio-user: the guest drives one such device; use --sharers 1")]
     OneVfioDevice(usize),
 }
 
@@ -276,9 +286,9 @@ impl Forward {
     pub fn default_of(device: DeviceKind, irqchip: Irqchip) -> Self {
         match (device, irqchip) {
             (DeviceKind::Embedded, _) => Self::None,
-            (DeviceKind::Vfio(_), Irqchip::Kernel) => Self::Kernel,
-            (DeviceKind::Vfio(_), Irqchip::Split) => Self::SplitKick,
-            (DeviceKind::Vfio(_), Irqchip::User) => Self::Relay,
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), Irqchip::Kernel) => Self::Kernel,
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), Irqchip::Split) => Self::SplitKick,
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), Irqchip::User) => Self::Relay,
         }
     }
 }
@@ -356,9 +366,9 @@ impl Composition {
         match (self.device, self.forward) {
             (DeviceKind::Embedded, Forward::None) => return Ok(()),
             (DeviceKind::Embedded, _) => return Err(Impossible::NothingToForward),
-            (DeviceKind::Vfio(_), Forward::None) => return Err(Impossible::NotForwarded),
-            (DeviceKind::Vfio(_), _) if self.machine == MachineKind::Soft => return Err(Impossible::SoftHasNoBar),
-            (DeviceKind::Vfio(_), _) => {}
+            (_, Forward::None) => return Err(Impossible::NotForwarded),
+            _ if self.machine == MachineKind::Soft => return Err(Impossible::SoftHasNoBar),
+            _ => {}
         }
         match (self.forward, self.source) {
             (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
@@ -407,7 +417,9 @@ impl fmt::Display for Composition {
         }
         match self.device {
             DeviceKind::Embedded => Ok(()),
-            DeviceKind::Vfio(_) => write!(f, ", device {}, forward {}", self.device, name(&self.forward)),
+            DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => {
+                write!(f, ", device {}, forward {}", self.device, name(&self.forward))
+            }
         }
     }
 }
@@ -569,7 +581,12 @@ mod tests {
 
     #[test]
     fn a_device_reads_as_it_is_written() {
-        for text in ["embedded", "vfio:0000:00:02.0", "vfio:10000:fe:1f.7"] {
+        for text in [
+            "embedded",
+            "vfio:0000:00:02.0",
+            "vfio:10000:fe:1f.7",
+            "vfio-user:/run/edu.sock",
+        ] {
             let device: DeviceKind = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
             assert_eq!(serde_json::to_value(device).unwrap(), text);

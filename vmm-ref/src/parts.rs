@@ -24,7 +24,7 @@ pub struct Parts {
     pub passthrough: Option<Passthrough>,
 }
 
-/// A device of VFIO and what carries its interrupt.
+/// A device outside of this process and what carries its interrupt.
 // Field order is drop order: INTx is disabled while the device is there.
 #[derive(Debug)]
 pub struct Passthrough {
@@ -42,8 +42,13 @@ impl Parts {
     /// Otherwise that of the part that could not be had; nothing is left registered.
     pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         composition.check()?;
-        if let DeviceKind::Vfio(address) = composition.device {
-            return Self::pass_through(Edu::open(address)?, controllers, status, composition);
+        let edu = match composition.device {
+            DeviceKind::Embedded => None,
+            DeviceKind::Vfio(address) => Some(Edu::open(address)?),
+            DeviceKind::VfioUser(path) => Some(Edu::connect(&path)?),
+        };
+        if let Some(edu) = edu {
+            return Self::pass_through(edu, controllers, status, composition);
         }
         let gsi = composition.controller.gsi();
         let sources = (0..composition.sharers)
@@ -77,7 +82,7 @@ impl Parts {
     /// it is how the EOIs are counted and timed.
     fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
-        let label = edu.address().to_string();
+        let label = edu.label().to_owned();
         let source = controllers.source(composition.source, gsi, label)?;
         let notifier = controllers.notifier();
         let eois = Eois::by_eventfd(&*notifier, &[gsi.into()], waiter(composition.wait))?;

@@ -81,6 +81,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod device;
@@ -104,7 +105,7 @@ pub use error::{Error, Result};
 pub use gsi::Gsi;
 pub use key::SourceKey;
 pub use level::{Delivery, Level, Lowered, LoweredBy};
-pub use line::{Line, LineSource};
+pub use line::{Line, LineCounts, LineSource};
 pub use listeners::Listeners;
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use interrupt_core::{EoiGuard, EoiNotifier, LevelSource, Listener, Subject};
-use vfio_intx::{GuestLine, Intx, Relay, State, VfioIntx};
+use vfio_intx::{GuestLine, Intx, Relay, State};
 
 use super::Edu;
 use crate::composition::{Forward, Impossible, name};
@@ -39,8 +39,7 @@ impl Forwarding {
             Forward::Kernel => GuestLine::kernel(source, notifier),
             Forward::SplitKick => GuestLine::split(source, notifier),
         };
-        let interrupt = VfioIntx::new(edu.address().to_string(), Arc::clone(edu.device()));
-        let (intx, relay) = Intx::new(Arc::new(interrupt))?;
+        let (intx, relay) = Intx::new(Arc::clone(edu.interrupt()))?;
         let thread = thread::Builder::new()
             .name("relay".to_owned())
             .spawn(move || run(relay))
