@@ -66,7 +66,9 @@ Examples:
   vmm-ref run --kernel vmlinuz --irqchip split --memory 512M --cpus 2
                                    it programs the IOAPIC of this process
   vmm-ref run --kernel vmlinuz --disk a.img --disk b.img --share-irq
-                                   all its virtio devices on one line";
+                                   all its virtio devices on one line
+
+Exit status with --kernel: what the guest writes to I/O port 0xf4, if it does; else 0 after a power-off, and 1 after a reset.";
 
 const PROBE_EXAMPLES: &str = "\
 Examples:

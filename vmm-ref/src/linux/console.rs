@@ -238,10 +238,20 @@ struct Output {
 }
 
 impl Output {
-    /// Passes on what there is.
+    /// Passes on what there is. Who does not read holds the guest up, but not the end of the run.
     fn pass_on(&mut self) {
-        if self.out.write_all(&self.buffer).is_err() {
-            self.ending.end(End::ConsoleClosed);
+        let mut left = &self.buffer[..];
+        while !left.is_empty() {
+            match self.out.write(left) {
+                Ok(written) if written > 0 => left = &left[written..],
+                // The end of the run interrupts its processors.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.ending.ended().is_none() => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
+                Ok(_) | Err(_) => {
+                    self.ending.end(End::ConsoleClosed);
+                    break;
+                }
+            }
         }
         self.buffer.clear();
     }

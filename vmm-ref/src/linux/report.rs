@@ -44,6 +44,9 @@ pub struct DeviceAccount {
     pub counts: Counts,
     /// What the guest has said of the line, all its devices together; `null` when it has not.
     pub guest: Option<GuestCount>,
+    /// Why KVM did not take its doorbell although it was asked to; not there when it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trapped: Option<String>,
     /// Why it needed a reset; not there when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needed_reset: Option<String>,
@@ -117,6 +120,9 @@ impl fmt::Display for DeviceAccount {
         if let Some(GuestCount { count, flow }) = &self.guest {
             write!(f, "; the guest counted {count} ({flow})")?;
         }
+        if let Some(why) = &self.trapped {
+            write!(f, "; its doorbell is trapped: {why}")?;
+        }
         match &self.needed_reset {
             Some(why) => write!(f, "; NEEDED A RESET: {why}"),
             None => Ok(()),
@@ -153,5 +159,101 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     match summary.guest_status {
         Some(status) => writeln!(out, "ended     {end} after {elapsed:.1} s, with status {status}"),
         None => writeln!(out, "ended     {end} after {elapsed:.1} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account() -> Summary {
+        let serial = DeviceAccount {
+            name: "ttyS0".to_owned(),
+            gsi: Gsi(4),
+            counts: Counts {
+                raised: 9,
+                eois: 8,
+                restated: 1,
+                errors: 0,
+            },
+            guest: Some(GuestCount {
+                count: 7,
+                flow: "fasteoi".to_owned(),
+            }),
+            trapped: None,
+            needed_reset: None,
+        };
+        let disk = DeviceAccount {
+            name: "virtio0 (disk d)".to_owned(),
+            gsi: Gsi(16),
+            guest: None,
+            needed_reset: Some("the chain at 3 is a loop".to_owned()),
+            ..serial.clone()
+        };
+        Summary {
+            setup: Setup {
+                host: Host {
+                    kernel: "6.18.0".to_owned(),
+                    kvm_modules: vec!["kvm_amd".to_owned()],
+                    cpus: 2,
+                },
+                irqchip: Irqchip::Split,
+                source: Source::Pin,
+                doorbell: Doorbell::Trap,
+                cpus: 2,
+                memory_mib: 256,
+            },
+            devices: vec![serial, disk],
+            end: End::PowerOff,
+            guest_status: Some(3),
+            elapsed: Duration::from_millis(1500),
+        }
+    }
+
+    #[test]
+    fn lines_say_what_both_sides_counted() {
+        let mut out = Vec::new();
+        setup(&mut out, &account().setup).unwrap();
+        summary(&mut out, &account()).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "host      Linux 6.18.0, kvm_amd, 2 CPUs\n\
+             composed  irqchip split, source pin, doorbell trap, 2 CPUs, 256 MiB\n\
+             device    ttyS0: gsi 4: raised 9, EOIs 8, restated 1; the guest counted 7 (fasteoi)\n\
+             device    virtio0 (disk d): gsi 16: raised 9, EOIs 8, restated 1; NEEDED A RESET: the chain at 3 is a loop\n\
+             ended     the guest switched itself off after 1.5 s, with status 3\n"
+        );
+    }
+
+    #[test]
+    fn the_object_has_the_documented_fields_in_their_order() {
+        let mut account = account();
+        account.devices.truncate(1);
+        assert_eq!(
+            serde_json::to_string(&account).unwrap(),
+            concat!(
+                r#"{"host":"Linux 6.18.0, kvm_amd, 2 CPUs","irqchip":"split","source":"pin","doorbell":"trap","cpus":2,"#,
+                r#""memory_mib":256,"devices":[{"name":"ttyS0","gsi":4,"raised":9,"eois":8,"restated":1,"errors":0,"#,
+                r#""guest":{"count":7,"flow":"fasteoi"}}],"end":"power-off","guest_status":3,"elapsed_s":1.5}"#
+            )
+        );
+    }
+
+    #[test]
+    fn the_exit_status_is_the_guests_where_it_ended_by_itself() {
+        let status = |end, guest_status| {
+            Summary {
+                end,
+                guest_status,
+                ..account()
+            }
+            .exit_status()
+        };
+        assert_eq!(status(End::PowerOff, None), 0);
+        assert_eq!(status(End::PowerOff, Some(3)), 3);
+        assert_eq!(status(End::Reset, None), 1);
+        assert_eq!(status(End::Reset, Some(0)), 0);
+        assert_eq!(status(End::TripleFault, Some(0)), 1);
+        assert_eq!(status(End::Interrupted, Some(0)), 130);
     }
 }

@@ -249,7 +249,7 @@ pub fn run(kvm: &Kvm, prepared: Prepared, setup: Setup, input: File, output: Fil
     drop(terminal);
     let summary = Summary {
         setup,
-        devices: account(&devices),
+        devices: account(&devices, options.doorbell),
         end: ending.ended().unwrap_or(End::Interrupted),
         guest_status: devices.power.status(),
         elapsed,
@@ -268,12 +268,13 @@ fn processor(kvm: &Kvm, vm: &VmFd, id: u8, cpus: u8, kernel: &Kernel) -> Result<
     Ok(vcpu)
 }
 
-fn account(devices: &Devices) -> Vec<DeviceAccount> {
+fn account(devices: &Devices, asked: Doorbell) -> Vec<DeviceAccount> {
     let serial = DeviceAccount {
         name: "ttyS0".to_owned(),
         gsi: devices.serial_line.gsi(),
         counts: devices.serial_line.counts(),
         guest: devices.console.guest_count(devices.serial_line.gsi()),
+        trapped: None,
         needed_reset: None,
     };
     let virtio = devices.virtio.iter().map(|device| {
@@ -283,6 +284,7 @@ fn account(devices: &Devices) -> Vec<DeviceAccount> {
             gsi: line.gsi(),
             counts: line.counts(),
             guest: devices.console.guest_count(line.gsi()),
+            trapped: device.trapped().filter(|_| asked == Doorbell::Ioeventfd),
             needed_reset: device.mmio.shared().trouble().map(|why| why.to_string()),
         }
     });
