@@ -269,7 +269,13 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, Refused> {
-        Cli::from(line.split(' ').map(OsString::from))
+        // Words in single quotes are one, as in a shell.
+        let parts = line.split('\'').enumerate();
+        let words = parts.flat_map(|(n, part)| match n % 2 {
+            0 => part.split_whitespace().map(OsString::from).collect::<Vec<_>>(),
+            _ => vec![part.into()],
+        });
+        Cli::from(words)
     }
 
     #[test]
