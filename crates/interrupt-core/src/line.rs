@@ -4,6 +4,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64 as Count;
 
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
@@ -144,7 +145,7 @@ struct Contribution {
     mark: AtomicU64,
     /// How often it has begun to assert. Written under the drive lock only. A std atomic even under a model checker: it orders
     /// nothing.
-    asserted: std::sync::atomic::AtomicU64,
+    asserted: Count,
 }
 
 impl<P: Pin> Line<P> {
@@ -218,7 +219,7 @@ impl<P: Pin> Line<P> {
             label: label.into(),
             lowered_by,
             mark: AtomicU64::new(LOW),
-            asserted: std::sync::atomic::AtomicU64::new(0),
+            asserted: Count::new(0),
         });
         lock(&self.contributions).push(Arc::clone(&contribution));
         LineSource {
