@@ -27,7 +27,6 @@ use rustix::io::Errno;
 use self::machine::{Sink, TimeLimitStruck};
 use self::packages::Parts;
 use crate::cargo::Workspace;
-use crate::tally::Tally;
 
 /// What a run may take when nothing else is said.
 pub const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -120,21 +119,9 @@ fn run_command(options: &Options) -> Result<ExitCode> {
 
 fn run_suite(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let packages = workspace.existing(suite::packages());
-    let programs = if packages.is_empty() {
-        vec![]
-    } else {
-        workspace.build_tests(&packages)?
-    };
-    let programs = suite::select(&programs);
-    let mut total = Tally::default();
-    if programs.is_empty() {
-        total.skip("lab", suite::NONE_YET);
-    } else {
-        let time_limit = Duration::from_secs(options.time_limit);
-        let lab = Lab::open(workspace.target(), time_limit)?;
-        total.add(suite::run(&lab, &programs, time_limit, options.verbose));
-    }
+    let time_limit = Duration::from_secs(options.time_limit);
+    let lab = Lab::open(workspace.target(), time_limit)?;
+    let total = suite::run(&lab, &workspace, &suite::packages(&[]), time_limit, options.verbose)?;
     print!("\n{total}");
     Ok(total.exit_code())
 }
