@@ -15,7 +15,7 @@ pub mod eoi;
 pub mod error;
 pub mod guest;
 pub mod host;
-mod inject;
+pub mod inject;
 pub mod latency;
 pub mod machine;
 pub mod observe;

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -178,14 +179,25 @@ impl Machine {
         controllers: &Controllers,
         on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<Running> {
-        let status = self.status()?;
-        let vcpu = Vcpu {
-            fd: self.vcpu,
-            controllers: controllers.clone(),
-            bell: self.bell,
-            on_acknowledge: Box::new(on_acknowledge),
-        };
-        let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;
+        let (controllers, bell) = (controllers.clone(), self.bell.clone());
+        self.start_with(move |fd, stop| {
+            let vcpu = Vcpu {
+                fd,
+                controllers,
+                bell,
+                on_acknowledge: Box::new(on_acknowledge),
+            };
+            vcpu.run(stop)
+        })
+    }
+
+    /// The same with a `body` of the caller's own that runs the vCPU until its flag becomes true.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(self, body: impl FnOnce(VcpuFd, &AtomicBool) -> Result<()> + Send + 'static) -> Result<Running> {
+        let (status, vcpu) = (self.status()?, self.vcpu);
+        let cpu = Cpu::start("vcpu0", move |stop| body(vcpu, stop))?;
         // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
         Running::new(cpu, &status, (self.vm, self.memory, self.bar))
     }

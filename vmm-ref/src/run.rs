@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::composition::{Composition, DeviceKind, Impossible, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Impossible, MachineKind};
 use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::doorbell::{self, Doorbell};
 use crate::error::{Error, Result};
 use crate::guest::{Controller, Idle, Program, Status};
-use crate::latency::Percentiles;
+use crate::latency::{Latency, Percentiles};
 use crate::machine::Machine;
 use crate::parts::Parts;
 use crate::passthrough::Bar;
@@ -89,6 +89,8 @@ pub struct Summary {
     pub found_nothing: u64,
     /// From assertion to the EOI that ends the request.
     pub latency: Option<Percentiles>,
+    /// All of these latencies.
+    pub distribution: Latency,
     /// The first round trips.
     pub trace: Vec<Watched>,
     /// From the first assertion to the last EOI.
@@ -119,10 +121,7 @@ pub fn run(
         edu: composition.device != DeviceKind::Embedded,
         acknowledge: composition.acknowledge(),
         eoi: options.guest_eoi,
-        idle: match composition.irqchip {
-            Irqchip::Split => Idle::Spin,
-            Irqchip::Kernel | Irqchip::User => Idle::Halt,
-        },
+        idle: Idle::on(composition.irqchip),
     };
     let (mut guest, controllers) = Guest::new(kvm, program, composition)?;
     let status = guest.status()?;
@@ -296,6 +295,7 @@ impl Summary {
             handler_runs,
             found_nothing: status.found_nothing().into(),
             latency: traffic.latency.percentiles(),
+            distribution: traffic.latency.clone(),
             trace: traffic.trace.clone(),
             elapsed: traffic.elapsed,
             doorbell,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 
+mod bench;
 mod cargo;
 mod lab;
 mod program;
@@ -22,6 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Test(test::Options),
+    Bench(bench::Options),
     Lab(lab::Options),
     /// What the lab runs beside the command; see lab/hold.rs
     #[command(hide = true)]
@@ -31,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
         Task::HoldKvm => lab::hold::run().map(|()| ExitCode::SUCCESS),
     };
