@@ -4,7 +4,6 @@
 //! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
 //! vfio-pci. The programs in it are the build machine's own.
 
-pub mod hold;
 mod initramfs;
 mod machine;
 mod modules;
@@ -29,7 +28,7 @@ use self::packages::Parts;
 use crate::cargo::Workspace;
 
 /// What a run may take when nothing else is said.
-pub const TIME_LIMIT: Duration = Duration::from_secs(600);
+pub const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit codes of our own, as timeout(1) and container engines have them.
 const TIME_LIMIT_STRUCK: u8 = 124;

@@ -25,9 +25,6 @@ enum Task {
     Test(test::Options),
     Bench(bench::Options),
     Lab(lab::Options),
-    /// What the lab runs beside the command; see lab/hold.rs
-    #[command(hide = true)]
-    HoldKvm,
 }
 
 fn main() -> ExitCode {
@@ -35,7 +32,6 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
-        Task::HoldKvm => lab::hold::run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
