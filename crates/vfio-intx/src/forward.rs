@@ -230,6 +230,11 @@ impl Forward {
         eventfd::signal(&self.changed)
     }
 
+    /// Whether the line is asserted, and its EOI has not been seen.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
     /// Whether a pulse may not have been served yet.
     pub(crate) fn pulse_pending(&self) -> bool {
         self.pulse && (self.pending.load(Ordering::Relaxed) || self.missed.load(Ordering::Relaxed))

@@ -12,16 +12,16 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::{DeviceInterrupt, EoiGuard, InterruptInfo, Listener};
+use interrupt_core::registry::{DeviceIrq, Limits, Now, Path, ProducerInfo};
+use interrupt_core::{DeviceInterrupt, EoiGuard, GuestLine, InterruptInfo, Listener};
 
 use crate::decide::{Circumstances, Wiring, decide};
 use crate::error::{Error, Result};
 use crate::eventfd;
 use crate::forward::{Failed, Forward, Trouble};
-use crate::guest_line::GuestLine;
 use crate::relay::Relay;
 use crate::saved::IntxState;
-use crate::state::{Because, Direct, Fallback, State, Status};
+use crate::state::{Because, Fallback, State, Status};
 
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
@@ -90,7 +90,7 @@ impl Intx {
     pub fn enable(&self) -> Result<State> {
         self.shared.change("enable", |control| {
             control.wanted.enabled = true;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -107,6 +107,8 @@ impl Intx {
     ///
     /// The same source again, as a line of another kind, changes the path under running interrupts.
     ///
+    /// An `Intx` that is in a registry gets its line from there.
+    ///
     /// # Errors
     /// As [`enable`](Self::enable). With a new line that refuses its subscription, or a device that refuses to be taken off
     /// the old one, INTx stays on the old line and works there.
@@ -116,7 +118,10 @@ impl Intx {
                 (Some(old), Some(new)) => old.is(new),
                 _ => false,
             };
-            control.fell_back &= same;
+            if !same {
+                control.failed.clear();
+            }
+            control.wanted.only = None;
             control.wanted.line = line;
         })
     }
@@ -166,7 +171,7 @@ impl Intx {
     pub fn leave_msi(&self) -> Result<State> {
         self.shared.change("return from MSI to", |control| {
             control.wanted.msi = false;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -181,11 +186,17 @@ impl Intx {
         self.shared.off(&mut control, Because::Reset);
         let outcome = reset();
         control.wanted.disintx = false;
-        control.fell_back = false;
+        control.failed.clear();
         self.shared
             .settle(&mut control)
             .map_err(|fault| self.shared.error("reset", fault, &mut control))?;
         Ok(outcome)
+    }
+
+    /// Says what the host calls this interrupt, so that it can be forwarded explicitly
+    /// ([`Registry::forward`](interrupt_core::registry::Registry::forward)), or by the host. Before it is registered.
+    pub fn set_irq(&self, irq: Option<DeviceIrq>) {
+        self.shared.control().irq = irq;
     }
 
     /// What a snapshot keeps. Nothing is disturbed; the vCPUs should be paused, and the relay not be run meanwhile.
@@ -197,7 +208,9 @@ impl Intx {
             msi,
             guest_mask,
             disintx,
+            stopped: _,
             line: _,
+            only: _,
         } = control.wanted;
         IntxState {
             version: IntxState::VERSION,
@@ -250,7 +263,7 @@ impl Intx {
             control.wanted.msi = msi;
             control.wanted.guest_mask = masked;
             control.wanted.disintx = disintx;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -269,6 +282,58 @@ impl Intx {
             fallbacks: control.fallbacks,
             last_error: control.last_error.clone(),
         }
+    }
+}
+
+/// What [`Producer`](interrupt_core::registry::Producer) needs.
+impl Intx {
+    pub(crate) fn device_label(&self) -> &str {
+        self.shared.device.label()
+    }
+
+    pub(crate) fn producer_info(&self) -> ProducerInfo {
+        self.shared.producer(&self.shared.control())
+    }
+
+    pub(crate) fn producer_now(&self) -> Now {
+        let control = self.shared.control();
+        let path = match control.wiring {
+            Wiring::Off | Wiring::Parked => None,
+            Wiring::Relay => Some(Path::Relay),
+            Wiring::Direct(path) => Some(path),
+        };
+        let failed = control.failed.last();
+        Now {
+            path,
+            held: path.is_none().then(|| control.because.to_string()),
+            masked: control.wanted.guest_mask || control.wanted.disintx,
+            active: path == Some(Path::Relay) && self.shared.forward.is_pending(),
+            failed: failed.map(|(_, error)| error.to_string()),
+        }
+    }
+
+    /// Holds INTx back until [`start`](Self::start): the device is parked, and its line is the caller's to lower.
+    pub(crate) fn stop(&self) -> Result<State> {
+        self.shared.change("stop", |control| control.wanted.stopped = true)
+    }
+
+    /// Leads INTx to this line, and nowhere.
+    pub(crate) fn lead_to(&self, line: Option<GuestLine>, only: Option<Path>) -> Result<State> {
+        self.shared.change("connect", |control| {
+            // With no line there is nothing to start.
+            control.wanted.stopped &= line.is_some();
+            control.wanted.line = line;
+            control.wanted.only = only;
+            control.failed.clear();
+        })
+    }
+
+    /// Ends [`stop`](Self::stop). The path that was asked for may have failed; INTx is on another one then.
+    pub(crate) fn start(&self) -> Result<Option<Arc<interrupt_core::Error>>> {
+        self.shared.change("start", |control| control.wanted.stopped = false)?;
+        let control = self.shared.control();
+        let failed = control.failed.iter().find(|(path, _)| Some(*path) == control.wanted.only);
+        Ok(failed.map(|(_, error)| Arc::clone(error)))
     }
 }
 
@@ -304,7 +369,11 @@ struct Wanted {
     msi: bool,
     guest_mask: bool,
     disintx: bool,
+    /// A registry is between its stop and its start.
+    stopped: bool,
     line: Option<GuestLine>,
+    /// The path that a registry has chosen; without one, the best is chosen here.
+    only: Option<Path>,
 }
 
 struct Control {
@@ -319,7 +388,10 @@ struct Control {
     /// The line that such a device may still signal, to be lowered when it has been taken off it after all.
     astray: Option<GuestLine>,
     relay: bool,
-    fell_back: bool,
+    /// The paths that have failed since something happened that would make another try worth it.
+    failed: Vec<(Path, Arc<interrupt_core::Error>)>,
+    /// What the host calls the interrupt.
+    irq: Option<DeviceIrq>,
     fallback: Option<Fallback>,
     fallbacks: u64,
     last_error: Option<Arc<interrupt_core::Error>>,
@@ -333,7 +405,9 @@ impl Control {
                 msi: false,
                 guest_mask: false,
                 disintx: false,
+                stopped: false,
                 line: None,
+                only: None,
             },
             wiring: Wiring::Off,
             because: Because::NotEnabled,
@@ -341,7 +415,8 @@ impl Control {
             set_up: false,
             astray: None,
             relay: true,
-            fell_back: false,
+            failed: Vec::new(),
+            irq: None,
             fallback: None,
             fallbacks: 0,
             last_error: None,
@@ -379,6 +454,15 @@ impl From<interrupt_core::Error> for Fault {
 }
 
 impl Shared {
+    /// What the registry, and its deciding function, are told of this side.
+    fn producer(&self, control: &Control) -> ProducerInfo {
+        ProducerInfo {
+            interrupt: self.info,
+            relay: control.relay,
+            irq: control.irq,
+        }
+    }
+
     fn control(&self) -> MutexGuard<'_, Control> {
         // A holder panics only when a line, a notifier or a device does, or the caller's reset; what is wired is
         // written down as it is done, and the next operation goes on from there.
@@ -429,15 +513,19 @@ impl Shared {
 
     /// Brings the wires to where they are to be. On an error they are where they were before, or off.
     fn settle(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        let limits = Limits {
+            only: control.wanted.only,
+            failed: control.failed.clone(),
+        };
         let (target, because) = decide(&Circumstances {
             enabled: control.wanted.enabled,
             msi: control.wanted.msi,
             guest_mask: control.wanted.guest_mask,
             disintx: control.wanted.disintx,
+            stopped: control.wanted.stopped,
             line: control.wanted.line.as_ref(),
-            info: self.info,
-            relay: control.relay,
-            fell_back: control.fell_back,
+            producer: self.producer(control),
+            limits: &limits,
         });
         let line = match (target, &control.wanted.line) {
             (Wiring::Off, _) | (_, None) => {
@@ -543,7 +631,10 @@ impl Shared {
                 }
             }
         }
-        self.withdraw(control);
+        // A registry stops the line next, which lowers it.
+        if !control.wanted.stopped {
+            self.withdraw(control);
+        }
         control.wiring = Wiring::Parked;
         Ok(())
     }
@@ -586,7 +677,7 @@ impl Shared {
     }
 
     /// Parked -> Direct, unmasked. On an error Parked still, or off.
-    fn direct(&self, control: &mut Control, line: &GuestLine, direct: Direct) -> Step {
+    fn direct(&self, control: &mut Control, line: &GuestLine, direct: Path) -> Step {
         let Some(trigger) = line.source().trigger() else {
             // It had one a moment ago, when the path was decided.
             return Err(interrupt_core::Error::Unsupported {
@@ -651,12 +742,12 @@ impl Shared {
     fn fall_back(
         &self,
         control: &mut Control,
-        wanted: Direct,
+        wanted: Path,
         error: interrupt_core::Error,
     ) -> std::result::Result<(), Fault> {
         let error = Arc::new(error);
         log::warn!("INTx of {}: {wanted} failed: {error}", self.device.label());
-        control.fell_back = true;
+        control.failed.push((wanted, Arc::clone(&error)));
         control.fallbacks += 1;
         control.fallback = Some(Fallback {
             wanted,
@@ -686,7 +777,7 @@ impl Shared {
             }
             control.note(torn_down);
         }
-        if !matches!(because, Because::NoRoute | Because::NoRelay) {
+        if !matches!(because, Because::NoRoute | Because::NoRelay | Because::Changing) {
             self.forward.forget();
         }
         self.withdraw(control);

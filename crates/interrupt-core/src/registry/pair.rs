@@ -184,7 +184,6 @@ impl Pair {
         producer.disconnect();
         // There is nothing connected that a refusal could keep from working.
         let _ = consumer.start();
-        let _ = producer.start();
         self.connected = None;
     }
 

@@ -67,11 +67,10 @@ pub trait Producer: fmt::Debug + Send + Sync {
     /// When the line or the device refuses. It is then as it was, and stopped still.
     fn connect(&self, path: Path, consumer: &dyn Consumer) -> Result<()>;
 
-    /// Leads the interrupt nowhere. What a step leaves undone cannot be helped and is the producer's to report.
+    /// Leads the interrupt nowhere, which ends a stop too. What a step leaves undone cannot be helped and is the producer's to report.
     fn disconnect(&self);
 
-    /// Lets the interrupt come, by the path that it was connected by; a level that the device holds is signalled now. When it is
-    /// not connected this ends the stop and does nothing else.
+    /// Lets the interrupt come, by the path that it was connected by; a level that the device holds is signalled now.
     ///
     /// # Errors
     /// When the path cannot be had. The interrupt is then carried in another way, or disabled at the device, but is not masked with
