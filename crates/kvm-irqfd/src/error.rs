@@ -139,6 +139,14 @@ pub enum Error {
         /// What it said.
         source: io::Error,
     },
+    /// A request to forward that is malformed. EINVAL.
+    #[error("{operation}: {source}")]
+    Request {
+        /// The ioctl.
+        operation: &'static str,
+        /// What is wrong with it.
+        source: interrupt_core::registry::Error,
+    },
     /// The system refused something that is about no line in particular.
     #[error("{operation}: {source}")]
     Vm {
@@ -155,6 +163,7 @@ impl Error {
         let errno = match self {
             Self::MixedUse { .. } | Self::AlreadyBound { .. } => Errno::BUSY,
             Self::TableFull { .. } => Errno::NOSPC,
+            Self::Request { source, .. } => return source.errno(),
             Self::Os { source, .. } | Self::Vm { source, .. } => return source.raw_os_error(),
             Self::NoIrqchip { .. }
             | Self::SplitIrqchip { .. }

@@ -78,6 +78,8 @@ pub enum WhyNot {
     End(LineEnd),
     /// The host does not forward, for this reason.
     Host(Arc<str>),
+    /// The device is none of the host's: the host has no name for its interrupt.
+    NotOfHost,
     /// The device takes no unmask eventfd.
     NoUnmaskEventfd,
     /// The source has no trigger eventfd that the device could signal.
@@ -97,6 +99,7 @@ impl fmt::Display for WhyNot {
             Self::End(LineEnd::User(reason)) => f.write_str(reason),
             Self::End(end) => write!(f, "the line ends elsewhere ({end})"),
             Self::Host(reason) => f.write_str(reason),
+            Self::NotOfHost => f.write_str("the device is none of the host's"),
             Self::NoUnmaskEventfd => f.write_str("the device takes no unmask eventfd"),
             Self::NoTriggerEventfd => f.write_str("the source has no trigger eventfd"),
             Self::NoRelay => f.write_str("nobody runs a relay"),
@@ -203,6 +206,9 @@ fn stands_in_the_way(
     }
     if let (true, Err(reason)) = (needs.host, &consumer.host_forward) {
         return Some(WhyNot::Host(Arc::clone(reason)));
+    }
+    if needs.host && producer.irq.is_none() {
+        return Some(WhyNot::NotOfHost);
     }
     if needs.unmask_fd && !interrupt.unmask_fd {
         return Some(WhyNot::NoUnmaskEventfd);
