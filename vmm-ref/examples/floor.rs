@@ -68,6 +68,7 @@ fn composed(kvm: &Kvm, controller: Controller, wait: Wait, count: u64) -> Result
         },
         count,
         guest_eoi: true,
+        swap_every: None,
     };
     Ok(run(Some(kvm), &options, &AtomicBool::new(false), &mut |_| {})?.latency)
 }

@@ -45,6 +45,9 @@ Examples:
   vmm-ref run --doorbell ioeventfd
                                    the guest stores to a doorbell too, without an exit
   vmm-ref run --doorbell trap      the same stores, each with an exit
+  vmm-ref run --device model       a model of a device with an INTx, whose path the registry chooses
+  vmm-ref run --device model --forward auto --swap-every 50 --count 100000
+                                   the path changes every 50 round trips
   vmm-ref run --device vfio:0000:00:02.0
                                    QEMU's edu device, bound to vfio-pci (cargo xtask lab)
   vmm-ref run --device vfio:0000:00:02.0 --forward relay
@@ -111,13 +114,18 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub eoi: Option<Eoi>,
 
-    /// The device: embedded, or vfio:ADDRESS for QEMU's edu device, bound to vfio-pci, at that PCI address
+    /// The device: embedded; model, for a model of a device with an INTx; or vfio:ADDRESS, for QEMU's edu device, bound to vfio-pci,
+    /// at that PCI address
     #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
     pub device: DeviceKind,
 
-    /// What carries a VFIO device's interrupt and the EOI [default: kernel, or split-kick with --irqchip split, or relay]
+    /// What carries the interrupt of a model or VFIO device, and the EOI [default: auto]
     #[arg(long, value_enum)]
     pub forward: Option<Forward>,
+
+    /// With --forward auto: change the path every N round trips, in the middle of one, to another at random
+    #[arg(long, value_name = "N", value_parser = swap_every)]
+    pub swap_every: Option<u64>,
 
     /// How many devices share the GSI; they make their requests in turn
     #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
@@ -158,10 +166,15 @@ impl RunArgs {
         self.irqchip.unwrap_or(Irqchip::default_of(machine))
     }
 
+    /// What carries the device's interrupt.
+    pub fn forward(&self) -> Forward {
+        self.forward.unwrap_or(Forward::default_of(self.device))
+    }
+
     /// The composition that is asked for; the caller knows the machine and the default controller.
     pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
         let irqchip = self.irqchip(machine);
-        let forward = self.forward.unwrap_or(Forward::default_of(self.device, irqchip));
+        let forward = self.forward();
         let source = self.source.unwrap_or(Source::default_with(irqchip, forward));
         Composition {
             source,
@@ -187,6 +200,7 @@ impl Default for RunArgs {
             eoi: None,
             device: DeviceKind::Embedded,
             forward: None,
+            swap_every: None,
             sharers: 1,
             wait: Wait::Block,
             count: 10_000,
@@ -194,6 +208,13 @@ impl Default for RunArgs {
             no_guest_eoi: false,
             json: false,
         }
+    }
+}
+
+fn swap_every(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(every @ 1..) => Ok(every),
+        _ => Err("use a number of round trips, from 1".to_owned()),
     }
 }
 

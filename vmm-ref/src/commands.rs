@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ProbeArgs, RunArgs};
-use crate::composition::{Composition, DeviceKind, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Forward, Impossible, Irqchip, MachineKind};
 use crate::error::Error;
 use crate::guest::Controller;
 use crate::host::Host;
@@ -50,6 +50,10 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
                 .map_err(Error::Impossible)?;
         }
     }
+    let forward = arguments.forward();
+    if arguments.swap_every.is_some() && forward != Forward::Auto {
+        return Err(Error::Impossible(Impossible::NoSwap(forward)).into());
+    }
     if let DeviceKind::Vfio(address) = arguments.device {
         passthrough::check(address).map_err(Error::Unusable)?;
     }
@@ -63,7 +67,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
             return Err(error.into());
         }
-        (None, Err(error)) if arguments.device != DeviceKind::Embedded => return Err(error.into()),
+        (None, Err(error)) if matches!(arguments.device, DeviceKind::Vfio(_)) => return Err(error.into()),
         (None, Err(error)) => {
             let note = format!("vmm-ref: {error}; running on the soft machine instead");
             // Nobody is left to tell if standard error is gone.
@@ -99,6 +103,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         composition,
         count: arguments.count,
         guest_eoi: !arguments.no_guest_eoi,
+        swap_every: arguments.swap_every,
     };
     let bar = progress::bar(arguments.count);
     let summary = run(kvm.as_ref(), &options, &interrupted, &mut |done| bar.set_position(done));

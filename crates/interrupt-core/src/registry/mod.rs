@@ -162,6 +162,14 @@ impl Registry {
         self.on(id, |pair| self.want(id, pair, wanted).map(|()| pair.path()))
     }
 
+    /// The paths that both sides of an identity can do, best first; none while one of them is missing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn possible(&self, id: EventId) -> Result<Vec<Path>> {
+        self.on(id, |pair| Ok(pair.possible()))
+    }
+
     /// The path of an identity, if it has one.
     pub fn path(&self, id: EventId) -> Option<Path> {
         self.on(id, |pair| Ok(pair.path())).ok().flatten()

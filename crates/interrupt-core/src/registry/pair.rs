@@ -72,6 +72,14 @@ impl Pair {
         self.connected
     }
 
+    pub(super) fn possible(&self) -> Vec<Path> {
+        let (Some(producer), Some(consumer)) = (&self.producer, &self.consumer) else {
+            return Vec::new();
+        };
+        let possible = |path: &Path| is_possible(*path, &**producer, &**consumer);
+        Path::ALL.into_iter().filter(possible).collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.producer.is_none() && self.consumer.is_none()
     }
