@@ -15,6 +15,8 @@ pub(crate) struct Circumstances<'a> {
     pub disintx: bool,
     /// A registry has stopped it, to change its path.
     pub stopped: bool,
+    /// The path that INTx is carried by on this very line, or was until it was stopped.
+    pub carried_by: Option<Path>,
     pub line: Option<&'a GuestLine>,
     pub producer: ProducerInfo,
     pub limits: &'a Limits,
@@ -31,6 +33,9 @@ pub(crate) enum Wiring {
     Relay,
     /// The device signals the line, and the line's EOI the device.
     Direct(Path),
+    /// A registry changes the path on this line: the device signals the relay, which takes note and forwards nothing. An interrupt that
+    /// is under way on the line stays so, and its EOI is kept.
+    Held(Path),
 }
 
 /// Where INTx is to be under these circumstances, and why.
@@ -46,9 +51,10 @@ pub(crate) fn decide(now: &Circumstances<'_>) -> (Wiring, Because) {
     };
     if now.stopped {
         // The host forwards an interrupt that is not masked, or not set up yet; it is not set up, then, while it is stopped.
-        let wiring = match now.limits.only {
-            Some(Path::HostForward) => Wiring::Off,
-            _ => Wiring::Parked,
+        let wiring = match (now.limits.only, now.carried_by) {
+            (Some(Path::HostForward), _) => Wiring::Off,
+            (_, Some(path)) => Wiring::Held(path),
+            (_, None) => Wiring::Parked,
         };
         return (wiring, Because::Changing);
     }

@@ -298,8 +298,8 @@ impl Intx {
     pub(crate) fn producer_now(&self) -> Now {
         let control = self.shared.control();
         let path = match control.wiring {
-            Wiring::Off | Wiring::Parked => None,
-            Wiring::Relay => Some(Path::Relay),
+            Wiring::Off | Wiring::Parked | Wiring::Held(_) => None,
+            Wiring::Relay => Some(control.handing_over.unwrap_or(Path::Relay)),
             Wiring::Direct(path) => Some(path),
         };
         let failed = control.failed.last();
@@ -307,12 +307,12 @@ impl Intx {
             path,
             held: path.is_none().then(|| control.because.to_string()),
             masked: control.wanted.guest_mask || control.wanted.disintx,
-            active: path == Some(Path::Relay) && self.shared.forward.is_pending(),
+            active: control.wiring == Wiring::Relay && self.shared.forward.is_pending(),
             failed: failed.map(|(_, error)| error.to_string()),
         }
     }
 
-    /// Holds INTx back until [`start`](Self::start): the device is parked, and its line is the caller's to lower.
+    /// Holds INTx back until [`start`](Self::start).
     pub(crate) fn stop(&self) -> Result<State> {
         self.shared.change("stop", |control| control.wanted.stopped = true)
     }
@@ -392,6 +392,8 @@ struct Control {
     failed: Vec<(Path, Arc<interrupt_core::Error>)>,
     /// What the host calls the interrupt.
     irq: Option<DeviceIrq>,
+    /// The direct path that the relay changes to when the interrupt under way has ended.
+    handing_over: Option<Path>,
     fallback: Option<Fallback>,
     fallbacks: u64,
     last_error: Option<Arc<interrupt_core::Error>>,
@@ -417,6 +419,7 @@ impl Control {
             relay: true,
             failed: Vec::new(),
             irq: None,
+            handing_over: None,
             fallback: None,
             fallbacks: 0,
             last_error: None,
@@ -426,9 +429,26 @@ impl Control {
     fn state(&self) -> State {
         match self.wiring {
             Wiring::Off => State::Disabled,
-            Wiring::Parked => State::Masked,
+            Wiring::Parked | Wiring::Held(_) => State::Masked,
             Wiring::Relay => State::Relay,
             Wiring::Direct(direct) => direct.into(),
+        }
+    }
+
+    /// Whether INTx is on the line that it is to be on.
+    fn stays(&self) -> bool {
+        match (&self.attached, &self.wanted.line) {
+            (Some((old, _)), Some(line)) => old.is(line),
+            _ => false,
+        }
+    }
+
+    fn carried_by(&self) -> Option<Path> {
+        match self.wiring {
+            _ if !self.stays() => None,
+            Wiring::Relay => Some(Path::Relay),
+            Wiring::Direct(path) | Wiring::Held(path) => Some(path),
+            Wiring::Off | Wiring::Parked => None,
         }
     }
 
@@ -523,6 +543,7 @@ impl Shared {
             guest_mask: control.wanted.guest_mask,
             disintx: control.wanted.disintx,
             stopped: control.wanted.stopped,
+            carried_by: control.carried_by(),
             line: control.wanted.line.as_ref(),
             producer: self.producer(control),
             limits: &limits,
@@ -535,10 +556,23 @@ impl Shared {
             }
             (_, Some(line)) => line.clone(),
         };
-        let stays = control.attached.as_ref().is_some_and(|(old, _)| old.is(&line));
-        if stays && control.wiring == target {
-            control.because = because;
-            return Ok(());
+        if control.stays() {
+            let handing_over = control.handing_over.map(Wiring::Direct);
+            if control.wiring == target || handing_over == Some(target) {
+                control.because = because;
+                return Ok(());
+            }
+            match (control.wiring, target) {
+                (_, Wiring::Held(path)) => {
+                    control.because = because;
+                    return self.hold(control, &line, path);
+                }
+                (Wiring::Held(from), Wiring::Relay | Wiring::Direct(_)) => {
+                    control.because = because;
+                    return self.resume(control, &line, from, target);
+                }
+                _ => {}
+            }
         }
         // First what can be refused while nothing has been disturbed yet.
         let subscription = self.subscribe(control, &line)?;
@@ -549,8 +583,8 @@ impl Shared {
         Self::attach(control, line.clone(), subscription);
         control.because = because;
         match target {
-            // `Off` has been dealt with above.
-            Wiring::Off | Wiring::Parked => Ok(()),
+            // `Off` has been dealt with above, and so has `Held`.
+            Wiring::Off | Wiring::Parked | Wiring::Held(_) => Ok(()),
             Wiring::Relay => self.relay(control, &line),
             Wiring::Direct(direct) => match self.direct(control, &line, direct) {
                 Ok(()) => Ok(()),
@@ -612,9 +646,10 @@ impl Shared {
     /// Any but Off -> Parked. The device is masked if it can be, and the line is low. On an error the wires are back where
     /// they were, or off.
     fn park(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        control.handing_over = None;
         match control.wiring {
             Wiring::Off | Wiring::Parked => return Ok(()),
-            Wiring::Relay => {
+            Wiring::Relay | Wiring::Held(_) => {
                 self.forward.close();
                 self.mask(control);
             }
@@ -631,12 +666,147 @@ impl Shared {
                 }
             }
         }
-        // A registry stops the line next, which lowers it.
-        if !control.wanted.stopped {
-            self.withdraw(control);
-        }
+        self.withdraw(control);
         control.wiring = Wiring::Parked;
         Ok(())
+    }
+
+    // A change of path on one line. Nothing is lowered, masked or stated again that need not be: an interrupt that is under way stays
+    // under way, and its EOI unmasks the device by whichever path there is when it comes. That makes the change cheap, since a resample
+    // irqfd is lowered by taking it away and putting it back; and exact, since an assertion on top of one that the guest is about to
+    // end, and that reaches the line after that, would run the guest's handler for nothing.
+
+    /// Relay or Direct -> Held. On an error nothing has changed.
+    fn hold(&self, control: &mut Control, line: &GuestLine, path: Path) -> std::result::Result<(), Fault> {
+        if control.wiring == Wiring::Relay {
+            control.handing_over = None;
+            self.forward.pause();
+            control.wiring = Wiring::Held(Path::Relay);
+            return Ok(());
+        }
+        let prepared = self.forward.prepare();
+        prepared.map_err(|error| os("read(relay's eventfd)", line, error))?;
+        // Not masked first: what it signals now has not been on the line, and what it signalled before is. A mask would hide which.
+        self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
+        if let Err(error) = self.device.set_unmask(None) {
+            let back = self.device.set_trigger(line.source().trigger());
+            control.note(back.and_then(|()| self.device.unmask()));
+            return Err(error.into());
+        }
+        control.wiring = Wiring::Held(path);
+        Ok(())
+    }
+
+    /// Held -> Relay or Direct, on the same line.
+    fn resume(
+        &self,
+        control: &mut Control,
+        line: &GuestLine,
+        from: Path,
+        target: Wiring,
+    ) -> std::result::Result<(), Fault> {
+        let resumed = match (from, target) {
+            (Path::Relay, Wiring::Direct(path)) => self.resume_by_direct(control, line, path),
+            (Path::Relay, _) => self.resume_by_relay(control, line, false),
+            (_, Wiring::Direct(path)) => self.rearm(control, line, path),
+            _ => self.take_over(control, line),
+        };
+        match (resumed, target) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Wiring::Direct(path)) => {
+                self.park(control)?;
+                self.fall_back(control, path, error)
+            }
+            // From here it is set up as if the line were new.
+            (Err(error), _) => {
+                control.note(Err(error));
+                self.park(control)?;
+                self.relay(control, line)
+            }
+        }
+    }
+
+    /// Held(Relay) -> Relay.
+    fn resume_by_relay(&self, control: &mut Control, line: &GuestLine, hand_over: bool) -> Step {
+        let told = self.forward.go_on(Arc::clone(line.source()), hand_over);
+        control.wiring = Wiring::Relay;
+        if !told {
+            return Ok(());
+        }
+        if self.forward.is_pulse() {
+            return eventfd::signal(&self.forward.trigger).map_err(|error| os("eventfd of the relay", line, error));
+        }
+        if self.forward.end_pending() {
+            control.note(line.source().deassert().map(drop));
+        }
+        self.unmask_relayed(control)
+    }
+
+    /// Held(Relay) -> Direct, or Relay until the interrupt that is under way has ended.
+    fn resume_by_direct(&self, control: &mut Control, line: &GuestLine, path: Path) -> Step {
+        if self.forward.is_pending() && !self.forward.take_missed() {
+            if !self.forward.go_on(Arc::clone(line.source()), true) {
+                control.wiring = Wiring::Relay;
+                control.handing_over = Some(path);
+                return Ok(());
+            }
+            self.forward.pause();
+        }
+        if self.forward.end_pending() {
+            control.note(line.source().deassert().map(drop));
+        }
+        // Nothing of the device's is on the line. From `direct` on it states its level once.
+        self.mask(control);
+        self.direct(control, line, path)
+    }
+
+    /// Held(direct) -> Direct, by another path on the same wires.
+    fn rearm(&self, control: &mut Control, line: &GuestLine, path: Path) -> Step {
+        self.device.set_trigger(line.source().trigger())?;
+        self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+        control.wiring = Wiring::Direct(path);
+        let signalled = self.forward.has_signalled();
+        match signalled.map_err(|error| os("read(relay's eventfd)", line, error))? {
+            true => self.device.unmask(),
+            false => Ok(()),
+        }
+    }
+
+    /// Held(direct) -> Relay.
+    fn take_over(&self, control: &mut Control, line: &GuestLine) -> Step {
+        let taken = self
+            .forward
+            .take_over(Arc::clone(line.source()))
+            .and_then(|signalled| self.forward.watch_eoi(true).map(|()| signalled));
+        control.wiring = Wiring::Relay;
+        match taken.map_err(|error| os("eventfd of the relay", line, error))? {
+            // It has masked itself, and nobody has forwarded it.
+            true => self.unmask_relayed(control),
+            false => Ok(()),
+        }
+    }
+
+    /// The relay has come to the end of an interrupt that the change to a direct path was waiting for; the device is masked.
+    pub(crate) fn hand_over(&self) -> Result<()> {
+        let mut control = self.control();
+        let handed_over = match (control.wiring, control.handing_over.take(), control.wanted.line.clone()) {
+            (Wiring::Relay, Some(path), Some(line)) => {
+                self.forward.pause();
+                self.mask(&mut control);
+                match self.direct(&mut control, &line, path) {
+                    Ok(()) => Ok(()),
+                    Err(error) => self.fall_back(&mut control, path, error),
+                }
+            }
+            (Wiring::Relay, _, _) => self.unmask_relayed(&mut control).map_err(Fault::from),
+            (Wiring::Held(_), _, _) => {
+                self.forward.note_missed();
+                Ok(())
+            }
+            // All of these state the level again.
+            (Wiring::Off | Wiring::Parked | Wiring::Direct(_), _, _) => Ok(()),
+        };
+        handed_over.map_err(|fault| self.error("relay", fault, &mut control))
     }
 
     /// Parked -> Relay, unmasked.
@@ -761,6 +931,7 @@ impl Shared {
 
     /// Any -> Off. It cannot fail: what a step leaves undone is noted, and the next one is taken.
     fn off(&self, control: &mut Control, because: Because) {
+        control.handing_over = None;
         self.forward.close();
         if let Err(error) = self.forward.watch_eoi(false) {
             log::error!("tell the relay of {}: {error}", self.device.label());

@@ -86,10 +86,11 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// What it can do now.
     fn info(&self) -> ConsumerInfo;
 
-    /// Lowers what the producer has asserted. Called with the producer stopped, so that nothing more comes.
+    /// Makes ready for a change. Called with the producer stopped, so that nothing more comes from it; an interrupt that is under way
+    /// on the line stays so, and a producer that leaves the line takes it away itself.
     ///
     /// # Errors
-    /// When the line will not be lowered.
+    /// When there can be no change now.
     fn stop(&self) -> Result<()>;
 
     /// Prepares for interrupts by `path`. [`Path::HostForward`] is what there is something to prepare for.
@@ -124,7 +125,7 @@ impl Consumer for GuestLine {
     }
 
     fn stop(&self) -> Result<()> {
-        self.source().withdraw()
+        Ok(())
     }
 
     fn connect(&self, path: Path, _producer: &dyn Producer) -> Result<()> {
