@@ -295,9 +295,14 @@ impl Forward {
         self.missed.store(true, Ordering::Relaxed);
     }
 
-    /// Takes note that the EOI of the line has been seen. Says whether the line was asserted.
+    /// Takes note that the EOI of the line has been seen. Says whether the line may have been asserted.
     pub(crate) fn end_pending(&self) -> bool {
-        self.pending.swap(false, Ordering::Relaxed)
+        self.pending.swap(false, Ordering::Relaxed) | self.inherited.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether an interrupt may be under way on the line, whoever brought it.
+    pub(crate) fn may_be_under_way(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) || self.inherited.load(Ordering::Relaxed)
     }
 
     /// Whether the device's signals are events and not a level.

@@ -744,7 +744,7 @@ impl Shared {
 
     /// Held(Relay) -> Direct, or Relay until the interrupt that is under way has ended.
     fn resume_by_direct(&self, control: &mut Control, line: &GuestLine, path: Path) -> Step {
-        if self.forward.is_pending() && !self.forward.take_missed() {
+        if self.forward.may_be_under_way() && !self.forward.take_missed() {
             if !self.forward.go_on(Arc::clone(line.source()), true) {
                 control.wiring = Wiring::Relay;
                 control.handing_over = Some(path);
