@@ -39,8 +39,8 @@ pub enum Error {
         /// What stood in the way of the last path that was tried.
         source: Arc<crate::Error>,
     },
-    /// Both sides are there, and have no path in common. EOPNOTSUPP.
-    #[error("{id}: {producer} and {line} have no path in common: {reason}")]
+    /// Both sides are there, and have no path in common; or none but a relay, for an explicit forward. EOPNOTSUPP.
+    #[error("{id}: no path from {producer} to {line}: {reason}")]
     NoPath {
         /// The identity.
         id: EventId,
@@ -48,7 +48,7 @@ pub enum Error {
         producer: String,
         /// The guest's side.
         line: String,
-        /// Why not even the relay.
+        /// Why not.
         reason: String,
     },
     /// Nobody is registered under this identity. ENOENT.

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use super::pair::{Pair, Wanted};
-use super::{DeviceIrq, Error, EventId, Path, Registry, Result, lock};
+use super::{DeviceIrq, Error, EventId, Path, Registry, Result, error, lock};
 use crate::Gsi;
 
 /// Which interrupts go to which lines: the proposal's `kvm_vfio_dev_irq`. Interrupt `start + n` of `index` goes to `gsis[n]`.
@@ -86,7 +86,7 @@ impl Registry {
     ///   one that is registered for it.
     /// * [`Error::UnknownDevice`], EBADF.
     /// * [`Error::NotIdle`], EAGAIN: one of the interrupts is masked, or in service.
-    /// * [`Error::Connect`]: a path could not be had.
+    /// * [`Error::Connect`], [`Error::NoPath`]: there is nothing better than a relay for one of them.
     ///
     /// None of them is forwarded then that was not before.
     pub fn forward(&self, request: &ForwardIrq<'_>) -> Result<()> {
@@ -186,7 +186,13 @@ impl Ordered {
         let mut pair = lock(&self.pair);
         self.check_pair(&pair)?;
         let before = pair.wanted;
-        if let Err(error) = registry.want(self.id, &mut pair, Wanted::Forward(self.gsi)) {
+        let wanted = registry.want(self.id, &mut pair, Wanted::Forward(self.gsi));
+        let forwarded = wanted.and_then(|()| match pair.relayed_because() {
+            Some(fault) => Err(error(self.id, &pair, fault)),
+            None => Ok(()),
+        });
+        if let Err(error) = forwarded {
+            // It was so a moment ago; what fails now is in the explanation.
             let _ = registry.want(self.id, &mut pair, before);
             return Err(error);
         }

@@ -72,6 +72,18 @@ impl Pair {
         self.connected
     }
 
+    /// Why it is relayed, if it is.
+    pub(super) fn relayed_because(&self) -> Option<Fault> {
+        if self.connected != Some(Path::Relay) {
+            return None;
+        }
+        if let Some((_, error)) = self.failed.last() {
+            return Some(Fault::Step(Arc::clone(error)));
+        }
+        let reasons = self.why_not.iter().map(|(path, why)| format!("{path}: {why}"));
+        Some(Fault::NoPath(reasons.collect::<Vec<_>>().join("; ")))
+    }
+
     pub(super) fn possible(&self) -> Vec<Path> {
         let (Some(producer), Some(consumer)) = (&self.producer, &self.consumer) else {
             return Vec::new();
