@@ -130,6 +130,7 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
     producers[2].set_now(true, false);
     assert_eq!(registry.forward(&all).unwrap_err().errno(), Some(11));
     assert_eq!(paths(), [Path::Relay; 3]);
+    assert!(registry.explain().iter().all(|pair| pair.changes == 0));
     producers[2].set_now(false, false);
     // The last one fails when the first two are forwarded.
     producers[2].refuse(0, 1);
