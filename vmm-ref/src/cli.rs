@@ -18,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   vmm-ref                          10,000 round trips with the defaults of `vmm-ref run`
   vmm-ref run --wait adaptive      the same, with another way to wait
+  vmm-ref explain                  by which path a device's interrupt would go, and why
   vmm-ref probe                    what this host can do
 
 Exit status:
@@ -60,6 +61,18 @@ Examples:
   vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
                                    what a store costs";
 
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  vmm-ref explain                  a model device and the irqchip of the kernel
+  vmm-ref explain --irqchip split --source pin
+                                   a line that no irqfd leads to
+  vmm-ref explain --machine soft   without KVM
+  vmm-ref explain --device vfio:0000:00:02.0
+                                   QEMU's edu device, bound to vfio-pci (cargo xtask lab)
+  vmm-ref explain --forward relay  what is asked for is a reason too
+  vmm-ref explain --json | jq -r .path
+                                   for programs";
+
 const PROBE_EXAMPLES: &str = "\
 Examples:
   vmm-ref probe                    one line for each capability
@@ -86,6 +99,9 @@ pub enum Command {
     /// Runs the embedded guest and counts what becomes of its devices' interrupts
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Prints by which path a device's interrupt would go, and why by no better one
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Prints what this host can do, each found by trying it
     #[command(after_help = PROBE_EXAMPLES)]
     Probe(ProbeArgs),
@@ -150,6 +166,48 @@ pub struct RunArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `explain`. They mean what they mean for `run`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// What would run the guest [default: kvm, or soft where there is no KVM]
+    #[arg(long, value_enum)]
+    pub machine: Option<MachineKind>,
+
+    /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
+
+    /// How the line is held [default: resample with --irqchip kernel, irqfd with split, else pin]
+    #[arg(long, value_enum)]
+    pub source: Option<Source>,
+
+    /// The device: model, or vfio:ADDRESS
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Model)]
+    pub device: DeviceKind,
+
+    /// What is to carry the interrupt, and the EOI
+    #[arg(long, value_enum, default_value_t = Forward::Auto)]
+    pub forward: Forward,
+
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<&ExplainArgs> for RunArgs {
+    fn from(arguments: &ExplainArgs) -> Self {
+        Self {
+            machine: arguments.machine,
+            irqchip: arguments.irqchip,
+            source: arguments.source,
+            device: arguments.device,
+            forward: Some(arguments.forward),
+            json: arguments.json,
+            ..Self::default()
+        }
+    }
 }
 
 /// Options of `probe`.
@@ -260,7 +318,7 @@ fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
     let line = parts.collect::<Vec<_>>().join(" ");
     let cause = line.strip_prefix("error: ").unwrap_or(&line);
     let command = match command.and_then(|command| command.to_str()) {
-        Some(command @ ("run" | "probe")) => format!(" {command}"),
+        Some(command @ ("run" | "explain" | "probe")) => format!(" {command}"),
         _ => String::new(),
     };
     format!("{cause}; see vmm-ref{command} --help")
@@ -285,7 +343,7 @@ mod tests {
 
     #[test]
     fn every_example_of_the_help_parses() {
-        let examples = [EXAMPLES, RUN_EXAMPLES, PROBE_EXAMPLES].join("\n");
+        let examples = [EXAMPLES, RUN_EXAMPLES, EXPLAIN_EXAMPLES, PROBE_EXAMPLES].join("\n");
         let mut options = 0;
         for line in examples.lines().filter(|line| line.starts_with("  vmm-ref")) {
             let command = line.trim().split("  ").next().unwrap();
@@ -299,7 +357,11 @@ mod tests {
     #[test]
     fn every_option_has_an_example() {
         use clap::CommandFactory as _;
-        for (command, examples) in [("run", RUN_EXAMPLES), ("probe", PROBE_EXAMPLES)] {
+        for (command, examples) in [
+            ("run", RUN_EXAMPLES),
+            ("explain", EXPLAIN_EXAMPLES),
+            ("probe", PROBE_EXAMPLES),
+        ] {
             let cli = Cli::command();
             let command = cli.find_subcommand(command).unwrap();
             for option in command.get_arguments().filter_map(|argument| argument.get_long()) {

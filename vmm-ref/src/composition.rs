@@ -417,7 +417,9 @@ impl fmt::Display for Composition {
         }
         match self.device {
             DeviceKind::Embedded => Ok(()),
-            DeviceKind::Model | DeviceKind::Vfio(_) => write!(f, ", device {}, forward {}", self.device, name(&self.forward)),
+            DeviceKind::Model | DeviceKind::Vfio(_) => {
+                write!(f, ", device {}, forward {}", self.device, name(&self.forward))
+            }
         }
     }
 }

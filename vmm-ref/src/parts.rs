@@ -167,7 +167,7 @@ fn line(controllers: &Controllers, kind: Source, source: Arc<dyn LevelSource>) -
         _ => Arc::new(GuestLine::relay(
             source,
             notifier,
-            "the line is a pin of a controller in this process, for which the kernel has no irqfd",
+            "the line is a pin of a controller in this process, and has no irqfd",
         )),
     }
 }

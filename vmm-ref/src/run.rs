@@ -120,18 +120,7 @@ pub fn run(
 ) -> Result<Summary> {
     let composition = &options.composition;
     composition.check()?;
-    let program = Program {
-        controller: composition.controller,
-        devices: composition.sharers,
-        edu: matches!(composition.device, DeviceKind::Vfio(_)),
-        acknowledge: composition.acknowledge(),
-        eoi: options.guest_eoi,
-        idle: match composition.irqchip {
-            Irqchip::Split => Idle::Spin,
-            Irqchip::Kernel | Irqchip::User => Idle::Halt,
-        },
-    };
-    let (mut guest, controllers) = Guest::new(kvm, program, composition)?;
+    let (mut guest, controllers) = Guest::new(kvm, composition, options.guest_eoi)?;
     let status = guest.status()?;
     let parts = Parts::compose(&controllers, &status, composition)?;
     if let Some(passthrough) = &parts.passthrough {
@@ -223,13 +212,25 @@ pub fn run(
 }
 
 /// The machine of a run, before it starts.
-enum Guest {
+pub(crate) enum Guest {
     Kvm(Machine),
     Soft(SoftMachine),
 }
 
 impl Guest {
-    fn new(kvm: Option<&Kvm>, program: Program, composition: &Composition) -> Result<(Self, Controllers)> {
+    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its interrupts.
+    pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
+        let program = Program {
+            controller: composition.controller,
+            devices: composition.sharers,
+            edu: matches!(composition.device, DeviceKind::Vfio(_)),
+            acknowledge: composition.acknowledge(),
+            eoi: guest_eoi,
+            idle: match composition.irqchip {
+                Irqchip::Split => Idle::Spin,
+                Irqchip::Kernel | Irqchip::User => Idle::Halt,
+            },
+        };
         match (composition.machine, kvm) {
             (MachineKind::Kvm, Some(kvm)) => {
                 let machine = Machine::new(kvm, &program.assemble()?, composition.irqchip)?;
@@ -254,7 +255,7 @@ impl Guest {
         }
     }
 
-    fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<Status> {
         match self {
             Self::Kvm(machine) => machine.status(),
             Self::Soft(machine) => machine.status(),

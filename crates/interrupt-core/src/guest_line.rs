@@ -33,8 +33,8 @@ pub struct GuestLine {
 pub enum LineEnd {
     /// At an irqchip in the kernel, which signals eventfds at the EOI.
     Kernel,
-    /// At an IOAPIC in this process, with the LAPICs in the kernel: interrupts go by irqfd, and the IOAPIC signals eventfds at the
-    /// EOI.
+    /// At an irqchip in this process that interrupts reach by irqfd, and that signals eventfds at the EOI: the IOAPIC of a split
+    /// irqchip, with the LAPICs in the kernel.
     Split,
     /// At this process, for the stated reason: every interrupt and every EOI is carried.
     User(Arc<str>),
@@ -44,7 +44,7 @@ impl fmt::Display for LineEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel => f.write_str("irqchip in the kernel"),
-            Self::Split => f.write_str("split irqchip"),
+            Self::Split => f.write_str("irqchip in this process, reached by irqfd"),
             Self::User(reason) => write!(f, "in this process: {reason}"),
         }
     }

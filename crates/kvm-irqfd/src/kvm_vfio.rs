@@ -190,7 +190,12 @@ pub struct HostForwarded {
 impl HostForwarded {
     /// The kernel is asked once, now, whether it forwards.
     pub fn new(line: GuestLine, vfio: Arc<KvmVfio>) -> Self {
-        let possible = vfio.can_forward().map_err(|error| error.to_string().into());
+        let possible = vfio.can_forward().map_err(|error| match error.errno() {
+            Some(errno) if errno == Errno::NXIO.raw_os_error() => {
+                "this kernel has no KVM_DEV_VFIO_DEVICE_FORWARD_IRQ (ENXIO)".into()
+            }
+            _ => error.to_string().into(),
+        });
         Self {
             line,
             vfio,
@@ -392,7 +397,10 @@ mod tests {
             ForwardIrq { count: 2, ..good },
             ForwardIrq { argsz: 23, ..good },
             ForwardIrq { count: 0, ..good },
-            ForwardIrq { start: u32::MAX, ..good },
+            ForwardIrq {
+                start: u32::MAX,
+                ..good
+            },
         ] {
             let error = vfio.forward(&bad).unwrap_err();
             assert_eq!(error.errno(), Some(22), "{bad:?}: {error}");
@@ -432,7 +440,10 @@ mod tests {
         assert_eq!(registry.path(ID), Some(Path::KernelLoop));
         assert!(!producer.is_stopped());
         let said = registry.explain()[0].to_string();
-        assert!(said.contains("not host forward: it failed") && said.contains("os error 11"), "{said}");
+        assert!(
+            said.contains("not host forward: it failed") && said.contains("os error 11"),
+            "{said}"
+        );
         *kernel.busy.lock().unwrap() = false;
         assert_eq!(registry.changed(ID).unwrap(), Some(Path::HostForward));
     }

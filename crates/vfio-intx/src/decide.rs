@@ -78,7 +78,10 @@ pub(crate) fn decide(now: &Circumstances<'_>) -> (Wiring, Because) {
                 LineEnd::Kernel | LineEnd::User(_) => Path::KernelLoop,
             };
             // It has a reason, since it is better than a relay.
-            let because = decision.why_not(direct).cloned().map_or(Because::Fastest, Because::Slower);
+            let because = decision
+                .why_not(direct)
+                .cloned()
+                .map_or(Because::Fastest, Because::Slower);
             (Wiring::Relay, because)
         }
         Some(path) => (Wiring::Direct(path), Because::Fastest),

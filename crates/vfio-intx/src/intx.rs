@@ -332,7 +332,10 @@ impl Intx {
     pub(crate) fn start(&self) -> Result<Option<Arc<interrupt_core::Error>>> {
         self.shared.change("start", |control| control.wanted.stopped = false)?;
         let control = self.shared.control();
-        let failed = control.failed.iter().find(|(path, _)| Some(*path) == control.wanted.only);
+        let failed = control
+            .failed
+            .iter()
+            .find(|(path, _)| Some(*path) == control.wanted.only);
         Ok(failed.map(|(_, error)| Arc::clone(error)))
     }
 }

@@ -323,7 +323,10 @@ fn a_trigger_that_will_not_go_back_is_replaced_by_a_set_up_from_scratch() {
     // The unmask eventfd is refused, and so is what would undo it.
     world.rig.refuse(4, 3, EIO);
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::Slower(WhyNot::Failed(_))));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::Failed(_))
+    ));
     world.works(3);
 }
 
@@ -370,7 +373,10 @@ fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed
     let mut world = World::soft(level());
     world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::Slower(WhyNot::NoTriggerEventfd)));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::NoTriggerEventfd)
+    ));
     world.works(3);
 
     let flags = flags::INFO_EVENTFD | flags::INFO_AUTOMASKED;
@@ -378,7 +384,10 @@ fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed
     let mut world = World::soft(Arc::new(unmaskable));
     world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::Slower(WhyNot::NoUnmaskEventfd)));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::NoUnmaskEventfd)
+    ));
     world.works(3);
 }
 

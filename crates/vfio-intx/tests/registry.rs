@@ -209,7 +209,10 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
             break;
         }
         if path == Some(Path::Relay) {
-            assert!(said.contains("not kernel loop: it failed") && said.contains("os error 12"), "{said}");
+            assert!(
+                said.contains("not kernel loop: it failed") && said.contains("os error 12"),
+                "{said}"
+            );
         }
         assert!(step < 20, "{said}");
         bed.world.rig.refuse(0, 0, 0);
@@ -288,7 +291,9 @@ fn an_fd_number_that_is_used_again_does_not_match() {
         assert_eq!(registry.path(id), None);
         drop(stranger);
     }
-    let line = registry.add_consumer(EventId::of(&held).unwrap(), Arc::new(world.guest.a.kernel())).unwrap();
+    let line = registry
+        .add_consumer(EventId::of(&held).unwrap(), Arc::new(world.guest.a.kernel()))
+        .unwrap();
     assert_eq!(registry.path(id), Some(Path::KernelLoop));
     drop(line);
 }
@@ -303,7 +308,9 @@ fn storm() -> u32 {
 
 /// A part of the way of an interrupt is replaced every so often, at any moment, while a device, a kernel, a relay and a guest go on on
 /// threads of their own.
-fn replaced_in_the_storm(replace: impl Fn(&Registry, &mut Option<Registration>, u32, &TestLine, &TestLine)) -> (u32, u32) {
+fn replaced_in_the_storm(
+    replace: impl Fn(&Registry, &mut Option<Registration>, u32, &TestLine, &TestLine),
+) -> (u32, u32) {
     let (device, count) = (level(), storm());
     let (intx, mut relay) = Intx::new(device.clone()).unwrap();
     let intx = Arc::new(intx);
@@ -361,7 +368,10 @@ fn replaced_in_the_storm(replace: impl Fn(&Registry, &mut Option<Registration>, 
             }
             let deadline = Instant::now() + PATIENCE;
             while served.load(Ordering::Acquire) <= round {
-                assert!(Instant::now() < deadline, "round {round} is lost: {registry:?} {device:?}");
+                assert!(
+                    Instant::now() < deadline,
+                    "round {round} is lost: {registry:?} {device:?}"
+                );
                 thread::yield_now();
             }
         }
@@ -384,7 +394,10 @@ fn the_forwarder_is_replaced_in_the_storm() {
 /// A line that an interrupt is under way on is left: it falls, and a guest that had begun with it finds the device served on the other.
 fn at_most_one_each(what: &str, (replaced, spurious): (u32, u32)) {
     println!("{replaced} changes of {what}, {spurious} handler runs for nothing");
-    assert!(spurious <= replaced, "{spurious} handler runs for nothing in {replaced} changes of {what}");
+    assert!(
+        spurious <= replaced,
+        "{spurious} handler runs for nothing in {replaced} changes of {what}"
+    );
 }
 
 #[test]

@@ -47,7 +47,10 @@ impl Swapper {
         let paths = registry.possible(id)?;
         if paths.len() < 2 {
             return Err(Error::NothingToSwap(
-                forwarding.explanation().map(|pair| pair.to_string()).unwrap_or_default(),
+                forwarding
+                    .explanation()
+                    .map(|pair| pair.to_string())
+                    .unwrap_or_default(),
             ));
         }
         let watched = Arc::clone(progress);
@@ -94,7 +97,11 @@ fn swap(registry: &Registry, id: EventId, paths: &[Path], every: u64, progress: 
         cost.record(start.elapsed());
         *to.entry(path.to_string()).or_default() += 1;
         if came != Some(path) {
-            let status = registry.explain().pop().map(|pair| pair.to_string()).unwrap_or_default();
+            let status = registry
+                .explain()
+                .pop()
+                .map(|pair| pair.to_string())
+                .unwrap_or_default();
             return Err(Error::Forward {
                 wanted: path.to_string(),
                 status,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Report;
 use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::explain;
 use crate::guest::Controller;
 use crate::latency::Percentiles;
 use crate::observe::EndedBy;
@@ -64,6 +65,24 @@ pub struct Pair {
     held: Option<String>,
     /// One reason for each better path, best first.
     why_not: Vec<Reason>,
+}
+
+/// What `vmm-ref explain` prints.
+#[derive(Debug, Serialize)]
+pub struct Explained {
+    #[serde(flatten)]
+    pair: Pair,
+    /// The paths that the two can do, best first.
+    possible: Vec<String>,
+}
+
+impl From<&explain::Explained> for Explained {
+    fn from(explained: &explain::Explained) -> Self {
+        Self {
+            pair: Pair::from(&explained.pair),
+            possible: explained.possible.iter().map(Path::to_string).collect(),
+        }
+    }
 }
 
 /// Why a path is not taken.

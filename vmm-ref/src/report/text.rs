@@ -10,6 +10,7 @@ use interrupt_core::registry::Explanation;
 use super::Report;
 use crate::composition::{Composition, name};
 use crate::doorbell;
+use crate::explain::Explained;
 use crate::guest::Controller;
 use crate::host::Host;
 use crate::observe::EndedBy;
@@ -136,16 +137,31 @@ pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
         (Some(producer), Some((gsi, _, end))) => (format!("{producer} to {gsi}"), end.to_string()),
         _ => (pair.id.to_string(), String::new()),
     };
-    line(out, "path", &format!("{path}: the best that {device} ({end}) can have"))?;
+    line(out, "path", &format!("{path}, from {device} ({end})"))?;
     for (path, reason) in &pair.why_not {
         writeln!(out, "{:<10}no {path}: {reason}", "")?;
     }
     Ok(())
 }
 
+/// What the registry says of a composition that is not run.
+///
+/// # Errors
+/// Those of `out`.
+pub fn explained(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
+    let Explained { pair, possible } = explained;
+    forwarding(out, pair)?;
+    let possible: Vec<_> = possible.iter().map(ToString::to_string).collect();
+    line(out, "possible", &possible.join(", "))
+}
+
 /// How often the path was changed, and what it cost.
 fn swapped(swaps: &SwapAccount) -> String {
-    let to: Vec<_> = swaps.to.iter().map(|(path, times)| format!("{times} to {path}")).collect();
+    let to: Vec<_> = swaps
+        .to
+        .iter()
+        .map(|(path, times)| format!("{times} to {path}"))
+        .collect();
     let mut text = format!("{} changes of path, one every {} round trips", swaps.swaps, swaps.every);
     if let Some(cost) = &swaps.cost_us {
         text += &format!(

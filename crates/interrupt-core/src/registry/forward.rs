@@ -51,13 +51,19 @@ impl<'a> ForwardIrq<'a> {
         let malformed = |what: String| Err(Error::Malformed(what));
         let needed = u64::from(Self::HEADER) + 4 * u64::from(self.count);
         if u64::from(self.argsz) < needed {
-            return malformed(format!("argsz {} for {} interrupts, which take {needed}", self.argsz, self.count));
+            return malformed(format!(
+                "argsz {} for {} interrupts, which take {needed}",
+                self.argsz, self.count
+            ));
         }
         if self.count == 0 {
             return malformed("count 0".to_owned());
         }
         if self.start.checked_add(self.count).is_none() {
-            return malformed(format!("{} interrupts from {} on are more than there are", self.count, self.start));
+            return malformed(format!(
+                "{} interrupts from {} on are more than there are",
+                self.count, self.start
+            ));
         }
         if self.gsis.len() as u64 != u64::from(self.count) {
             return malformed(format!("{} GSIs for {} interrupts", self.gsis.len(), self.count));

@@ -235,8 +235,16 @@ impl Pair {
     pub(super) fn explain(&mut self) -> Explanation {
         let told = self.connected;
         self.look();
-        let now = self.producer.as_ref().map(|producer| producer.now()).unwrap_or_default();
-        let mut why_not: Vec<_> = self.why_not.iter().map(|(path, why)| (*path, why.to_string())).collect();
+        let now = self
+            .producer
+            .as_ref()
+            .map(|producer| producer.now())
+            .unwrap_or_default();
+        let mut why_not: Vec<_> = self
+            .why_not
+            .iter()
+            .map(|(path, why)| (*path, why.to_string()))
+            .collect();
         if let (Some(failed), Some(told)) = (now.failed, told) {
             if told != self.connected.unwrap_or(told) {
                 why_not.push((told, failed));

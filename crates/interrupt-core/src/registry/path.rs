@@ -97,7 +97,7 @@ impl fmt::Display for WhyNot {
         match self {
             Self::Pulse => f.write_str("the device pulses and has no level to restate"),
             Self::End(LineEnd::User(reason)) => f.write_str(reason),
-            Self::End(end) => write!(f, "the line ends elsewhere ({end})"),
+            Self::End(end) => write!(f, "the line ends at an {end}"),
             Self::Host(reason) => f.write_str(reason),
             Self::NotOfHost => f.write_str("the device is none of the host's"),
             Self::NoUnmaskEventfd => f.write_str("the device takes no unmask eventfd"),
@@ -121,7 +121,10 @@ pub struct Decision {
 impl Decision {
     /// Why `path` is not taken, if it would be better than the one that is.
     pub fn why_not(&self, path: Path) -> Option<&WhyNot> {
-        self.why_not.iter().find(|(other, _)| *other == path).map(|(_, why)| why)
+        self.why_not
+            .iter()
+            .find(|(other, _)| *other == path)
+            .map(|(_, why)| why)
     }
 }
 

@@ -20,7 +20,11 @@ pub struct DeviceIrq {
 
 impl fmt::Display for DeviceIrq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "device fd {}, index {}, interrupt {}", self.device, self.index, self.sub)
+        write!(
+            f,
+            "device fd {}, index {}, interrupt {}",
+            self.device, self.index, self.sub
+        )
     }
 }
 

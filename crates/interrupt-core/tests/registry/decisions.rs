@@ -74,18 +74,34 @@ fn every_combination_is_decided() {
         paths,
         [
             // A level that an eventfd unmasks.
-            "host forward", "kernel loop", "relay", "split kick", "relay",
+            "host forward",
+            "kernel loop",
+            "relay",
+            "split kick",
+            "relay",
             // One that this process unmasks.
-            "relay", "relay", "relay", "relay", "relay",
+            "relay",
+            "relay",
+            "relay",
+            "relay",
+            "relay",
             // A pulse.
-            "relay", "relay", "relay", "relay", "relay",
+            "relay",
+            "relay",
+            "relay",
+            "relay",
+            "relay",
             // Without an event loop there is no last resort.
-            "host forward", "kernel loop", "none", "split kick", "none",
+            "host forward",
+            "kernel loop",
+            "none",
+            "split kick",
+            "none",
         ]
     );
     assert!(table.contains(
-        "level, unmask eventfd -> split = split kick [host forward: the line ends elsewhere (split irqchip); \
-         kernel loop: the line ends elsewhere (split irqchip)]"
+        "level, unmask eventfd -> split = split kick [host forward: the line ends at an irqchip in this process, reached by irqfd; \
+         kernel loop: the line ends at an irqchip in this process, reached by irqfd]"
     ));
     assert!(table.contains("pulse -> kernel = relay [host forward: the device pulses and has no level to restate; "));
     assert!(table.contains("level, unmask eventfd -> process = relay [host forward: no kernel; "));
@@ -96,7 +112,11 @@ fn there_is_one_reason_for_each_better_path_and_none_for_a_worse_one() {
     for line in table().lines() {
         let path = line.split(" = ").nth(1).unwrap().split(" [").next().unwrap();
         let reasons = line.split(" [").nth(1).unwrap().trim_end_matches(']');
-        let reasons = if reasons.is_empty() { 0 } else { reasons.split("; ").count() };
+        let reasons = if reasons.is_empty() {
+            0
+        } else {
+            reasons.split("; ").count()
+        };
         let better = Path::ALL.iter().position(|other| other.to_string() == path);
         assert_eq!(reasons, better.unwrap_or(Path::ALL.len()), "{line}");
     }

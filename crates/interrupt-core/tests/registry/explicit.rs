@@ -42,7 +42,11 @@ fn forward_and_unforward() {
     assert!(world.journal.take().is_empty(), "it is forwarded already");
     world.registry.unforward(&request).unwrap();
     assert_eq!(world.registry.path(ID), Some(Path::Relay));
-    assert!(world.said().contains("not kernel loop: relay is asked for"), "{}", world.said());
+    assert!(
+        world.said().contains("not kernel loop: relay is asked for"),
+        "{}",
+        world.said()
+    );
 }
 
 #[test]
@@ -91,10 +95,37 @@ fn row_129_malformed_requests_change_nothing() {
         ("argsz", ForwardIrq { argsz: 23, ..good }, 22),
         ("no argsz", ForwardIrq { argsz: 0, ..good }, 22),
         ("count 0", ForwardIrq { count: 0, ..good }, 22),
-        ("overflow", ForwardIrq { start: u32::MAX, ..good }, 22),
-        ("count without GSIs", ForwardIrq { count: 2, argsz: 28, ..good }, 22),
-        ("count beyond all", ForwardIrq { count: u32::MAX, argsz: u32::MAX, ..good }, 22),
-        ("a second interrupt that there is not", ForwardIrq::new(DEVICE, INTX, 0, &two), 22),
+        (
+            "overflow",
+            ForwardIrq {
+                start: u32::MAX,
+                ..good
+            },
+            22,
+        ),
+        (
+            "count without GSIs",
+            ForwardIrq {
+                count: 2,
+                argsz: 28,
+                ..good
+            },
+            22,
+        ),
+        (
+            "count beyond all",
+            ForwardIrq {
+                count: u32::MAX,
+                argsz: u32::MAX,
+                ..good
+            },
+            22,
+        ),
+        (
+            "a second interrupt that there is not",
+            ForwardIrq::new(DEVICE, INTX, 0, &two),
+            22,
+        ),
         ("another index", ForwardIrq::new(DEVICE, MSIX, 0, &GSI), 22),
         ("another line", ForwardIrq::new(DEVICE, INTX, 0, &[Gsi(12)]), 22),
         ("another device", ForwardIrq::new(DEVICE + 1, INTX, 0, &GSI), 9),
@@ -120,7 +151,11 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
         let producer = Arc::new(RecordingProducer::new(format!("vector {sub}")));
         producer.set_info(|info| info.irq = irq(MSIX, sub));
         registrations.push(registry.add_producer(id, producer.clone()).unwrap());
-        registrations.push(registry.add_consumer(id, Arc::new(RecordingConsumer::new(24 + sub))).unwrap());
+        registrations.push(
+            registry
+                .add_consumer(id, Arc::new(RecordingConsumer::new(24 + sub)))
+                .unwrap(),
+        );
         producers.push(producer);
     }
     let paths = || [0, 1, 2].map(|sub| registry.path(EventId(100 + sub)).unwrap());
@@ -141,7 +176,12 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
     // It has nothing better than a relay.
     producers[2].set_info(|info| info.interrupt.unmask_fd = false);
     let error = registry.forward(&all).unwrap_err();
-    assert!(error.to_string().contains("kernel loop: the device takes no unmask eventfd"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("kernel loop: the device takes no unmask eventfd"),
+        "{error}"
+    );
     assert_eq!((error.errno(), paths()), (Some(95), [Path::Relay; 3]));
     producers[2].set_info(|info| info.interrupt.unmask_fd = true);
     let range = ForwardIrq::new(DEVICE, MSIX, 1, &gsis[1..]);

@@ -76,11 +76,19 @@ fn row_124_a_dup_is_the_same_and_a_number_that_is_used_again_is_not() {
 #[test]
 fn row_125_a_second_of_either_side_is_busy_and_the_pair_untouched() {
     let (world, _producer, _consumer) = World::connected();
-    let second = world.registry.add_producer(ID, Arc::new(RecordingProducer::new("second")));
+    let second = world
+        .registry
+        .add_producer(ID, Arc::new(RecordingProducer::new("second")));
     let error = second.unwrap_err();
-    assert!(matches!(&error, Error::Busy { label, .. } if label == "device"), "{error}");
+    assert!(
+        matches!(&error, Error::Busy { label, .. } if label == "device"),
+        "{error}"
+    );
     assert_eq!(error.errno(), Some(16));
-    let error = world.registry.add_consumer(ID, Arc::new(RecordingConsumer::new(12))).unwrap_err();
+    let error = world
+        .registry
+        .add_consumer(ID, Arc::new(RecordingConsumer::new(12)))
+        .unwrap_err();
     assert_eq!(error.errno(), Some(16));
     assert!(world.journal.take().is_empty());
     assert_eq!(world.registry.path(ID), Some(Path::KernelLoop));
@@ -90,14 +98,28 @@ fn row_125_a_second_of_either_side_is_busy_and_the_pair_untouched() {
 fn row_127_unregistered_in_either_order_disconnected_once_and_let_go() {
     for producer_first in [true, false] {
         let (world, producer, consumer) = World::connected();
-        let (first, second) = if producer_first { (producer, consumer) } else { (consumer, producer) };
+        let (first, second) = if producer_first {
+            (producer, consumer)
+        } else {
+            (consumer, producer)
+        };
         drop(first);
         assert_eq!(
             world.journal.take(),
-            ["p.stop", "c.stop", "c.disconnect(kernel loop)", "p.disconnect", "c.start"]
+            [
+                "p.stop",
+                "c.stop",
+                "c.disconnect(kernel loop)",
+                "p.disconnect",
+                "c.start"
+            ]
         );
         assert!(!world.producer.is_stopped());
-        let left = if producer_first { "waits for a device" } else { "waits for a line" };
+        let left = if producer_first {
+            "waits for a device"
+        } else {
+            "waits for a line"
+        };
         assert!(world.said().contains(left), "{}", world.said());
         drop(second);
         assert!(world.journal.take().is_empty());
@@ -126,23 +148,40 @@ fn a_side_that_comes_back_is_connected_again() {
 fn row_131_a_level_pair_is_a_kernel_loop_and_not_called_bypassed() {
     let (world, _producer, _consumer) = World::connected();
     let said = world.said();
-    assert!(said.starts_with("device to gsi 11: kernel loop, irqchip in the kernel; for "), "{said}");
-    assert!(said.contains("never changed; not host forward: the device is none of the host's") || said.contains("not host forward: the test has no host"), "{said}");
+    assert!(
+        said.starts_with("device to gsi 11: kernel loop, irqchip in the kernel; for "),
+        "{said}"
+    );
+    assert!(
+        said.contains("never changed; not host forward: the device is none of the host's")
+            || said.contains("not host forward: the test has no host"),
+        "{said}"
+    );
 }
 
 #[test]
 fn what_becomes_possible_is_taken_and_what_stops_being_possible_is_left() {
     let world = World::new();
     // The line's route is a message that has no pin yet, and the device takes no unmask eventfd.
-    world.consumer.set_info(|info| info.end = LineEnd::User("the route is an MSI".into()));
+    world
+        .consumer
+        .set_info(|info| info.end = LineEnd::User("the route is an MSI".into()));
     world.producer.set_info(|info| info.interrupt.unmask_fd = false);
     let (_producer, _consumer) = (world.add_producer(), world.add_consumer());
     assert_eq!(world.registry.path(ID), Some(Path::Relay));
-    assert!(world.said().contains("not kernel loop: the route is an MSI"), "{}", world.said());
+    assert!(
+        world.said().contains("not kernel loop: the route is an MSI"),
+        "{}",
+        world.said()
+    );
 
     world.consumer.set_info(|info| info.end = LineEnd::Kernel);
     assert_eq!(world.registry.changed(ID).unwrap(), Some(Path::Relay));
-    assert!(world.said().contains("not kernel loop: the device takes no unmask eventfd"));
+    assert!(
+        world
+            .said()
+            .contains("not kernel loop: the device takes no unmask eventfd")
+    );
     world.producer.set_info(|info| info.interrupt.unmask_fd = true);
     world.journal.take();
     assert_eq!(world.registry.changed(ID).unwrap(), Some(Path::KernelLoop));
@@ -198,7 +237,11 @@ fn a_change_that_fails_at_any_step_leaves_a_path_that_works() {
             assert_eq!(path, Some(Path::Relay), "{side} {step}: {:?}", world.journal.take());
             assert!(!world.producer.is_stopped(), "{side} {step}: left masked");
             assert_eq!(world.consumer.path(), Some(Path::Relay), "{side} {step}");
-            assert!(world.said().contains("not kernel loop: it failed: refused by the test"), "{}", world.said());
+            assert!(
+                world.said().contains("not kernel loop: it failed: refused by the test"),
+                "{}",
+                world.said()
+            );
             // It is tried again when there is a reason to.
             assert_eq!(world.registry.changed(ID).unwrap(), Some(Path::KernelLoop));
         }
@@ -212,19 +255,33 @@ fn when_nothing_can_be_had_the_newcomer_is_not_registered() {
         let world = World::new();
         world.producer.refuse(0, usize::MAX);
         let (kept, refused) = if producer_first {
-            (world.add_producer(), world.registry.add_consumer(ID, world.consumer.clone()))
+            (
+                world.add_producer(),
+                world.registry.add_consumer(ID, world.consumer.clone()),
+            )
         } else {
-            (world.add_consumer(), world.registry.add_producer(ID, world.producer.clone()))
+            (
+                world.add_consumer(),
+                world.registry.add_producer(ID, world.producer.clone()),
+            )
         };
         let error = refused.unwrap_err();
         assert!(matches!(error, Error::Connect { .. }), "{error}");
         assert_eq!(error.errno(), Some(5));
         assert!(!world.producer.is_stopped());
-        let count = if producer_first { Arc::strong_count(&world.consumer) } else { Arc::strong_count(&world.producer) };
+        let count = if producer_first {
+            Arc::strong_count(&world.consumer)
+        } else {
+            Arc::strong_count(&world.producer)
+        };
         assert_eq!(count, 1);
         // The one that was there is there still.
         world.producer.refuse(0, 0);
-        let _other = if producer_first { world.add_consumer() } else { world.add_producer() };
+        let _other = if producer_first {
+            world.add_consumer()
+        } else {
+            world.add_producer()
+        };
         assert_eq!(world.registry.path(ID), Some(Path::KernelLoop));
         drop(kept);
     }
@@ -243,7 +300,10 @@ fn a_path_that_was_asked_for_and_fails_leaves_the_one_from_before() {
     world.registry.restrict(ID, Some(Path::Relay)).unwrap_err();
     assert_eq!(world.registry.path(ID), Some(Path::KernelLoop));
     assert!(!world.producer.is_stopped());
-    assert_eq!(world.registry.restrict(ID, Some(Path::Relay)).unwrap(), Some(Path::Relay));
+    assert_eq!(
+        world.registry.restrict(ID, Some(Path::Relay)).unwrap(),
+        Some(Path::Relay)
+    );
 }
 
 #[test]
@@ -253,7 +313,9 @@ fn many_identities_do_not_disturb_each_other() {
         .map(|n| {
             let producer = Arc::new(RecordingProducer::new(format!("device {n}")));
             let device = registry.add_producer(EventId(n), producer.clone()).unwrap();
-            let line = registry.add_consumer(EventId(n), Arc::new(RecordingConsumer::new(n as u32))).unwrap();
+            let line = registry
+                .add_consumer(EventId(n), Arc::new(RecordingConsumer::new(n as u32)))
+                .unwrap();
             (producer, device, line)
         })
         .collect();

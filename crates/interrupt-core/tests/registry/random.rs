@@ -2,8 +2,8 @@
 //! Anything in any order, with any step failing, against a model that says in a few lines what must hold.
 
 use interrupt_core::LineEnd;
-use interrupt_core::registry::{Limits, Path, Producer, Registration, decide};
 use interrupt_core::registry::Consumer as _;
+use interrupt_core::registry::{Limits, Path, Producer, Registration, decide};
 use proptest::prelude::*;
 
 use super::{ID, World};

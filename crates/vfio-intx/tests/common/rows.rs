@@ -406,7 +406,10 @@ pub fn either_side_leaves_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
                 // And now both, in the middle of an interrupt.
                 moment.bring_about(&mut world);
                 drop(_back);
-                drop(std::mem::replace(&mut stays, registry.add_producer(EventId(2), world.intx.clone()).unwrap()));
+                drop(std::mem::replace(
+                    &mut stays,
+                    registry.add_producer(EventId(2), world.intx.clone()).unwrap(),
+                ));
                 assert!(!world.guest.is_high(A), "{what}: low when both have left");
             }
         }
