@@ -55,6 +55,8 @@ Examples:
                                    its interrupts and EOIs pass through a thread of this process
   vmm-ref run --device vfio:0000:00:02.0 --irqchip split --forward split-kick
                                    an irqfd, and the IOAPIC of this process
+  vmm-ref run --device vfio-user:/tmp/edu.sock
+                                   an edu of a vfio-user server (vfio-intx's example vfio-user-edu), without any hardware
   vmm-ref run --no-guest-eoi       the negative control
   vmm-ref run --json | jq .latency_us.p50
                                    for programs
@@ -130,12 +132,12 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub eoi: Option<Eoi>,
 
-    /// The device: embedded; model, for a model of a device with an INTx; or vfio:ADDRESS, for QEMU's edu device, bound to vfio-pci,
-    /// at that PCI address
+    /// The device: embedded; model, for a model of a device with an INTx; vfio:ADDRESS, for QEMU's edu device, bound to vfio-pci, at
+    /// that PCI address; or vfio-user:SOCKET, for one of a server
     #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
     pub device: DeviceKind,
 
-    /// What carries the interrupt of a model or VFIO device, and the EOI [default: auto]
+    /// What carries the interrupt of such a device, and the EOI [default: auto]
     #[arg(long, value_enum)]
     pub forward: Option<Forward>,
 

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::guest::{Controller, MAX_DEVICES};
-use crate::passthrough::PciAddress;
+use crate::passthrough::{PciAddress, SocketPath};
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -97,6 +97,8 @@ pub enum DeviceKind {
     Model,
     /// QEMU's `edu`, a PCI device that is given to this process by VFIO: [`crate::passthrough`].
     Vfio(PciAddress),
+    /// The same, served by another process.
+    VfioUser(SocketPath),
 }
 
 impl fmt::Display for DeviceKind {
@@ -105,6 +107,7 @@ impl fmt::Display for DeviceKind {
             Self::Embedded => f.write_str("embedded"),
             Self::Model => f.write_str("model"),
             Self::Vfio(address) => write!(f, "vfio:{address}"),
+            Self::VfioUser(path) => write!(f, "vfio-user:{path}"),
         }
     }
 }
@@ -113,11 +116,16 @@ impl FromStr for DeviceKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("vfio:") {
-            Some(address) => address.parse().map(Self::Vfio),
+        match text.split_once(':') {
+            Some(("vfio", address)) => address.parse().map(Self::Vfio),
+            Some(("vfio-user", path)) => path.parse().map(Self::VfioUser),
             None if text == "embedded" => Ok(Self::Embedded),
             None if text == "model" => Ok(Self::Model),
-            None => Err("use embedded, model, or vfio: and a PCI address, as vfio:0000:00:02.0".to_owned()),
+            _ => Err(
+                "use embedded, model, or vfio: and a PCI address, as vfio:0000:00:02.0, or vfio-user: and a socket, as \
+                      vfio-user:/run/edu.sock"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -215,11 +223,13 @@ pub enum Impossible {
     NothingToForward,
     /// A device outside of this process has to be carried to the line.
     #[error(
-        "--forward none with --device model or vfio: its interrupt would go nowhere; use --forward auto, relay, kernel or split-kick"
+        "--forward none with --device model, vfio or vfio-user: its interrupt would go nowhere; use --forward auto, relay, kernel or split-kick"
     )]
     NotForwarded,
     /// The device's registers are for a guest of instructions.
-    #[error("--device vfio with --machine soft: the soft machine has no guest that drives it; use --machine kvm")]
+    #[error(
+        "--device vfio or vfio-user with --machine soft: the soft machine has no guest that drives it; use --machine kvm"
+    )]
     SoftHasNoBar,
     /// The kernel loop ends in a resampling irqfd.
     #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
@@ -236,7 +246,7 @@ pub enum Impossible {
     #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
     ForwarderListens,
     /// The embedded guest knows how to drive one.
-    #[error("--sharers {0} with --device model or vfio: the guest drives one such device; use --sharers 1")]
+    #[error("--sharers {0} with --device model, vfio or vfio-user: the guest drives one such device; use --sharers 1")]
     OneForwardedDevice(usize),
     /// A path that was asked for is to be kept.
     #[error("--swap-every with --forward {}: the path is to change; use --forward auto and --device model or vfio:ADDRESS", name(.0))]
@@ -285,7 +295,7 @@ impl Forward {
     pub fn default_of(device: DeviceKind) -> Self {
         match device {
             DeviceKind::Embedded => Self::None,
-            DeviceKind::Model | DeviceKind::Vfio(_) => Self::Auto,
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => Self::Auto,
         }
     }
 }
@@ -363,9 +373,11 @@ impl Composition {
         match (self.device, self.forward) {
             (DeviceKind::Embedded, Forward::None) => return Ok(()),
             (DeviceKind::Embedded, _) => return Err(Impossible::NothingToForward),
-            (DeviceKind::Model | DeviceKind::Vfio(_), Forward::None) => return Err(Impossible::NotForwarded),
-            (DeviceKind::Vfio(_), _) if self.machine == MachineKind::Soft => return Err(Impossible::SoftHasNoBar),
-            (DeviceKind::Model | DeviceKind::Vfio(_), _) => {}
+            (_, Forward::None) => return Err(Impossible::NotForwarded),
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), _) if self.machine == MachineKind::Soft => {
+                return Err(Impossible::SoftHasNoBar);
+            }
+            _ => {}
         }
         match (self.forward, self.source) {
             (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
@@ -417,7 +429,7 @@ impl fmt::Display for Composition {
         }
         match self.device {
             DeviceKind::Embedded => Ok(()),
-            DeviceKind::Model | DeviceKind::Vfio(_) => {
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => {
                 write!(f, ", device {}, forward {}", self.device, name(&self.forward))
             }
         }
@@ -585,7 +597,13 @@ mod tests {
 
     #[test]
     fn a_device_reads_as_it_is_written() {
-        for text in ["embedded", "model", "vfio:0000:00:02.0", "vfio:10000:fe:1f.7"] {
+        for text in [
+            "embedded",
+            "model",
+            "vfio:0000:00:02.0",
+            "vfio:10000:fe:1f.7",
+            "vfio-user:/run/edu.sock",
+        ] {
             let device: DeviceKind = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
             assert_eq!(serde_json::to_value(device).unwrap(), text);

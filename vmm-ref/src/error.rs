@@ -98,7 +98,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Adds the name of the ioctl to its errno.
-pub(crate) fn at(step: &'static str) -> impl Fn(errno::Error) -> Error {
+pub fn at(step: &'static str) -> impl Fn(errno::Error) -> Error {
     move |source| Error::Kvm { step, source }
 }
 

@@ -9,12 +9,19 @@ use vmm_sys_util::{errno, ioctl_iow_nr};
 
 use crate::error::{Result, at};
 
-// kvm-ioctls does not have it: it is for VMs without an irqchip in the kernel.
-ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+mod request {
+    use super::{KVMIO, ioctl_iow_nr, kvm_interrupt};
+
+    // kvm-ioctls does not have it: it is for VMs without an irqchip in the kernel.
+    ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+}
 
 /// Gives the CPU the 8259's interrupt, or asks for an exit when it can take one. A request that comes up while the guest runs is
 /// given at its next exit: this guest halts whenever it has served one, which is an exit.
-pub(crate) fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
+///
+/// # Errors
+/// As [`interrupt`].
+pub fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
     let run = fd.get_kvm_run();
     if !pic.intr() {
         run.request_interrupt_window = 0;
@@ -25,11 +32,17 @@ pub(crate) fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
         return Ok(());
     }
     run.request_interrupt_window = 0;
-    let interrupt = kvm_interrupt {
-        irq: pic.acknowledge().into(),
-    };
+    interrupt(fd, pic.acknowledge())
+}
+
+/// Makes the CPU take an interrupt, of that vector, as soon as it enters the guest.
+///
+/// # Errors
+/// That of KVM_INTERRUPT: EEXIST when it has one to take already, ENXIO with an irqchip in the kernel.
+pub fn interrupt(fd: &VcpuFd, vector: u8) -> Result<()> {
+    let interrupt = kvm_interrupt { irq: vector.into() };
     // SAFETY: the fd is a vCPU's, and the argument is the structure that this ioctl reads.
-    if unsafe { ioctl_with_ref(fd, KVM_INTERRUPT(), &interrupt) } < 0 {
+    if unsafe { ioctl_with_ref(fd, request::KVM_INTERRUPT(), &interrupt) } < 0 {
         return Err(at("KVM_INTERRUPT")(errno::Error::last()));
     }
     Ok(())

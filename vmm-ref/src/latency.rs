@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_secs(100);
 const DIGITS: u8 = 3;
 
 /// A histogram of latencies.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Latency(Histogram<u64>);
 
 /// What a histogram comes down to, in microseconds.
@@ -44,6 +44,37 @@ impl Latency {
     /// Adds one latency.
     pub fn record(&mut self, latency: Duration) {
         self.0.saturating_record(latency.as_nanos() as u64);
+    }
+
+    /// Adds all latencies of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        // Both have the same bounds, so that nothing of `other` is out of them.
+        self.0 += &other.0;
+    }
+
+    /// How many latencies there are in each range, for a picture: the upper bound of a range in microseconds, 5 % above the one
+    /// before, and the number. Ranges without any are left out.
+    pub fn buckets(&self) -> Vec<(f64, u64)> {
+        let bounds = self.0.iter_log(100, 1.05);
+        bounds
+            .map(|step| {
+                (
+                    step.value_iterated_to() as f64 / 1000.0,
+                    step.count_since_last_iteration(),
+                )
+            })
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// All latencies added up.
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(
+            self.0
+                .iter_recorded()
+                .map(|step| step.value_iterated_to() * step.count_at_value())
+                .sum(),
+        )
     }
 
     /// The percentiles; `None` when nothing was recorded.
@@ -92,6 +123,24 @@ mod tests {
                 "{value} is not {expected}"
             );
         }
+    }
+
+    #[test]
+    fn buckets_hold_all_latencies_at_about_their_values() {
+        let (mut one, mut other) = (Latency::new(), Latency::new());
+        (0..7).for_each(|_| one.record(Duration::from_micros(10)));
+        (0..5).for_each(|_| other.record(Duration::from_micros(300)));
+        one.merge(&other);
+        let buckets = one.buckets();
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), 12);
+        let near = |value: f64, of: u64| {
+            buckets
+                .iter()
+                .any(|(at, count)| (at / value - 1.0).abs() < 0.06 && *count == of)
+        };
+        assert!(near(10.0, 7) && near(300.0, 5), "{buckets:?}");
+        let total = one.total().as_secs_f64() / Duration::from_micros(7 * 10 + 5 * 300).as_secs_f64();
+        assert!((total - 1.0).abs() < 0.001, "{total}");
     }
 
     #[test]

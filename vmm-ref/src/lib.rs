@@ -16,7 +16,7 @@ pub mod error;
 pub mod explain;
 pub mod guest;
 pub mod host;
-mod inject;
+pub mod inject;
 pub mod latency;
 pub mod machine;
 pub mod observe;

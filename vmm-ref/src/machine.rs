@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,21 +107,24 @@ impl Machine {
         })
     }
 
-    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers without an exit. A machine has room for one.
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers of a mapped one without an exit. A machine has
+    /// room for one.
     ///
     /// # Errors
     /// [`Error::Kvm`]: EEXIST for a second one.
     pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: BAR_SLOT,
-            flags: 0,
-            guest_phys_addr: BAR_ADDRESS,
-            memory_size: bar.size() as u64,
-            userspace_addr: bar.address() as u64,
-        };
-        // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it too
-        // and drops it last.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Bar::Mapped(mapping) = &*bar {
+            let region = kvm_userspace_memory_region {
+                slot: BAR_SLOT,
+                flags: 0,
+                guest_phys_addr: BAR_ADDRESS,
+                memory_size: bar.size() as u64,
+                userspace_addr: mapping.address() as u64,
+            };
+            // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it
+            // too and drops it last.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        }
         self.bar = Some(bar);
         Ok(())
     }
@@ -178,14 +182,30 @@ impl Machine {
         controllers: &Controllers,
         on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<Running> {
-        let status = self.status()?;
-        let vcpu = Vcpu {
-            fd: self.vcpu,
-            controllers: controllers.clone(),
-            bell: self.bell,
-            on_acknowledge: Box::new(on_acknowledge),
+        let (controllers, bell) = (controllers.clone(), self.bell.clone());
+        let bar = match self.bar.as_deref() {
+            Some(Bar::Remote(bar)) => Some(bar.clone()),
+            Some(Bar::Mapped(_)) | None => None,
         };
-        let cpu = Cpu::start("vcpu0", move |stop| vcpu.run(stop))?;
+        self.start_with(move |fd, stop| {
+            let vcpu = Vcpu {
+                fd,
+                controllers,
+                bell,
+                bar,
+                on_acknowledge: Box::new(on_acknowledge),
+            };
+            vcpu.run(stop)
+        })
+    }
+
+    /// The same with a `body` of the caller's own that runs the vCPU until its flag becomes true.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(self, body: impl FnOnce(VcpuFd, &AtomicBool) -> Result<()> + Send + 'static) -> Result<Running> {
+        let (status, vcpu) = (self.status()?, self.vcpu);
+        let cpu = Cpu::start("vcpu0", move |stop| body(vcpu, stop))?;
         // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
         Running::new(cpu, &status, (self.vm, self.memory, self.bar))
     }

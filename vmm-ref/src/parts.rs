@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The one place where a [`Composition`] becomes objects. A new value of an option is a new arm here.
 
-use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
-use interrupt_core::registry::{Consumer, DeviceIrq};
+use interrupt_core::registry::Consumer;
 use interrupt_core::{GuestLine, LevelSource};
 use kvm_irqfd::{HostForwarded, KvmVfio, WaitMode, Waiter};
-use vfio_intx::VfioIntx;
-use vfio_intx::irq_set::INTX;
 
 use crate::composition::{Composition, DeviceKind, Eoi, Source, Wait};
 use crate::controllers::Controllers;
@@ -41,7 +38,7 @@ pub struct Modelled {
     pub model: Model,
 }
 
-/// A device of VFIO and what carries its interrupt.
+/// A device outside of this process and what carries its interrupt.
 // Field order is drop order: INTx is disabled while the device is there.
 #[derive(Debug)]
 pub struct Passthrough {
@@ -64,6 +61,9 @@ impl Parts {
             DeviceKind::Model => return Self::model(controllers, status, composition),
             DeviceKind::Vfio(address) => {
                 return Self::pass_through(Edu::open(address)?, controllers, status, composition);
+            }
+            DeviceKind::VfioUser(path) => {
+                return Self::pass_through(Edu::connect(&path)?, controllers, status, composition);
             }
         }
         let gsi = composition.controller.gsi();
@@ -130,17 +130,11 @@ impl Parts {
     /// it is how the EOIs are counted and timed.
     fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
-        let label = edu.address().to_string();
+        let label = edu.label().to_owned();
         let source = controllers.source(composition.source, gsi, label)?;
         let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
-        let interrupt = VfioIntx::new(edu.address().to_string(), Arc::clone(edu.device()));
-        let irq = DeviceIrq {
-            device: edu.device().as_raw_fd(),
-            index: INTX,
-            sub: 0,
-        };
         let line = line(controllers, composition.source, source);
-        let forwarding = Forwarding::start(Arc::new(interrupt), Some(irq), composition.forward, line)?;
+        let forwarding = Forwarding::start(Arc::clone(edu.interrupt()), edu.irq(), composition.forward, line)?;
         let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), status.device(0)?);
         Ok(Self {
             devices: [device].into(),

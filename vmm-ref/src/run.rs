@@ -10,13 +10,13 @@ use interrupt_core::registry::Explanation;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::composition::{Composition, DeviceKind, Forward, Impossible, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Forward, Impossible, MachineKind};
 use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::doorbell::{self, Doorbell};
 use crate::error::{Error, Result};
 use crate::guest::{Controller, Idle, Program, Status};
-use crate::latency::Percentiles;
+use crate::latency::{Latency, Percentiles};
 use crate::machine::Machine;
 use crate::parts::Parts;
 use crate::passthrough::{Bar, Forwarding, SwapAccount, Swapper};
@@ -92,6 +92,8 @@ pub struct Summary {
     pub found_nothing: u64,
     /// From assertion to the EOI that ends the request.
     pub latency: Option<Percentiles>,
+    /// All of these latencies.
+    pub distribution: Latency,
     /// The first round trips.
     pub trace: Vec<Watched>,
     /// From the first assertion to the last EOI.
@@ -223,13 +225,10 @@ impl Guest {
         let program = Program {
             controller: composition.controller,
             devices: composition.sharers,
-            edu: matches!(composition.device, DeviceKind::Vfio(_)),
+            edu: matches!(composition.device, DeviceKind::Vfio(_) | DeviceKind::VfioUser(_)),
             acknowledge: composition.acknowledge(),
             eoi: guest_eoi,
-            idle: match composition.irqchip {
-                Irqchip::Split => Idle::Spin,
-                Irqchip::Kernel | Irqchip::User => Idle::Halt,
-            },
+            idle: Idle::on(composition.irqchip),
         };
         match (composition.machine, kvm) {
             (MachineKind::Kvm, Some(kvm)) => {
@@ -320,6 +319,7 @@ impl Summary {
             handler_runs,
             found_nothing: status.found_nothing().into(),
             latency: traffic.latency.percentiles(),
+            distribution: traffic.latency.clone(),
             trace: traffic.trace.clone(),
             elapsed: traffic.elapsed,
             doorbell,

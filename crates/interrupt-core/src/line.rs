@@ -148,7 +148,11 @@ impl<P: Pin> Line<P> {
             lowered_by,
             mark: AtomicU64::new(LOW),
         });
-        lock(&self.contributions).push(Arc::clone(&contribution));
+        let mut contributions = lock(&self.contributions);
+        // Most lines have one source, and there can be thousands of lines.
+        contributions.reserve_exact(1);
+        contributions.push(Arc::clone(&contribution));
+        drop(contributions);
         LineSource {
             line: Arc::clone(self),
             contribution,

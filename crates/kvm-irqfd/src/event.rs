@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::{Delivery, Gsi};
@@ -33,9 +33,7 @@ impl Event {
 
     /// Takes over a caller's eventfd. `operation` and `gsi` are for the errors: not an eventfd, a semaphore, /proc not there.
     pub(crate) fn from_owned(fd: OwnedFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
-        // SAFETY: `into_raw_fd` gives up ownership of a descriptor that is open, so the `EventFd` is its only owner.
-        let fd = unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
-        Self::from_eventfd(fd, operation, gsi)
+        Self::from_eventfd(crate::eventfd::from_owned(fd), operation, gsi)
     }
 
     /// As [`from_owned`](Self::from_owned), for vmm-sys-util's type.

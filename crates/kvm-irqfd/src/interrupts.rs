@@ -53,10 +53,22 @@ impl KvmInterrupts {
     /// [`SPLIT_PINS`](crate::SPLIT_PINS) GSIs reserved, all of them masked.
     ///
     /// # Errors
-    /// [`Error::Vm`] when KVM or epoll refuse for a reason that is not an answer, EMFILE say.
+    /// [`Error::Vm`] when KVM or epoll refuse for a reason that is not an answer, EMFILE say; on aarch64
+    /// [`Error::NotInitialised`] when the vGIC is not initialised yet.
     pub fn new(vm: Arc<VmFd>) -> Result<Self> {
         let irqchip = Irqchip::probe(&vm)?;
-        Self::build(vm, irqchip, SPLIT_PINS)
+        Self::build(vm, irqchip, SPLIT_PINS, Routes::initial(irqchip))
+    }
+
+    /// The same for a vGIC with `spis` shared interrupts, whose GSIs are 0 to `spis`-1; [`new`](Self::new) takes it to have
+    /// [`GIC_SPIS`](crate::GIC_SPIS), which is what KVM gives it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(target_arch = "aarch64")]
+    pub fn with_spis(vm: Arc<VmFd>, spis: u32) -> Result<Self> {
+        let irqchip = Irqchip::probe(&vm)?;
+        Self::build(vm, irqchip, 0, Routes::of_gic(spis))
     }
 
     /// The same for a split irqchip with another number of reserved GSIs.
@@ -65,10 +77,10 @@ impl KvmInterrupts {
     /// As [`new`](Self::new).
     pub fn with_split_pins(vm: Arc<VmFd>, pins: u32) -> Result<Self> {
         let irqchip = Irqchip::probe(&vm)?;
-        Self::build(vm, irqchip, pins)
+        Self::build(vm, irqchip, pins, Routes::initial(irqchip))
     }
 
-    fn build(vm: Arc<VmFd>, irqchip: Irqchip, pins: u32) -> Result<Self> {
+    fn build(vm: Arc<VmFd>, irqchip: Irqchip, pins: u32, routes: Routes) -> Result<Self> {
         let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
         let shared = Shared {
             vm,
@@ -76,7 +88,7 @@ impl KvmInterrupts {
             dispatcher: Arc::new(Dispatcher::new()?),
             next_token: AtomicU64::new(0),
             state: Mutex::new(State {
-                routes: Routes::initial(irqchip),
+                routes,
                 lines: BTreeMap::new(),
                 unmasked: vec![false; pins],
                 pumps: BTreeMap::new(),

@@ -39,8 +39,8 @@ pub enum WaitMode {
 #[derive(Clone, Debug)]
 pub struct Waiter {
     mode: WaitMode,
-    /// How long to poll before sleeping.
-    window: Duration,
+    /// Waits are beyond the reach of polling.
+    idle: bool,
     /// What waits have cost lately with and without polling.
     polled: Average,
     blocked: Average,
@@ -50,8 +50,10 @@ pub struct Waiter {
 impl Waiter {
     /// The longest time that [`WaitMode::Adaptive`] polls for one event.
     pub const MAX_POLL: Duration = Duration::from_micros(100);
-    /// What polling starts with.
+    /// The shortest time to poll for, and what it starts with.
     const MIN_POLL: Duration = Duration::from_micros(12);
+    /// Polling goes on for so many times what waits have taken lately.
+    const PATIENCE: u64 = 3;
     /// One wait in so many is made the other way, to learn whether it has become the better one.
     const EXPLORE: u32 = 64;
 
@@ -59,7 +61,7 @@ impl Waiter {
     pub fn new(mode: WaitMode) -> Self {
         Self {
             mode,
-            window: Self::MIN_POLL,
+            idle: false,
             polled: Average::default(),
             blocked: Average::default(),
             waits: 0,
@@ -121,31 +123,34 @@ impl Waiter {
         }
     }
 
-    /// How long to poll this time.
+    /// How long to poll this time: the one place that decides.
     fn window(&mut self) -> Duration {
         self.waits = self.waits.wrapping_add(1);
-        let pays = self.polled.0 <= self.blocked.0 || self.blocked.0 == 0;
+        let pays = !self.idle && (self.polled.0 <= self.blocked.0 || self.blocked.0 == 0);
         let explore = self.waits % Self::EXPLORE == 0;
-        if self.window == Duration::ZERO || pays == explore {
-            Duration::ZERO
-        } else {
-            self.window
+        if pays == explore {
+            return Duration::ZERO;
         }
+        let usual = match (self.polled.0, self.blocked.0) {
+            (0, other) | (other, 0) => other,
+            (polled, blocked) => polled.min(blocked),
+        };
+        Duration::from_nanos(usual * Self::PATIENCE).clamp(Self::MIN_POLL, Self::MAX_POLL)
     }
 
     /// Takes the outcome of a wait into account.
     fn learn(&mut self, window: Duration, took: Duration) {
-        if took > Self::MAX_POLL {
-            // Nothing came within reach of polling: whoever waits this long is idle, and sleeps at once next time.
-            self.window = Duration::ZERO;
-            return;
-        }
+        // Polling has not reached it: whoever waits this long is idle, and sleeps at once next time. A sleep that was made for
+        // learning says nothing of that.
+        self.idle = took > Self::MAX_POLL && (self.idle || window > Duration::ZERO);
+        // Such a wait counts as one at the end of what polling reaches: it may be that nothing was to come, or that polling has
+        // kept the one who was to bring it from this CPU.
+        let counted = took.min(Self::MAX_POLL);
         if window == Duration::ZERO {
-            self.blocked.add(took);
+            self.blocked.add(counted);
         } else {
-            self.polled.add(took);
+            self.polled.add(counted);
         }
-        self.window = (took * 2).max(self.window).clamp(Self::MIN_POLL, Self::MAX_POLL);
     }
 }
 
@@ -173,5 +178,67 @@ fn sleep(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
             },
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::thread;
+
+    use super::*;
+
+    /// One wait for an event that only sleeping brings, after `takes`; whether it was polled for before.
+    fn polls(waiter: &mut Waiter, takes: Duration) -> bool {
+        let mut polled = false;
+        let try_now = || {
+            polled = true;
+            Ok::<_, Infallible>(None)
+        };
+        let sleep = || {
+            thread::sleep(takes);
+            Ok(())
+        };
+        let Ok(()) = waiter.wait_with(try_now, sleep);
+        polled
+    }
+
+    #[test]
+    fn after_a_long_wait_it_sleeps_at_once() {
+        let mut waiter = Waiter::new(WaitMode::Adaptive);
+        assert!(polls(&mut waiter, Duration::from_millis(2)), "it knows nothing yet");
+        let polled = (0..128)
+            .filter(|_| polls(&mut waiter, Duration::from_millis(1)))
+            .count();
+        assert!(polled <= 2, "{polled} of 128: only to learn whether that has changed");
+    }
+
+    #[test]
+    fn polling_that_never_brings_the_event_sooner_is_given_up() {
+        let mut waiter = Waiter::new(WaitMode::Adaptive);
+        let polled = (0..640).filter(|_| polls(&mut waiter, Duration::ZERO)).count();
+        // One in 64 is for learning; what the machine does to a few waits may change its mind for a while.
+        assert!(polled < 320, "{polled} of 640");
+    }
+
+    #[test]
+    fn polling_that_brings_the_event_goes_on() {
+        let mut waiter = Waiter::new(WaitMode::Adaptive);
+        let mut slept = 0;
+        for _ in 0..640 {
+            let mut looks = 0;
+            let try_now = || {
+                looks += 1;
+                Ok::<_, Infallible>((looks == 2).then_some(()))
+            };
+            let sleep = || {
+                slept += 1;
+                // Waking up takes time.
+                thread::sleep(Duration::from_micros(50));
+                Ok(())
+            };
+            let Ok(()) = waiter.wait_with(try_now, sleep);
+        }
+        assert!(slept < 320, "{slept} of 640");
     }
 }

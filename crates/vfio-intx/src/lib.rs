@@ -27,6 +27,7 @@
 //! # Example
 //!
 //! See [`GuestLine`] for the guest's end on KVM, and the README for a VMM's INTx code before and after.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 mod decide;
@@ -44,6 +45,8 @@ mod state;
 mod subscriber;
 #[cfg(feature = "vfio")]
 mod vfio;
+#[cfg(feature = "vfio-user")]
+mod vfio_user;
 
 pub use error::{Error, Result};
 pub use interrupt_core::GuestLine;
@@ -54,6 +57,8 @@ pub use saved::IntxState;
 pub use state::{Because, Fallback, State, Status};
 #[cfg(feature = "vfio")]
 pub use vfio::VfioIntx;
+#[cfg(feature = "vfio-user")]
+pub use vfio_user::VfioUserIntx;
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]

@@ -7,6 +7,8 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 use interrupt_core::Gsi;
 use serde::Serialize;
 
+use crate::composition::Irqchip;
+
 use super::chips::{
     APIC_BASE_ENABLE_X2APIC, IOAPIC_VECTOR, LVT_MASKED, MASTER_COMMAND, MSR_APIC_BASE, MSR_EOI, MSR_LVT0, MSR_SPURIOUS,
     OCW2_NON_SPECIFIC_EOI, PIC_BASE, SPURIOUS_LAPIC_ENABLE, ioapic_set_up, mask_pics, out, pic_set_up, write_ioapic,
@@ -68,6 +70,16 @@ pub enum Idle {
     Halt,
     /// It spins. On a split irqchip an EOI becomes known when the CPU next enters the guest, and a halted one does not.
     Spin,
+}
+
+impl Idle {
+    /// What suits an irqchip.
+    pub fn on(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Split => Self::Spin,
+            Irqchip::Kernel | Irqchip::User => Self::Halt,
+        }
+    }
 }
 
 /// The 8259 raises IRQ 7 when the line that asked for attention is low again at the acknowledge.

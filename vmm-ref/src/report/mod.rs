@@ -27,7 +27,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::composition::Composition;
     use crate::guest::Controller;
-    use crate::latency::Percentiles;
+    use crate::latency::{Latency, Percentiles};
     use crate::run::{Options, Outcome};
     use crate::traffic::Watched;
 
@@ -67,6 +67,7 @@ pub(crate) mod tests {
                     handled: Duration::from_nanos(3_200),
                     told: Duration::from_nanos(5_750),
                 }],
+                distribution: Latency::new(),
                 elapsed: Duration::from_millis(250),
                 doorbell: None,
                 forwarding: None,

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How figures are taken: all in turns, so that a change of the host's load hits what is compared alike; the ratio of two is the
+//! median of their ratios within each turn.
+
+use vmm_ref::latency::Latency;
+
+use crate::Result;
+use crate::counters::Counters;
+use crate::results::{Figures, PerRoundTrip, Spread};
+
+/// Something that makes round trips.
+pub struct Subject<'a> {
+    /// What it is.
+    pub name: String,
+    /// How it waits.
+    pub wait: String,
+    /// The place, among the subjects that it is measured with, of the floor under it; a floor has none.
+    pub floor: Option<usize>,
+    /// Makes so many.
+    pub round_trips: Box<dyn FnMut(u64) -> Result<Latency> + 'a>,
+}
+
+impl std::fmt::Debug for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {}", self.name, self.wait)
+    }
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Turns, at least 1.
+    pub turns: usize,
+    /// Round trips of each subject in each turn, at least 1.
+    pub rounds: u64,
+}
+
+/// Measures all subjects in turns. `on_step` is called before each step, `turns + 1` times for each subject.
+///
+/// # Errors
+/// The first round trip that fails.
+pub fn in_turns(
+    subjects: &mut [Subject<'_>],
+    extent: Extent,
+    counters: &mut Counters,
+    on_step: &mut dyn FnMut(),
+) -> Result<Vec<Figures>> {
+    let mut all = vec![Latency::new(); subjects.len()];
+    let mut medians = vec![Vec::with_capacity(extent.turns); subjects.len()];
+    for _ in 0..extent.turns {
+        for (n, subject) in subjects.iter_mut().enumerate() {
+            on_step();
+            let latency = (subject.round_trips)(extent.rounds)?;
+            medians[n].extend(latency.percentiles().map(|of| of.p50));
+            all[n].merge(&latency);
+        }
+    }
+    let mut figures = Vec::with_capacity(subjects.len());
+    for (n, subject) in subjects.iter_mut().enumerate() {
+        on_step();
+        let over_floor = subject.floor.map(|floor| ratio(&medians[n], &medians[floor]));
+        let Some(percentiles) = all[n].percentiles() else {
+            anyhow::bail!("{subject:?}: no round trip was timed");
+        };
+        figures.push(Figures {
+            name: subject.name.clone(),
+            wait: subject.wait.clone(),
+            floor: subject.floor,
+            round_trips: extent.rounds * extent.turns as u64,
+            latency_us: percentiles.into(),
+            p50_us: Spread::of(&medians[n]),
+            over_floor,
+            per_round_trip: per_round_trip(subject, extent.rounds, counters)?,
+            buckets: all[n].buckets(),
+        });
+    }
+    Ok(figures)
+}
+
+/// The ratios of two series, turn by turn.
+pub fn ratio(of: &[f64], over: &[f64]) -> Spread {
+    let ratios: Vec<f64> = of.iter().zip(over).map(|(of, over)| of / over).collect();
+    Spread::of(&ratios)
+}
+
+/// What a long run costs more than a short one, so that setting up and tearing down do not count.
+fn per_round_trip(subject: &mut Subject<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
+    let mut of = |count| {
+        let before = counters.read();
+        (subject.round_trips)(count)?;
+        Ok::<_, anyhow::Error>(counters.read().since(before))
+    };
+    // The first run may do what only a first run does.
+    of(1)?;
+    let (short, long) = (of(rounds)?, of(3 * rounds)?);
+    let per = |short: u64, long: u64| (long as f64 - short as f64) / (2 * rounds) as f64;
+    Ok(PerRoundTrip {
+        system_calls: short
+            .system_calls
+            .zip(long.system_calls)
+            .map(|(short, long)| per(short, long)),
+        context_switches: short
+            .context_switches
+            .zip(long.context_switches)
+            .map(|(short, long)| per(short, long)),
+        allocations: per(short.allocations, long.allocations),
+    })
+}

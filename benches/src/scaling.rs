@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What grows with the number of lines, of sharers of a line, and of routes: time, descriptors and memory.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy};
+use kvm_ioctls::Kvm;
+use kvm_irqfd::{KvmInterrupts, Route, enable_split_irqchip};
+use user_irqchip::{Ioapic, IoapicSource};
+
+use crate::Result;
+use crate::counters::heap_bytes;
+use crate::operations::{Taker, programmed, vector};
+use crate::results::{Series, Spread};
+
+/// How many lines are tried.
+pub const LINES: [u64; 6] = [1, 4, 16, 64, 256, 1024];
+/// How many sharers of one line are tried.
+pub const SHARERS: [u64; 6] = [1, 2, 4, 8, 16, 32];
+/// How many routes are tried, beside those that a split irqchip begins with: none.
+pub const ROUTES: [u64; 7] = [1, 4, 16, 64, 256, 1024, 4096];
+
+/// The most that a chip can have, so that what it has once is not counted as a line's.
+const PINS: u64 = Ioapic::MAX_PINS as u64;
+
+/// Level lines of userspace IOAPICs, with a source and a listener each.
+pub struct Lines {
+    chips: Vec<Ioapic>,
+    sources: Vec<(IoapicSource, EoiGuard)>,
+    next: usize,
+}
+
+impl Lines {
+    /// So many lines.
+    ///
+    /// # Errors
+    /// Those of building the chips.
+    pub fn new(count: u64) -> Result<Self> {
+        let mut chips = Vec::with_capacity(count.div_ceil(PINS) as usize);
+        for n in 0..count.div_ceil(PINS) {
+            let builder = Ioapic::builder()
+                .pins(Ioapic::MAX_PINS)
+                .first_gsi(Gsi((n * PINS) as u32));
+            let chip = builder.build(Arc::new(Taker))?;
+            chips.push(programmed(chip));
+        }
+        let mut lines = Self {
+            chips,
+            sources: Vec::with_capacity(count as usize),
+            next: 0,
+        };
+        for n in 0..count {
+            lines.add(n)?;
+        }
+        Ok(lines)
+    }
+
+    /// One line with so many sources.
+    ///
+    /// # Errors
+    /// Those of building the chip.
+    pub fn shared(count: u64) -> Result<Self> {
+        let mut lines = Self::new(1)?;
+        for _ in 1..count {
+            lines.add(0)?;
+        }
+        Ok(lines)
+    }
+
+    fn add(&mut self, line: u64) -> Result<()> {
+        let (chip, gsi) = (&self.chips[(line / PINS) as usize], Gsi(line as u32));
+        let source = chip.source(gsi, "device", LoweredBy::Eoi)?;
+        // It owns nothing: what a listener does is not the line's.
+        let guard = chip.subscribe(source.key().into(), Listener::callback(|_| {}))?;
+        self.sources.push((source, guard));
+        Ok(())
+    }
+
+    /// What is not the lines': where whoever owns them keeps them.
+    fn owners_heap(&self) -> i64 {
+        (self.sources.capacity() * size_of::<(IoapicSource, EoiGuard)>() + self.chips.capacity() * size_of::<Ioapic>())
+            as i64
+    }
+
+    /// A round trip on the next one: asserted, ended, told.
+    ///
+    /// # Errors
+    /// Those of the chip.
+    pub fn round_trip(&mut self) -> Result<()> {
+        // A stride that meets all of them in an order that no prefetcher knows.
+        self.next = (self.next + 617) % self.sources.len();
+        let source = &self.sources[self.next].0;
+        source.assert()?;
+        let line = u64::from(source.gsi().0);
+        self.chips[(line / PINS) as usize].eoi(vector((line % PINS) as u32));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} sources on {} chips", self.sources.len(), self.chips.len())
+    }
+}
+
+/// All series that can be had here.
+///
+/// # Errors
+/// The first measurement that fails.
+pub fn measure(kvm: Option<&Kvm>) -> Result<Vec<Series>> {
+    let mut series = vec![
+        over(
+            "lines",
+            "time of a round trip, userspace IOAPIC",
+            "ns",
+            &LINES,
+            |count| {
+                let mut lines = Lines::new(count)?;
+                nanoseconds(|| lines.round_trip())
+            },
+        )?,
+        over("lines", "heap of a line, userspace IOAPIC", "B", &LINES, |count| {
+            let chips = count.div_ceil(PINS);
+            let before = heap_bytes();
+            let lines = Lines::new(count)?;
+            let all = heap_bytes() - before - lines.owners_heap();
+            drop(lines);
+            // A chip comes with all its pins, used or not, and has what belongs to none of them.
+            let (pin, own) = heap_of_a_chip()?;
+            let not_the_lines = pin * (chips * PINS - count) as f64 + own * chips as f64;
+            Ok((all as f64 - not_the_lines) / count as f64)
+        })?,
+        over(
+            "sharers",
+            "time of a round trip, userspace IOAPIC",
+            "ns",
+            &SHARERS,
+            |count| {
+                let mut lines = Lines::shared(count)?;
+                nanoseconds(|| lines.round_trip())
+            },
+        )?,
+    ];
+    if let Some(kvm) = kvm {
+        series.push(over(
+            "lines",
+            "descriptors of a line, KVM split irqchip",
+            "",
+            &LINES,
+            |count| {
+                let before = descriptors()?;
+                let lines = kvm_lines(kvm, count)?;
+                let all = descriptors()? - before;
+                drop(lines);
+                // The VM's own.
+                Ok((all - 1.0) / count as f64)
+            },
+        )?);
+        series.push(over(
+            "lines",
+            "heap of a line, KVM split irqchip",
+            "B",
+            &LINES,
+            |count| {
+                let before = heap_bytes();
+                let lines = kvm_lines(kvm, count)?;
+                let all = heap_bytes() - before;
+                drop(lines);
+                Ok(all as f64 / count as f64)
+            },
+        )?);
+        series.push(over("routes", "change of one route", "ns", &ROUTES, |count| {
+            change_of_route(kvm, count)
+        })?);
+    }
+    Ok(series)
+}
+
+fn over(of: &str, what: &str, unit: &str, counts: &[u64], mut value: impl FnMut(u64) -> Result<f64>) -> Result<Series> {
+    let points = counts.iter().map(|&count| Ok((count, value(count)?)));
+    Ok(Series {
+        of: of.to_owned(),
+        what: what.to_owned(),
+        unit: unit.to_owned(),
+        points: points.collect::<Result<_>>()?,
+    })
+}
+
+/// The heap of a pin that nobody uses, and of what a chip has besides.
+fn heap_of_a_chip() -> Result<(f64, f64)> {
+    let of = |pins: u8| {
+        let before = heap_bytes();
+        let chip = Ioapic::builder().pins(pins).build(Arc::new(Taker))?;
+        let after = heap_bytes();
+        drop(chip);
+        Ok::<_, anyhow::Error>((after - before) as f64)
+    };
+    let pin = (of(64)? - of(32)?) / 32.0;
+    Ok((pin, of(32)? - 32.0 * pin))
+}
+
+/// A split irqchip with so many lines: an irqfd each, on its own GSI.
+fn kvm_lines(kvm: &Kvm, count: u64) -> Result<(KvmInterrupts, Vec<kvm_irqfd::SplitSource>)> {
+    let vm = Arc::new(kvm.create_vm()?);
+    enable_split_irqchip(&vm, count as u32)?;
+    let interrupts = KvmInterrupts::with_split_pins(vm, count as u32)?;
+    let mut sources = Vec::with_capacity(count as usize);
+    for gsi in 0..count {
+        sources.push(interrupts.split_source(Gsi(gsi as u32), "device", None)?);
+    }
+    Ok((interrupts, sources))
+}
+
+fn descriptors() -> Result<f64> {
+    Ok(fs::read_dir("/proc/self/fd")?.count() as f64)
+}
+
+/// Changes one route among so many, to and fro.
+fn change_of_route(kvm: &Kvm, count: u64) -> Result<f64> {
+    let vm = Arc::new(kvm.create_vm()?);
+    enable_split_irqchip(&vm, 24)?;
+    let interrupts = KvmInterrupts::with_split_pins(vm, 24)?;
+    let message = |data| Route::Msi {
+        address: 0xfee0_0000,
+        data,
+        device: None,
+    };
+    let mut routing = interrupts.routing();
+    for gsi in 0..count as u32 {
+        routing.set(Gsi(gsi), &[message(0x31)])?;
+    }
+    routing.commit()?;
+    let mut data = 0x31;
+    nanoseconds(|| {
+        data ^= 1;
+        let mut routing = interrupts.routing();
+        routing.set(Gsi(0), &[message(data)])?;
+        routing.commit()?;
+        Ok(())
+    })
+}
+
+/// The time of one, in nanoseconds: the median of several batches.
+fn nanoseconds(mut one: impl FnMut() -> Result<()>) -> Result<f64> {
+    const BATCHES: usize = 31;
+    const BATCH: Duration = Duration::from_millis(2);
+    // As many as a batch takes, found while everything warms up.
+    let (start, mut count) = (Instant::now(), 0_u32);
+    while start.elapsed() < BATCH || count < 8 {
+        one()?;
+        count += 1;
+    }
+    let mut times = Vec::with_capacity(BATCHES);
+    for _ in 0..BATCHES {
+        let start = Instant::now();
+        for _ in 0..count {
+            one()?;
+        }
+        times.push(start.elapsed().as_nanos() as f64 / f64::from(count));
+    }
+    Ok(Spread::of(&times).median)
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The targets of this workspace, and what the figures say to them.
+
+use crate::results::{Figures, Group, Results, Target};
+
+/// All targets, with what was measured, or why nothing was.
+pub fn judge(results: &Results) -> Vec<Target> {
+    let mut targets = vec![
+        target(
+            "in-kernel round trip over its floor, worst source, p50",
+            1.03,
+            "",
+            in_kernel(results),
+        ),
+        target(
+            "adaptive wait over blocking, p50, idle neighbour",
+            0.33,
+            "",
+            waiting(results, |of| of.idle.median),
+        ),
+        target(
+            "adaptive wait over blocking, p50, busy neighbour",
+            1.1,
+            "",
+            waiting(results, |of| of.busy.median),
+        ),
+        target(
+            "adaptive wait: processor time of a second without an interrupt",
+            1000.0,
+            "us",
+            waiting(results, |of| of.second_us),
+        ),
+        target("split over in-kernel IOAPIC, blocking, p50", 1.6, "", split(results)),
+    ];
+    for (name, limit) in [
+        ("ioapic/assert, EOI, listener", 150.0),
+        ("ioapic/EOI of an unrelated vector", 5.0),
+        // A pair, of at most 100 ns each.
+        ("ioapic/mask, unmask", 200.0),
+        ("find/4096", 25.0),
+    ] {
+        targets.push(target(name, limit, "ns", operation(results, name)));
+    }
+    let found = |count| operation(results, &format!("find/{count}"));
+    let growth = found(4096).and_then(|many| Ok(many / found(16)?));
+    targets.push(target("dispatch at 4096 registrations over 16", 1.5, "", growth));
+    let lines = |what: &str| series(results, "lines", what);
+    let time = lines("time of a round trip").map(|points| last(points) / first(points));
+    targets.push(target("1024 lines over one, time of a round trip", 1.1, "", time));
+    targets.push(target("descriptors of a line", 2.0, "", lines("descriptors").map(last)));
+    for irqchip in ["userspace IOAPIC", "KVM split irqchip"] {
+        let heap = lines(&format!("heap of a line, {irqchip}")).map(last);
+        targets.push(target(&format!("heap of an idle line, {irqchip}"), 512.0, "B", heap));
+    }
+    targets
+}
+
+fn target(what: &str, limit: f64, unit: &str, measured: Result<f64, String>) -> Target {
+    Target {
+        what: what.to_owned(),
+        limit,
+        unit: unit.to_owned(),
+        measured,
+    }
+}
+
+/// The worst ratio, in the groups whose EOI is the guest's own.
+fn in_kernel(results: &Results) -> Result<f64, String> {
+    let groups = results.groups.iter();
+    let genuine = groups.filter(|group| group.control.eoi && group.control.group.starts_with("kernel"));
+    let ratios = genuine.flat_map(|group| &group.ways).filter_map(|way| way.over_floor);
+    ratios
+        .map(|ratio| ratio.median)
+        .max_by(f64::total_cmp)
+        .ok_or_else(|| "no in-kernel irqchip here whose EOI is the guest's own".to_owned())
+}
+
+fn waiting(results: &Results, of: impl Fn(&crate::results::Waiting) -> f64) -> Result<f64, String> {
+    results.waiting.as_ref().map(of).ok_or_else(|| "no KVM here".to_owned())
+}
+
+fn split(results: &Results) -> Result<f64, String> {
+    let p50 = |name: &str| {
+        let group = results.groups.iter().find(|group| group.control.group == name);
+        let group = group.ok_or_else(|| format!("no {name} here"))?;
+        if !group.control.eoi {
+            return Err(format!("{name}: {}", group.control.finding));
+        }
+        best(group, "block").ok_or_else(|| format!("{name}: no blocking wait was measured"))
+    };
+    Ok(p50("split irqchip, IOAPIC")? / p50("kernel irqchip, IOAPIC")?)
+}
+
+fn best(group: &Group, wait: &str) -> Option<f64> {
+    let is_it = |way: &&Figures| way.floor.is_some() && way.wait == wait;
+    let medians = group.ways.iter().filter(is_it).map(|way| way.p50_us.median);
+    medians.min_by(f64::total_cmp)
+}
+
+fn operation(results: &Results, name: &str) -> Result<f64, String> {
+    let figures = results.operations_ns.get(name);
+    figures
+        .map(|[_, median, _]| *median)
+        .ok_or_else(|| "run cargo bench -p benches before".to_owned())
+}
+
+fn series<'a>(results: &'a Results, of: &str, what: &str) -> Result<&'a [(u64, f64)], String> {
+    let found = results
+        .scaling
+        .iter()
+        .find(|series| series.of == of && series.what.starts_with(what));
+    match found {
+        Some(series) if !series.points.is_empty() => Ok(&series.points),
+        _ => Err("not measured here".to_owned()),
+    }
+}
+
+fn first(points: &[(u64, f64)]) -> f64 {
+    points.first().map_or(f64::NAN, |(_, value)| *value)
+}
+
+fn last(points: &[(u64, f64)]) -> f64 {
+    points.last().map_or(f64::NAN, |(_, value)| *value)
+}

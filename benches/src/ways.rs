@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Every composition that can work on this host, what it is compared with, and what was left out and why.
+
+use std::sync::atomic::AtomicBool;
+
+use clap::ValueEnum as _;
+use kvm_ioctls::Kvm;
+use vmm_ref::composition::{Composition, Eoi, Irqchip, MachineKind, Source, Wait, name};
+use vmm_ref::observe::{EndedBy, ended_by};
+use vmm_ref::run::{Options, Outcome, run};
+
+use crate::Result;
+use crate::floor::{Floor, Path};
+use crate::measure::Subject;
+use crate::results::{Control, LeftOut};
+
+/// One irqchip and controller: its negative control, and all ways through it.
+#[derive(Debug)]
+pub struct Group<'a> {
+    /// How its EOIs were found to be.
+    pub control: Control,
+    /// The floors first, each before what stands on it.
+    pub subjects: Vec<Subject<'a>>,
+}
+
+/// What there is to measure.
+#[derive(Debug, Default)]
+pub struct Ways<'a> {
+    /// The groups, in the order of the command line's names.
+    pub groups: Vec<Group<'a>>,
+    /// What there is not.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Whether a composition is worth its time also in the short set: one source and one notifier for each controller, both ways to
+/// wait that differ most.
+fn is_short(composition: &Composition) -> bool {
+    let plain = Composition::new(composition.machine, composition.irqchip, composition.controller);
+    let is_plain = composition.source == plain.source && composition.eoi == plain.eoi;
+    let is_line = composition.source == Source::Line && composition.wait == Wait::Block;
+    is_plain || is_line
+}
+
+/// Finds out what there is to measure here, running the negative control of each group.
+///
+/// # Errors
+/// When a control cannot be run.
+pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -> Result<Ways<'a>> {
+    let mut ways = Ways::default();
+    for &machine in MachineKind::value_variants() {
+        let irqchips: &[Irqchip] = match machine {
+            MachineKind::Kvm => Irqchip::value_variants(),
+            MachineKind::Soft => &[Irqchip::User],
+        };
+        for &irqchip in irqchips {
+            for &controller in irqchip.controllers(machine) {
+                let plain = Composition::new(machine, irqchip, controller);
+                let title = title(&plain);
+                if machine == MachineKind::Kvm && kvm.is_none() {
+                    ways.left_out
+                        .push(LeftOut::new(title, "there is no /dev/kvm that opens"));
+                    continue;
+                }
+                match ended_by(kvm, plain, interrupted) {
+                    Err(error) => ways.left_out.push(LeftOut::new(title, error.to_string())),
+                    Ok(EndedBy::Nobody) => ways.left_out.push(LeftOut::new(title, EndedBy::Nobody.to_string())),
+                    Ok(ended_by) => ways.groups.push(Group {
+                        control: Control {
+                            group: title,
+                            finding: ended_by.to_string(),
+                            eoi: ended_by == EndedBy::Guest,
+                        },
+                        subjects: subjects(kvm, &plain, full, interrupted),
+                    }),
+                }
+            }
+        }
+    }
+    Ok(ways)
+}
+
+fn title(composition: &Composition) -> String {
+    let controller = match composition.controller {
+        vmm_ref::guest::Controller::Ioapic => "IOAPIC",
+        vmm_ref::guest::Controller::Pic => "8259",
+    };
+    match composition.machine {
+        MachineKind::Soft => format!("no KVM, {controller}"),
+        MachineKind::Kvm => format!("{} irqchip, {controller}", name(&composition.irqchip)),
+    }
+}
+
+fn subjects<'a>(
+    kvm: Option<&'a Kvm>,
+    plain: &Composition,
+    full: bool,
+    interrupted: &'a AtomicBool,
+) -> Vec<Subject<'a>> {
+    let (mut subjects, mut floors): (Vec<Subject<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
+    for &source in Source::value_variants() {
+        for &eoi in Eoi::value_variants() {
+            for &wait in Wait::value_variants() {
+                let composition = Composition {
+                    source,
+                    eoi,
+                    wait,
+                    ..*plain
+                };
+                if composition.check().is_err() || !(full || is_short(&composition)) {
+                    continue;
+                }
+                let floor = Floor::under(&composition);
+                let known = floors.iter().find(|(other, _)| *other == floor).map(|(_, at)| *at);
+                let at = known.unwrap_or(subjects.len());
+                if known.is_none() {
+                    floors.push((floor, at));
+                    subjects.push(of_floor(kvm, floor));
+                }
+                subjects.push(of_composition(kvm, composition, at, interrupted));
+            }
+        }
+    }
+    subjects
+}
+
+fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
+    let path = match floor.path {
+        Path::Resample => "bare irqfd and resamplefd",
+        Path::Line => "bare KVM_IRQ_LINE and resamplefd",
+        Path::Split => "bare irqfd and EOI exit",
+        Path::Interrupt => "bare KVM_INTERRUPT and OUT exit",
+        Path::Thread => "a thread woken and an eventfd",
+    };
+    Subject {
+        name: path.to_owned(),
+        wait: if floor.polls { "busy poll" } else { "blocking read" }.to_owned(),
+        floor: None,
+        round_trips: Box::new(move |count| floor.run(kvm, count)),
+    }
+}
+
+fn of_composition<'a>(
+    kvm: Option<&'a Kvm>,
+    composition: Composition,
+    floor: usize,
+    interrupted: &'a AtomicBool,
+) -> Subject<'a> {
+    Subject {
+        name: format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
+        wait: name(&composition.wait),
+        floor: Some(floor),
+        round_trips: Box::new(move |count| {
+            let options = Options {
+                composition,
+                count,
+                guest_eoi: true,
+                swap_every: None,
+            };
+            let summary = run(kvm, &options, interrupted, &mut |_| {})?;
+            let spurious = summary.outcome == Outcome::Spurious;
+            // Where the host ends interrupts at injection, a level that is still high is taken twice. It is no EOI figure there.
+            anyhow::ensure!(
+                summary.outcome == Outcome::Ok || spurious && summary.lost == 0,
+                "{composition}: {:?} after {} of {count}",
+                summary.outcome,
+                summary.done
+            );
+            Ok(summary.distribution)
+        }),
+    }
+}

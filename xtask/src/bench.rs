@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask bench`: the benchmarks, and the page that shows them.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+/// Measure round trips beside their floors, and make a page of it: target/bench/index.html.
+///
+/// Criterion's benchmarks of single operations come first; `cargo bench -p benches` runs all of criterion's, with its own
+/// report in target/criterion. docs/benchmarks.md says what the figures mean.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench                      the short set
+  cargo xtask bench --full               every composition, ten times the round trips
+  cargo xtask bench --compare old.json   and what has changed beyond noise
+  cargo xtask bench --lab                in the lab, where the LAPIC's EOI is the guest's own: target/bench/lab.html")]
+pub struct Options {
+    /// Every composition, and more round trips
+    #[arg(long)]
+    full: bool,
+    /// Print what has changed beyond noise since the run that wrote this JSON
+    #[arg(long, value_name = "FILE")]
+    compare: Option<String>,
+    /// In the lab
+    #[arg(long, conflicts_with = "compare")]
+    lab: bool,
+}
+
+/// What the page needs of criterion.
+const SINGLE_OPERATIONS: [&str; 2] = ["irqchip_model", "ioevent"];
+
+/// A run in the lab, where everything is emulated, may take so many seconds.
+const LAB_LIMIT: &str = "3000";
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let code = if options.lab { in_lab(options)? } else { here(options)? };
+    Ok(ExitCode::from(code))
+}
+
+fn here(options: &Options) -> Result<u8> {
+    for bench in SINGLE_OPERATIONS {
+        // Half the time of criterion's own set; its figures say how sure they are.
+        let quick = ["--", "--warm-up-time", "1", "--measurement-time", "2"];
+        let status = cargo(&["bench", "-q", "-p", "benches", "--bench", bench])
+            .args(if options.full { &[][..] } else { &quick[..] })
+            .status()
+            .context("cannot run cargo")?;
+        if !status.success() {
+            bail!("cargo bench --bench {bench}: {status}");
+        }
+    }
+    let mut program = cargo(&["run", "-q", "--release", "-p", "benches", "--"]);
+    program.args(options.full.then_some("--full"));
+    if let Some(old) = &options.compare {
+        program
+            .arg("--compare")
+            .arg(std::path::absolute(old).context("--compare")?);
+    }
+    status(&mut program)
+}
+
+fn in_lab(options: &Options) -> Result<u8> {
+    const JSON: &str = "target/bench/lab.json";
+    std::fs::create_dir_all("target/bench").context("target/bench")?;
+    let mut program = cargo(&[
+        "run",
+        "-q",
+        "-p",
+        "xtask",
+        "--",
+        "lab",
+        "--time-limit",
+        LAB_LIMIT,
+        "--",
+        "benches",
+    ]);
+    program.args(["--json", "-"]).args(options.full.then_some("--full"));
+    program.stdout(Stdio::from(File::create(JSON).context(JSON)?));
+    match status(&mut program)? {
+        0 => status(&mut cargo(&[
+            "run",
+            "-q",
+            "--release",
+            "-p",
+            "benches",
+            "--",
+            "page",
+            JSON,
+            "target/bench/lab.html",
+        ])),
+        failed => Ok(failed),
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    cargo
+}
+
+fn status(command: &mut Command) -> Result<u8> {
+    let status = command.status().context("cannot run cargo")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
