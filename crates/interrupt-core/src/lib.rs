@@ -111,7 +111,7 @@ pub use gsi::Gsi;
 pub use guest_line::{GuestLine, LineEnd};
 pub use key::SourceKey;
 pub use level::{Delivery, Level, Lowered, LoweredBy};
-pub use line::{Line, LineSource};
+pub use line::{Line, LineCounts, LineSource};
 pub use listeners::Listeners;
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;

@@ -2,12 +2,15 @@
 //! The interrupts of one VM: its routing table, its lines, and whoever listens to them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Line, Listener, Listeners, LoweredBy, SourceKey, Subject};
+use interrupt_core::{
+    EoiGuard, EoiNotifier, Gsi, Line, LineCounts, Listener, Listeners, LoweredBy, SourceKey, Subject,
+};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,7 +26,7 @@ use crate::{EdgeIrqfd, Error, Irqchip, ResampleSource, Result, Routes, SPLIT_PIN
 ///
 /// Make one for each VM, after the irqchip; nothing else may then call KVM_IRQFD, KVM_IRQ_LINE or KVM_SET_GSI_ROUTING on that
 /// VM. Clones are handles to the same. See the [crate documentation](crate) for an example.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KvmInterrupts {
     shared: Arc<Shared>,
 }
@@ -35,6 +38,17 @@ pub(crate) struct Shared {
     dispatcher: Arc<Dispatcher>,
     next_token: AtomicU64,
     state: Mutex<State>,
+}
+
+/// What has happened on one GSI since it came into use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GsiCounts {
+    /// What this process has seen: assertions by its own sources, which a trigger that somebody else signals is none of, and the
+    /// EOIs that [`KvmInterrupts::dispatch`] has served for KVM_IRQ_LINE sources, which those that KVM tells an eventfd are none of.
+    pub line: LineCounts,
+    /// How often the irqfds were taken off and put on again: for a new route, for one that went, for a level that was withdrawn.
+    pub reassigned: u64,
 }
 
 /// What changes at configuration time, and is locked for it. Signals, EOIs and `dispatch` never take this lock.
@@ -114,6 +128,20 @@ impl KvmInterrupts {
         self.shared.state().routes.clone()
     }
 
+    /// What has happened on `gsi`; `None` when nothing uses it. It waits for a change of configuration that is under way, and no
+    /// signal waits for it.
+    pub fn counts(&self, gsi: Gsi) -> Option<GsiCounts> {
+        let (asserted, reassigned, irq_line) = {
+            let state = self.shared.state();
+            let line = state.lines.get(&gsi)?;
+            (line.asserted(), line.reassigned(), line.irq_line())
+        };
+        // Without the lock: what drops the last reference to a line takes it.
+        let mut line = irq_line.map(|line| line.counts()).unwrap_or_default();
+        line.asserted += asserted;
+        Some(GsiCounts { line, reassigned })
+    }
+
     /// Begins a change of the routing table. Nothing else is configured until it is committed or dropped.
     pub fn routing(&self) -> Routing<'_> {
         Routing::new(&self.shared, self.shared.state())
@@ -140,7 +168,7 @@ impl KvmInterrupts {
     ///
     /// Nothing is left behind by a refusal; the eventfd can be used elsewhere at once.
     pub fn resample_source_with(&self, gsi: Gsi, label: impl Into<String>, trigger: EventFd) -> Result<ResampleSource> {
-        let trigger = Event::from_eventfd(trigger, "resample source", gsi)?;
+        let trigger = Event::trigger(trigger, "resample source", gsi)?;
         self.add_resample_source(gsi, label.into(), trigger)
     }
 
@@ -171,7 +199,7 @@ impl KvmInterrupts {
     pub fn split_source(&self, gsi: Gsi, label: impl Into<String>, trigger: Option<EventFd>) -> Result<SplitSource> {
         const OPERATION: &str = "split source";
         let trigger = Arc::new(match trigger {
-            Some(trigger) => Event::from_eventfd(trigger, OPERATION, gsi)?,
+            Some(trigger) => Event::trigger(trigger, OPERATION, gsi)?,
             None => Event::new(gsi)?,
         });
         let key = SourceKey::new(gsi);
@@ -239,7 +267,7 @@ impl KvmInterrupts {
     /// * [`Error::AlreadyBound`], [`Error::NotEventfd`], [`Error::Semaphore`]: the eventfd cannot be a trigger.
     /// * [`Error::Os`]: the system refused.
     pub fn edge_irqfd_with(&self, gsi: Gsi, trigger: EventFd) -> Result<EdgeIrqfd> {
-        self.add_edge_irqfd(gsi, Event::from_eventfd(trigger, "edge irqfd", gsi)?)
+        self.add_edge_irqfd(gsi, Event::trigger(trigger, "edge irqfd", gsi)?)
     }
 
     fn add_edge_irqfd(&self, gsi: Gsi, trigger: Event) -> Result<EdgeIrqfd> {
@@ -270,6 +298,30 @@ impl KvmInterrupts {
 impl KvmInterrupts {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+}
+
+/// As in "kernel irqchip; gsi 5: a resample irqfd; gsi 11: timer low".
+impl fmt::Debug for KvmInterrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Taken out of the lock: what drops the last reference to a line takes it.
+        let lines: Vec<_> = {
+            let state = self.shared.state();
+            let lines = state.lines.iter();
+            lines
+                .map(|(gsi, line)| (*gsi, line.describe(), line.irq_line()))
+                .collect()
+        };
+        write!(f, "{} irqchip", self.irqchip())?;
+        for (gsi, irqfds, irq_line) in lines {
+            let comma = if irqfds.is_empty() { "" } else { ", " };
+            match irq_line {
+                Some(line) => write!(f, "; {line:?}{comma}")?,
+                None => write!(f, "; {gsi}: ")?,
+            }
+            f.write_str(&irqfds.join(", "))?;
+        }
+        Ok(())
     }
 }
 

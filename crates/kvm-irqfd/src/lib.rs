@@ -70,7 +70,7 @@ mod wait;
 
 pub use edge::EdgeIrqfd;
 pub use error::{Error, Result};
-pub use interrupts::KvmInterrupts;
+pub use interrupts::{GsiCounts, KvmInterrupts};
 pub use irq_line::{IrqLinePin, IrqLineSource};
 pub use irqchip::Irqchip;
 pub use irqfds::Use;

@@ -280,6 +280,7 @@ impl Intx {
                 .map(|(line, _)| (line.gsi(), line.source().label().to_owned())),
             fallback: control.fallback.clone(),
             fallbacks: control.fallbacks,
+            swaps: control.swaps,
             last_error: control.last_error.clone(),
         }
     }
@@ -399,6 +400,7 @@ struct Control {
     handing_over: Option<Path>,
     fallback: Option<Fallback>,
     fallbacks: u64,
+    swaps: u64,
     last_error: Option<Arc<interrupt_core::Error>>,
 }
 
@@ -425,6 +427,7 @@ impl Control {
             handing_over: None,
             fallback: None,
             fallbacks: 0,
+            swaps: 0,
             last_error: None,
         }
     }
@@ -819,6 +822,7 @@ impl Shared {
             .watch_eoi(true)
             .and_then(|()| self.forward.open(Arc::clone(line.source())));
         control.wiring = Wiring::Relay;
+        control.swaps += 1;
         let unmasked = match opened {
             Err(error) => Err(os("eventfd of the relay", line, error)),
             Ok(()) => self.unmask_relayed(control),
@@ -868,6 +872,7 @@ impl Shared {
         match self.arm() {
             Ok(()) => {
                 control.wiring = Wiring::Direct(direct);
+                control.swaps += 1;
                 Ok(())
             }
             Err(error) => {

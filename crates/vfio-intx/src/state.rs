@@ -125,6 +125,8 @@ pub struct Status {
     pub fallback: Option<Fallback>,
     /// How many fallbacks there have been.
     pub fallbacks: u64,
+    /// How often the relay or a direct path has been set up, the first time included.
+    pub swaps: u64,
     /// The last step that failed without consequence for the path: a mask that was refused, a line that would not be
     /// lowered, a relayed EOI whose unmask had to be replaced by a set-up from scratch.
     pub last_error: Option<Arc<interrupt_core::Error>>,

@@ -217,6 +217,7 @@ fn round_trips(kind: edu::Intx) {
         assert!(!model.is_masked(), "round {round}: the EOI unmasks it");
         assert_eq!(model.signals(), round);
     }
+    assert_eq!((intx.status().swaps, intx.status().fallbacks), (1, 0));
     // With its cause still there, one that masks itself signals again at the EOI, and a pulse does not.
     model.raise(1);
     relay.wait(Some(PATIENCE)).unwrap();
