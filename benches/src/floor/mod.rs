@@ -55,8 +55,8 @@ impl Floor {
     pub fn under(composition: &Composition) -> Self {
         let path = match composition.device {
             DeviceKind::Vfio(address) => Path::Intx(address),
-            // A vfio-user server is another process, and is not measured.
-            DeviceKind::Embedded | DeviceKind::VfioUser(_) => {
+            // A vfio-user server is another process, and a model has one more thread than a device: they are not measured.
+            DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => {
                 match (composition.machine, composition.irqchip, composition.source) {
                     (MachineKind::Soft, _, _) => Path::Thread,
                     (MachineKind::Kvm, Irqchip::Kernel, Source::Line) => Path::Line,

@@ -113,6 +113,11 @@ impl KvmInterrupts {
         })
     }
 
+    /// The VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        self.shared.vm()
+    }
+
     /// The controllers that the VM has in the kernel.
     pub fn irqchip(&self) -> Irqchip {
         self.shared.irqchip
