@@ -32,7 +32,8 @@ Examples:
   cargo xtask bench                      the short set, on a page and as JSON
   cargo xtask bench --full               everything, with more round trips
   cargo xtask bench --compare old.json   and what has changed since
-  cargo xtask bench --lab                in the emulated PC, where the EOI is the guest's own";
+  cargo xtask bench --lab                in the emulated PC, where the EOI is the guest's own
+  cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx";
 
 /// Measures round trips of interrupts beside their floors, and writes a page of it.
 #[derive(Parser)]
@@ -43,6 +44,9 @@ struct Arguments {
     /// Every composition, and ten times the round trips
     #[arg(long)]
     full: bool,
+    /// Only the groups of round trips whose name contains this, and nothing else
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
     /// Where the page goes
     #[arg(long, value_name = "FILE", default_value = "target/bench/index.html")]
     html: PathBuf,
@@ -164,7 +168,10 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
     let (begun, load_before) = (Instant::now(), load());
     let kvm = open_kvm(Path::new(DEV_KVM));
     let mut counters = Counters::new();
-    let ways = ways::here(kvm.as_ref().ok(), arguments.full, interrupted)?;
+    let mut ways = ways::here(kvm.as_ref().ok(), arguments.full, interrupted)?;
+    if let Some(only) = &arguments.only {
+        ways.groups.retain(|group| group.control.group.contains(only));
+    }
     let mut left_out = ways.left_out;
     if let Err(error) = &kvm {
         left_out.push(LeftOut::new("everything on KVM", error.to_string()));
@@ -193,12 +200,15 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
         });
     }
     bar.set_message("waiting, scaling, instructions");
-    let waiting = match &kvm {
-        Ok(kvm) => Some(waiting::measure(kvm, extent, interrupted)?),
-        Err(_) => None,
-    };
-    let scaling = scaling::measure(kvm.as_ref().ok())?;
-    let instructions = instructions(&mut left_out);
+    let (mut waiting, mut scaling, mut instructions) = (None, Vec::new(), BTreeMap::new());
+    if arguments.only.is_none() {
+        waiting = match &kvm {
+            Ok(kvm) => Some(waiting::measure(kvm, extent, interrupted)?),
+            Err(_) => None,
+        };
+        scaling = scaling::measure(kvm.as_ref().ok())?;
+        instructions = instructions_of_all(&mut left_out);
+    }
     bar.finish_and_clear();
     let operations_ns = micro::criterion(&arguments.criterion);
     if operations_ns.is_empty() {
@@ -235,7 +245,7 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
     Ok(results)
 }
 
-fn instructions(left_out: &mut Vec<LeftOut>) -> BTreeMap<String, f64> {
+fn instructions_of_all(left_out: &mut Vec<LeftOut>) -> BTreeMap<String, f64> {
     let mut counts = BTreeMap::new();
     let count = |operation: &Operation| {
         let program = std::env::current_exe().context("this program's own file")?;

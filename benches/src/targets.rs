@@ -2,6 +2,7 @@
 //! The targets of this workspace, and what the figures say to them.
 
 use crate::results::{Figures, Group, Results, Target};
+use crate::ways::INTX;
 
 /// All targets, with what was measured, or why nothing was.
 pub fn judge(results: &Results) -> Vec<Target> {
@@ -31,6 +32,24 @@ pub fn judge(results: &Results) -> Vec<Target> {
             waiting(results, |of| of.second_us),
         ),
         target("split over in-kernel IOAPIC, blocking, p50", 1.6, "", split(results)),
+        target(
+            "INTx, kernel loop over its floor, p50",
+            1.05,
+            "",
+            intx(results, "kernel").and_then(|kernel| Ok(kernel / intx_floor(results)?)),
+        ),
+        target(
+            "INTx, relay over kernel loop, p50",
+            2.2,
+            "",
+            intx(results, "relay").and_then(|relay| Ok(relay / intx(results, "kernel")?)),
+        ),
+        target(
+            "INTx, split kick over relay, p50",
+            1.0,
+            "",
+            intx(results, "split-kick").and_then(|kick| Ok(kick / intx(results, "relay")?)),
+        ),
     ];
     for (name, limit) in [
         ("ioapic/assert, EOI, listener", 150.0),
@@ -89,6 +108,22 @@ fn split(results: &Results) -> Result<f64, String> {
         best(group, "block").ok_or_else(|| format!("{name}: no blocking wait was measured"))
     };
     Ok(p50("split irqchip, IOAPIC")? / p50("kernel irqchip, IOAPIC")?)
+}
+
+/// The median of a way of INTx.
+fn intx(results: &Results, forward: &str) -> Result<f64, String> {
+    intx_figure(results, |way| way.name.starts_with(&format!("{forward},")))
+}
+
+fn intx_floor(results: &Results) -> Result<f64, String> {
+    intx_figure(results, |way| way.floor.is_none())
+}
+
+fn intx_figure(results: &Results, is_it: impl Fn(&Figures) -> bool) -> Result<f64, String> {
+    let group = results.groups.iter().find(|group| group.control.group == INTX);
+    let way = group.and_then(|group| group.ways.iter().find(|way| is_it(way)));
+    way.map(|way| way.p50_us.median)
+        .ok_or_else(|| "no VFIO device with an INTx here; the lab has one".to_owned())
 }
 
 fn best(group: &Group, wait: &str) -> Option<f64> {

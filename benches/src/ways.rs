@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::{Composition, Eoi, Irqchip, MachineKind, Source, Wait, name};
+use vmm_ref::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait, name};
+use vmm_ref::guest::Controller;
 use vmm_ref::observe::{EndedBy, ended_by};
+use vmm_ref::passthrough::{PciAddress, check};
 use vmm_ref::run::{Options, Outcome, run};
 
 use crate::Result;
@@ -76,13 +78,59 @@ pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -
             }
         }
     }
+    if let Err(why) = passthrough(kvm, interrupted, &mut ways.groups) {
+        ways.left_out.push(LeftOut::new(INTX, why.to_string()));
+    }
     Ok(ways)
+}
+
+/// The group of a VFIO device's INTx.
+pub const INTX: &str = "INTx of a VFIO device";
+
+/// Where the lab has its first edu.
+const EDU: &str = "0000:00:02.0";
+
+/// The ways of INTx, each with its own irqchip, on the floor of the fastest.
+fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &mut Vec<Group<'a>>) -> Result<()> {
+    let address: PciAddress = EDU.parse().map_err(anyhow::Error::msg)?;
+    check(address)?;
+    let way = |irqchip, forward| {
+        let source = Source::default_with(irqchip, forward);
+        Composition {
+            device: DeviceKind::Vfio(address),
+            forward,
+            source,
+            eoi: Eoi::default_of(source),
+            ..Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic)
+        }
+    };
+    let kernel = way(Irqchip::Kernel, Forward::Kernel);
+    let ended_by = ended_by(kvm, kernel, interrupted)?;
+    let mut subjects = vec![of_floor(kvm, Floor::under(&kernel))];
+    for composition in [
+        kernel,
+        way(Irqchip::Kernel, Forward::Relay),
+        way(Irqchip::Split, Forward::SplitKick),
+    ] {
+        let mut subject = of_composition(kvm, composition, 0, interrupted);
+        subject.name = format!("{}, {} irqchip", name(&composition.forward), name(&composition.irqchip));
+        subjects.push(subject);
+    }
+    groups.push(Group {
+        control: Control {
+            group: INTX.to_owned(),
+            finding: ended_by.to_string(),
+            eoi: ended_by == EndedBy::Guest,
+        },
+        subjects,
+    });
+    Ok(())
 }
 
 fn title(composition: &Composition) -> String {
     let controller = match composition.controller {
-        vmm_ref::guest::Controller::Ioapic => "IOAPIC",
-        vmm_ref::guest::Controller::Pic => "8259",
+        Controller::Ioapic => "IOAPIC",
+        Controller::Pic => "8259",
     };
     match composition.machine {
         MachineKind::Soft => format!("no KVM, {controller}"),
@@ -130,6 +178,7 @@ fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
         Path::Split => "bare irqfd and EOI exit",
         Path::Interrupt => "bare KVM_INTERRUPT and OUT exit",
         Path::Thread => "a thread woken and an eventfd",
+        Path::Intx(_) => "bare VFIO and irqfd, in the kernel",
     };
     Subject {
         name: path.to_owned(),
@@ -154,6 +203,7 @@ fn of_composition<'a>(
                 composition,
                 count,
                 guest_eoi: true,
+                swap_every: None,
             };
             let summary = run(kvm, &options, interrupted, &mut |_| {})?;
             let spurious = summary.outcome == Outcome::Spurious;

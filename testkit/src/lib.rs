@@ -5,6 +5,7 @@
 //! * [`machine`], [`program`]: a VM with one real-mode vCPU and the interrupt controllers a test asks for
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
+//! * [`lab`]: how much to do where everything is emulated
 //! * [`alloc`], [`process`]: heap allocations, open fds and system calls, counted
 //!
 //! These are parts for tests: they panic when the machine does not do what a test relies on.
@@ -21,6 +22,7 @@ pub mod counter;
 pub mod harness;
 pub mod ioctl;
 pub mod kernel_rig;
+pub mod lab;
 pub mod machine;
 pub mod need;
 pub mod process;

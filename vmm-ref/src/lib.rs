@@ -13,6 +13,7 @@ pub mod device;
 pub mod doorbell;
 pub mod eoi;
 pub mod error;
+pub mod explain;
 pub mod guest;
 pub mod host;
 pub mod inject;

@@ -18,7 +18,8 @@ Examples:
   cargo xtask bench                      the short set
   cargo xtask bench --full               every composition, ten times the round trips
   cargo xtask bench --compare old.json   and what has changed beyond noise
-  cargo xtask bench --lab                in the lab, where the LAPIC's EOI is the guest's own: target/bench/lab.html")]
+  cargo xtask bench --lab                in the lab, where the LAPIC's EOI is the guest's own: target/bench/lab.html
+  cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx, which the lab has")]
 pub struct Options {
     /// Every composition, and more round trips
     #[arg(long)]
@@ -29,6 +30,9 @@ pub struct Options {
     /// In the lab
     #[arg(long, conflicts_with = "compare")]
     lab: bool,
+    /// Only the groups of round trips whose name contains this, and nothing else
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
 }
 
 /// What the page needs of criterion.
@@ -43,7 +47,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn here(options: &Options) -> Result<u8> {
-    for bench in SINGLE_OPERATIONS {
+    for bench in SINGLE_OPERATIONS.iter().filter(|_| options.only.is_none()) {
         // Half the time of criterion's own set; its figures say how sure they are.
         let quick = ["--", "--warm-up-time", "1", "--measurement-time", "2"];
         let status = cargo(&["bench", "-q", "-p", "benches", "--bench", bench])
@@ -56,6 +60,7 @@ fn here(options: &Options) -> Result<u8> {
     }
     let mut program = cargo(&["run", "-q", "--release", "-p", "benches", "--"]);
     program.args(options.full.then_some("--full"));
+    program.args(only(options));
     if let Some(old) = &options.compare {
         program
             .arg("--compare")
@@ -79,7 +84,10 @@ fn in_lab(options: &Options) -> Result<u8> {
         "--",
         "benches",
     ]);
-    program.args(["--json", "-"]).args(options.full.then_some("--full"));
+    program
+        .args(["--json", "-"])
+        .args(options.full.then_some("--full"))
+        .args(only(options));
     program.stdout(Stdio::from(File::create(JSON).context(JSON)?));
     match status(&mut program)? {
         0 => status(&mut cargo(&[
@@ -95,6 +103,10 @@ fn in_lab(options: &Options) -> Result<u8> {
         ])),
         failed => Ok(failed),
     }
+}
+
+fn only(options: &Options) -> impl Iterator<Item = &str> {
+    options.only.iter().flat_map(|name| ["--only", name])
 }
 
 fn cargo(arguments: &[&str]) -> Command {

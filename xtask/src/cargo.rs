@@ -41,8 +41,6 @@ pub struct TestProgram {
     pub source: PathBuf,
     /// Name of the target: the crate for unit tests, the file for an integration test.
     pub suite: String,
-    /// Whether it is a file of `tests/`.
-    pub is_integration: bool,
     /// The program.
     pub executable: PathBuf,
 }
@@ -125,12 +123,6 @@ impl Workspace {
         &self.target
     }
 
-    /// Those of `names` that are packages of the workspace.
-    pub fn existing<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-        let exists = |name: &&str| self.packages.iter().any(|package| package.name == *name);
-        names.filter(exists).map(str::to_owned).collect()
-    }
-
     /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that name.
     pub fn build_binary(&self, name: &str) -> Result<Option<String>> {
         let has_it = |package: &&Package| package.binaries.iter().any(|binary| binary == name);
@@ -156,10 +148,24 @@ impl Workspace {
     /// package, unit tests first.
     pub fn build_tests(&self, packages: &[String]) -> Result<Vec<TestProgram>> {
         self.check(packages)?;
+        self.build_programs(&selection(packages))
+    }
+
+    /// Builds the integration tests of `packages` that have one of the names `tests`, with all features and `--release`.
+    pub fn build_released_tests(&self, packages: &[String], tests: &[&str]) -> Result<Vec<TestProgram>> {
+        let mut arguments = selection(packages);
+        arguments.push("--release".to_owned());
+        for test in tests {
+            arguments.extend(["--test".to_owned(), (*test).to_owned()]);
+        }
+        self.build_programs(&arguments)
+    }
+
+    fn build_programs(&self, arguments: &[String]) -> Result<Vec<TestProgram>> {
         let output = cargo()
             .args(["test", "--no-run", "--all-features"])
             .arg("--message-format=json-render-diagnostics")
-            .args(selection(packages))
+            .args(arguments)
             .stderr(Stdio::inherit())
             .output()
             .context("cannot run cargo")?;
@@ -203,7 +209,6 @@ impl Workspace {
             directory: package.directory.clone(),
             source: source.strip_prefix(&package.directory).unwrap_or(source).to_owned(),
             suite: message.pointer("/target/name").and_then(Value::as_str)?.to_owned(),
-            is_integration: has_kind(message.get("target")?, "test"),
             executable: executable.into(),
         })
     }

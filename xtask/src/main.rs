@@ -34,9 +34,6 @@ enum Task {
     Adoption,
     Bench(bench::Options),
     Lab(lab::Options),
-    /// What the lab runs beside the command; see lab/hold.rs
-    #[command(hide = true)]
-    HoldKvm,
 }
 
 fn main() -> ExitCode {
@@ -45,7 +42,6 @@ fn main() -> ExitCode {
         Task::Adoption => adoption::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
-        Task::HoldKvm => lab::hold::run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::tally::{Parser, Tally};
 
-/// One test program may take this long, here and in the lab, so that one that hangs does not hide the others.
+/// One test program may take this long, so that one that hangs does not hide the others.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// `command` for at most [`LIMIT`]; its arguments are still to be added.
@@ -22,10 +22,10 @@ pub fn limited(command: &Command) -> Command {
     limited
 }
 
-/// What the exit status of timeout(1) around a test program means.
-pub fn how(status: i32) -> String {
+/// What the exit status of timeout(1) with that limit around a test program means.
+pub fn how(status: i32, limit: Duration) -> String {
     match status {
-        124 | 137 => format!("took longer than {} s", LIMIT.as_secs()),
+        124 | 137 => format!("took longer than {} s", limit.as_secs()),
         129.. => format!("killed by signal {}", status - 128),
         _ => format!("exit status {status}"),
     }
@@ -56,6 +56,8 @@ pub fn run(suite: &str, mut command: Command) -> Result<Tally> {
         parser.feed(&buffer[..count]);
     }
     let status = child.wait().context("cannot wait for the test program")?;
-    let how = status.code().map_or_else(|| status.to_string(), how);
+    let how = status
+        .code()
+        .map_or_else(|| status.to_string(), |status| how(status, LIMIT));
     Ok(parser.finish(status.success(), &how))
 }

@@ -60,25 +60,23 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.packages.is_empty() {
         total.add(adoption::check(&workspace)?);
     }
-    let in_lab = lab::suite::select(&programs);
+    let in_lab = lab::suite::packages(&options.packages);
     if !options.no_lab && !in_lab.is_empty() {
-        total.add(lab_suite(&workspace, &in_lab));
-    } else if !options.no_lab && options.packages.is_empty() {
-        total.skip("lab", lab::suite::NONE_YET);
+        total.add(lab_suite(&workspace, &in_lab)?);
     }
     print!("\n{total}");
     Ok(total.exit_code())
 }
 
-/// Runs `programs` in the lab. Where there can be no lab that is a skip, and in CI a failure.
-fn lab_suite(workspace: &Workspace, programs: &[&TestProgram]) -> Tally {
+/// Runs the lab suite of `packages`. Where there can be no lab that is a skip, and in CI a failure.
+fn lab_suite(workspace: &Workspace, packages: &[String]) -> Result<Tally> {
     let mut tally = Tally::default();
     match Lab::open(workspace.target(), lab::TIME_LIMIT) {
-        Ok(lab) => tally = lab::suite::run(&lab, programs, lab::TIME_LIMIT, false),
+        Ok(lab) => tally = lab::suite::run(&lab, workspace, packages, lab::TIME_LIMIT, false)?,
         Err(error) if in_ci() => tally.fail(format!("lab: {error:#}")),
         Err(error) => tally.skip("lab", &format!("{error:#}")),
     }
-    tally
+    Ok(tally)
 }
 
 fn in_ci() -> bool {

@@ -2,6 +2,7 @@
 //! The floor under a figure: the same guest and the same round trip without the workspace's interrupt crates, in bare ioctls,
 //! eventfd writes and eventfd reads.
 
+mod intx;
 mod kernel;
 mod soft;
 mod split;
@@ -12,9 +13,10 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::{Composition, Irqchip, MachineKind, Source, Wait};
+use vmm_ref::composition::{Composition, DeviceKind, Irqchip, MachineKind, Source, Wait};
 use vmm_ref::guest::{Controller, Idle, Program, Registers};
 use vmm_ref::latency::Latency;
+use vmm_ref::passthrough::PciAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Result;
@@ -33,6 +35,8 @@ pub enum Path {
     Interrupt,
     /// No KVM: a thread is woken, and writes an eventfd.
     Thread,
+    /// In-kernel irqchip: the INTx of that device signals an irqfd, whose resamplefd is the device's unmask eventfd.
+    Intx(PciAddress),
 }
 
 /// One floor.
@@ -49,12 +53,18 @@ pub struct Floor {
 impl Floor {
     /// The floor under a composition.
     pub fn under(composition: &Composition) -> Self {
-        let path = match (composition.machine, composition.irqchip, composition.source) {
-            (MachineKind::Soft, _, _) => Path::Thread,
-            (MachineKind::Kvm, Irqchip::Kernel, Source::Line) => Path::Line,
-            (MachineKind::Kvm, Irqchip::Kernel, _) => Path::Resample,
-            (MachineKind::Kvm, Irqchip::Split, _) => Path::Split,
-            (MachineKind::Kvm, Irqchip::User, _) => Path::Interrupt,
+        let path = match composition.device {
+            DeviceKind::Vfio(address) => Path::Intx(address),
+            // A vfio-user server is another process, and a model has one more thread than a device: they are not measured.
+            DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => {
+                match (composition.machine, composition.irqchip, composition.source) {
+                    (MachineKind::Soft, _, _) => Path::Thread,
+                    (MachineKind::Kvm, Irqchip::Kernel, Source::Line) => Path::Line,
+                    (MachineKind::Kvm, Irqchip::Kernel, _) => Path::Resample,
+                    (MachineKind::Kvm, Irqchip::Split, _) => Path::Split,
+                    (MachineKind::Kvm, Irqchip::User, _) => Path::Interrupt,
+                }
+            }
         };
         Self {
             path,
@@ -75,6 +85,7 @@ impl Floor {
             Path::Split => split::run(kvm()?, self, count),
             Path::Interrupt => user::run(kvm()?, self, count),
             Path::Thread => soft::run(self, count),
+            Path::Intx(address) => intx::run(kvm()?, self, address, count),
         }
     }
 
@@ -82,7 +93,7 @@ impl Floor {
         Program {
             controller: self.controller,
             devices: 1,
-            edu: false,
+            edu: matches!(self.path, Path::Intx(_)),
             acknowledge: self.path == Path::Line,
             eoi: true,
             idle: Idle::on(irqchip),

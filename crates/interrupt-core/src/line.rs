@@ -4,6 +4,8 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+// Not the model checker's: what is only counted orders nothing.
+use std::sync::atomic::AtomicU64 as Counter;
 
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
@@ -144,7 +146,7 @@ struct Contribution {
     mark: AtomicU64,
     /// How often it has begun to assert. Written under the drive lock only. A std atomic even under a model checker: it orders
     /// nothing.
-    asserted: std::sync::atomic::AtomicU64,
+    asserted: Counter,
 }
 
 impl<P: Pin> Line<P> {
@@ -218,7 +220,7 @@ impl<P: Pin> Line<P> {
             label: label.into(),
             lowered_by,
             mark: AtomicU64::new(LOW),
-            asserted: std::sync::atomic::AtomicU64::new(0),
+            asserted: Counter::new(0),
         });
         let mut contributions = lock(&self.contributions);
         // Most lines have one source, and there can be thousands of lines.

@@ -142,6 +142,14 @@ pub enum Error {
         /// What it said.
         source: io::Error,
     },
+    /// A request to forward that is malformed. EINVAL.
+    #[error("{operation}: {source}")]
+    Request {
+        /// The ioctl.
+        operation: &'static str,
+        /// What is wrong with it.
+        source: interrupt_core::registry::Error,
+    },
     /// The system refused something that is about no line in particular.
     #[error("{operation}: {source}")]
     Vm {
@@ -159,6 +167,7 @@ impl Error {
             Self::MixedUse { .. } | Self::AlreadyBound { .. } => Errno::BUSY,
             Self::NotInitialised => Errno::AGAIN,
             Self::TableFull { .. } => Errno::NOSPC,
+            Self::Request { source, .. } => return source.errno(),
             Self::Os { source, .. } | Self::Vm { source, .. } => return source.raw_os_error(),
             Self::NoIrqchip { .. }
             | Self::SplitIrqchip { .. }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An eventfd that can be bound: of known identity, not a semaphore, and with nothing pending.
+//! An eventfd that can be bound: of known identity, and as a trigger no semaphore and with nothing pending.
 
 use std::collections::HashMap;
 use std::fs;
@@ -34,31 +34,29 @@ impl Event {
         Self::from_owned(fd, "eventfd", gsi)
     }
 
-    /// Takes over a caller's eventfd. `operation` and `gsi` are for the errors: not an eventfd, a semaphore, /proc not there.
+    /// Takes over an eventfd that is to be signalled. What it counts stays as it is, for whoever reads it.
+    /// `operation` and `gsi` are for the errors: not an eventfd, /proc not there.
     pub(crate) fn from_owned(fd: OwnedFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
-        Self::from_eventfd(crate::eventfd::from_owned(fd), operation, gsi)
+        let fd = crate::eventfd::from_owned(fd);
+        let info = Info::of(&fd, gsi)?;
+        Ok(Self {
+            id: info.id(operation, gsi)?,
+            asserted: AtomicU64::new(0),
+            fd,
+        })
     }
 
-    /// As [`from_owned`](Self::from_owned), for vmm-sys-util's type.
-    pub(crate) fn from_eventfd(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
-        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-        let info = fs::read_to_string(path).map_err(|e| Error::os("read(/proc/self/fdinfo)", gsi, e))?;
-        let field = |name: &str| {
-            let line = info
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            line.trim().parse::<u64>().ok()
-        };
-        // "eventfd-id" came with Linux 5.2, "eventfd-semaphore" with 6.5.
-        let Some(id) = field("eventfd-id") else {
-            return Err(Error::NotEventfd { operation, gsi });
-        };
+    /// Takes over a caller's eventfd that is to be a trigger. What it counts may be taken, as it is anyway before a trigger is
+    /// bound. The errors are those of [`from_owned`](Self::from_owned), and that it is a semaphore.
+    pub(crate) fn trigger(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let info = Info::of(&fd, gsi)?;
         let event = Self {
-            fd,
-            id,
+            id: info.id(operation, gsi)?,
             asserted: AtomicU64::new(0),
+            fd,
         };
-        let semaphore = match field("eventfd-semaphore") {
+        // With Linux 6.5.
+        let semaphore = match info.field("eventfd-semaphore") {
             Some(semaphore) => semaphore != 0,
             None => event.counts_by_one().map_err(|e| Error::os("read(eventfd)", gsi, e))?,
         };
@@ -118,6 +116,28 @@ impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self.fd` lives, which the borrow of `self` outlives.
         unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+}
+
+/// What /proc tells of an eventfd.
+struct Info(String);
+
+impl Info {
+    fn of(fd: &EventFd, gsi: Gsi) -> Result<Self> {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let info = fs::read_to_string(path).map_err(|e| Error::os("read(/proc/self/fdinfo)", gsi, e))?;
+        Ok(Self(info))
+    }
+
+    fn field(&self, name: &str) -> Option<u64> {
+        let mut lines = self.0.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        value.trim().parse().ok()
+    }
+
+    /// Since Linux 5.2, and of an eventfd only.
+    fn id(&self, operation: &'static str, gsi: Gsi) -> Result<u64> {
+        self.field("eventfd-id").ok_or(Error::NotEventfd { operation, gsi })
     }
 }
 

@@ -113,6 +113,11 @@ impl KvmInterrupts {
         })
     }
 
+    /// The VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        self.shared.vm()
+    }
+
     /// The controllers that the VM has in the kernel.
     pub fn irqchip(&self) -> Irqchip {
         self.shared.irqchip
@@ -163,7 +168,7 @@ impl KvmInterrupts {
     ///
     /// Nothing is left behind by a refusal; the eventfd can be used elsewhere at once.
     pub fn resample_source_with(&self, gsi: Gsi, label: impl Into<String>, trigger: EventFd) -> Result<ResampleSource> {
-        let trigger = Event::from_eventfd(trigger, "resample source", gsi)?;
+        let trigger = Event::trigger(trigger, "resample source", gsi)?;
         self.add_resample_source(gsi, label.into(), trigger)
     }
 
@@ -194,7 +199,7 @@ impl KvmInterrupts {
     pub fn split_source(&self, gsi: Gsi, label: impl Into<String>, trigger: Option<EventFd>) -> Result<SplitSource> {
         const OPERATION: &str = "split source";
         let trigger = Arc::new(match trigger {
-            Some(trigger) => Event::from_eventfd(trigger, OPERATION, gsi)?,
+            Some(trigger) => Event::trigger(trigger, OPERATION, gsi)?,
             None => Event::new(gsi)?,
         });
         let key = SourceKey::new(gsi);
@@ -262,7 +267,7 @@ impl KvmInterrupts {
     /// * [`Error::AlreadyBound`], [`Error::NotEventfd`], [`Error::Semaphore`]: the eventfd cannot be a trigger.
     /// * [`Error::Os`]: the system refused.
     pub fn edge_irqfd_with(&self, gsi: Gsi, trigger: EventFd) -> Result<EdgeIrqfd> {
-        self.add_edge_irqfd(gsi, Event::from_eventfd(trigger, "edge irqfd", gsi)?)
+        self.add_edge_irqfd(gsi, Event::trigger(trigger, "edge irqfd", gsi)?)
     }
 
     fn add_edge_irqfd(&self, gsi: Gsi, trigger: Event) -> Result<EdgeIrqfd> {

@@ -10,7 +10,8 @@
 //! * [`EdgeIrqfd`]: a pulse on a pin, or an MSI;
 //! * an EOI notifier, for one source by its key or for a GSI whoever drives it. It is the
 //!   [`EoiNotifier`](interrupt_core::EoiNotifier) that [`KvmInterrupts`] itself is;
-//! * [`Routing`]: a change of the GSI routing table.
+//! * [`Routing`]: a change of the GSI routing table;
+//! * [`KvmVfio`]: the KVM-VFIO device, with the forwarding that was proposed for it.
 //!
 //! KVM accepts much that then does not work: a GSI that leads nowhere, a resample irqfd on an MSI, an edge irqfd and a level on
 //! one GSI, a deassign of something that was never assigned. What it would get wrong is refused here with a typed [`Error`].
@@ -58,6 +59,7 @@ mod interrupts;
 mod irq_line;
 mod irqchip;
 mod irqfds;
+mod kvm_vfio;
 mod resample;
 mod routes;
 mod routing;
@@ -72,6 +74,7 @@ pub use interrupts::{GsiCounts, KvmInterrupts};
 pub use irq_line::{IrqLinePin, IrqLineSource};
 pub use irqchip::Irqchip;
 pub use irqfds::Use;
+pub use kvm_vfio::{HostForwarded, KvmVfio};
 pub use resample::ResampleSource;
 #[cfg(target_arch = "aarch64")]
 pub use routes::GIC_SPIS;

@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         )
         .test("row_25_resamplefd_is_a_trigger", FULL, row_25_resamplefd_is_a_trigger)
         .test("semaphore_is_refused", FULL, semaphore_is_refused)
+        .test("a_listeners_count_stays", FULL, a_listeners_count_stays)
         .test("a_refusal_leaves_no_fd", FULL, a_refusal_leaves_no_fd)
         .test("a_line_has_two_fds", FULL, a_line_has_two_fds)
         .test(
@@ -408,6 +409,18 @@ fn semaphore_is_refused() {
         interrupts.edge_irqfd_with(GSI, semaphore()),
         Err(Error::Semaphore { .. })
     ));
+}
+
+/// EOIs that the listener has not read yet are not lost when it listens to another line, or again. Before Linux 6.5 it takes a
+/// read to tell a semaphore, which is for triggers only.
+fn a_listeners_count_stays() {
+    let (_machine, interrupts) = full();
+    let (source, eoi) = (interrupts.resample_source(GSI, "device").unwrap(), eventfd());
+    rustix::io::write(&eoi, &5u64.to_ne_bytes()).unwrap();
+    for subject in [source.key().into(), GSI.into()] {
+        drop(listen(&interrupts, subject, &eoi).unwrap());
+    }
+    assert_eq!(taken(&eoi), 5);
 }
 
 fn a_refusal_leaves_no_fd() {

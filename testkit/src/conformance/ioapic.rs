@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
+use crate::lab::{self, repeats};
 use crate::need::Need;
 use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
 
@@ -60,7 +61,7 @@ fn assert_idle(rig: &mut dyn Rig, pin: u32) {
 /// 300 times bound, triggered and unbound on a masked pin: the line is low each time.
 pub fn row_15_bound_triggered_unbound_leaves_the_line_low(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
-    for round in 0..300 {
+    for round in 0..repeats(300) {
         let line = rig.bind_resample(PIN);
         line.trigger();
         assert!(rig.irr(PIN), "round {round}");
@@ -127,11 +128,12 @@ impl Drop for StopOnDrop {
 /// assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
 ///
 /// The threads spin, so that the assertion does meet the EOI. On a host with less than two idle CPUs that makes a round a
-/// matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had.
+/// matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had, or ten
+/// seconds in the lab.
 pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     const ROUNDS: u64 = 100_000;
     const AT_LEAST: u64 = 100;
-    const TIME: Duration = Duration::from_secs(60);
+    let time = lab::time(Duration::from_secs(60));
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line: Arc<dyn ResampleLine> = rig.bind_resample(PIN).into();
     let stop = Arc::new(AtomicBool::new(false));
@@ -139,7 +141,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     let _stop = StopOnDrop(stop.clone());
     let device = {
         let line = line.clone();
-        let end = Instant::now() + TIME;
+        let end = Instant::now() + time;
         move || {
             let (mut asserted, mut resampled) = (0, 0);
             while !stop.load(Ordering::Relaxed) {
@@ -178,7 +180,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     assert_eq!(interrupts, asserted);
     assert_idle(rig, PIN);
     assert_eq!(line.n(), 0);
-    assert!(asserted >= AT_LEAST, "only {asserted} rounds in {TIME:?}");
+    assert!(asserted >= AT_LEAST, "only {asserted} rounds in {time:?}");
     if asserted < ROUNDS {
         println!("note: row 30: {asserted} of {ROUNDS} rounds, the host is busy");
     }
@@ -532,7 +534,7 @@ pub fn row_74_resampled_with_nothing_asserted(rig: &mut dyn Rig) {
     rig.set_rte(OTHER_PIN, LEVEL_ENTRY);
     let busy = rig.bind_resample(PIN);
     let idle = rig.bind_resample(OTHER_PIN);
-    for round in 0..1000 {
+    for round in 0..repeats(1000) {
         busy.trigger();
         assert_eq!(rig.accept(), Some(VECTOR), "round {round}");
         rig.eoi();

@@ -2,13 +2,15 @@
 //! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin as a thing that can be made to assert.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use interrupt_core::registry::DeviceIrq;
 use interrupt_core::{Delivery, DeviceInterrupt, Gsi, LevelSource, Lowered, SourceKey};
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
+use vfio_intx::irq_set::INTX;
 use vfio_intx::{VfioIntx, VfioUserIntx};
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
@@ -29,6 +31,7 @@ const SERVER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Edu {
     label: String,
     interrupt: Arc<dyn DeviceInterrupt>,
+    irq: Option<DeviceIrq>,
     bar: Arc<Bar>,
 }
 
@@ -60,8 +63,13 @@ impl Edu {
         }
 
         let bar = Bar::map(&device).map_err(refused("BAR 0"))?;
+        let irq = DeviceIrq {
+            device: device.as_raw_fd(),
+            index: INTX,
+            sub: 0,
+        };
         let interrupt = VfioIntx::new(address.to_string(), device);
-        Self::new(Arc::new(interrupt), bar).map_err(refused("BAR 0"))
+        Self::new(Arc::new(interrupt), Some(irq), bar).map_err(refused("BAR 0"))
     }
 
     /// Connects to the vfio-user server that listens at `path`, and turns its device's memory space on.
@@ -85,10 +93,10 @@ impl Edu {
         };
         configured.map_err(|error| refused("command register")(error.to_string()))?;
         let bar = Bar::remote(interrupt.client());
-        Self::new(Arc::new(interrupt), bar).map_err(refused("BAR 0"))
+        Self::new(Arc::new(interrupt), None, bar).map_err(refused("BAR 0"))
     }
 
-    fn new(interrupt: Arc<dyn DeviceInterrupt>, bar: Bar) -> Result<Self, String> {
+    fn new(interrupt: Arc<dyn DeviceInterrupt>, irq: Option<DeviceIrq>, bar: Bar) -> Result<Self, String> {
         let id = bar.load(ID).map_err(|error| error.to_string())?;
         if id & 0xff != ID_EDU {
             return Err("it does not answer as an edu does".to_owned());
@@ -97,6 +105,7 @@ impl Edu {
         Ok(Self {
             label: interrupt.label().to_owned(),
             interrupt,
+            irq,
             bar: Arc::new(bar),
         })
     }
@@ -109,6 +118,11 @@ impl Edu {
     /// Its interrupt.
     pub fn interrupt(&self) -> &Arc<dyn DeviceInterrupt> {
         &self.interrupt
+    }
+
+    /// What the host calls that, if the device is the host's.
+    pub fn irq(&self) -> Option<DeviceIrq> {
+        self.irq
     }
 
     /// Its registers.

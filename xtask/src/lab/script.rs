@@ -14,11 +14,6 @@ pub fn command(directory: &Path, words: &[String]) -> String {
     )
 }
 
-/// The script that runs [`super::hold`].
-pub fn hold(xtask: &Path) -> String {
-    format!("exec {} hold-kvm\n", quote_path(xtask))
-}
-
 /// Exports `IRQ_TEST_LAB=1`, the settings `more`, and of our environment what programs and tests look at.
 pub fn exports(more: &[(&str, &str)]) -> String {
     let mut script = String::new();

@@ -5,50 +5,74 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
+
 use super::machine::Sink;
 use super::script::{exports, quote_path};
 use super::{Lab, Run};
-use crate::cargo::TestProgram;
+use crate::cargo::{TestProgram, Workspace};
 use crate::program;
 use crate::tally::{Parser, Tally};
 
-/// The integration tests that run in the lab as well as on the build machine: package, and the names of its tests (files
-/// of `tests/`), or none for all of them. A package that the workspace does not have yet has no tests yet.
+/// The integration tests that run in the lab as well as on the build machine, those of KVM and VFIO: package, and its files
+/// of `tests/`.
 const SUITE: [(&str, &[&str]); 6] = [
-    ("ioevent", &[]),
-    ("kvm-irqfd", &[]),
-    ("testkit", &[]),
-    ("user-irqchip", &[]),
+    (
+        "ioevent",
+        &["conformance", "equivalence", "hot_path", "refusals", "under_load"],
+    ),
+    ("kvm-irqfd", &["conformance", "cost", "library", "split"]),
+    ("testkit", &["kernel_rows", "machine"]),
+    ("user-irqchip", &["differential"]),
     ("vfio-intx", &["edu"]),
     ("vmm-ref", &["linux", "passthrough"]),
 ];
 
-/// Why there is nothing to run.
-pub const NONE_YET: &str = "no lab suite yet";
-
 /// The suite wants two PCI devices, to share one GSI.
 const EDU: u8 = 2;
 
-/// The packages of the suite.
-pub fn packages() -> impl Iterator<Item = &'static str> {
-    SUITE.iter().map(|(package, _)| *package)
-}
+/// One test program may take this long in the lab: some four times what the longest takes where nothing else runs.
+const LIMIT: Duration = Duration::from_secs(600);
 
-/// The programs of the suite among `programs`.
-pub fn select(programs: &[TestProgram]) -> Vec<&TestProgram> {
-    let is_listed = |program: &TestProgram| {
-        SUITE.iter().any(|(package, tests)| {
-            *package == program.package && (tests.is_empty() || tests.contains(&program.suite.as_str()))
-        })
-    };
-    programs
+/// The packages of the suite among `wanted`, of which none means all.
+pub fn packages(wanted: &[String]) -> Vec<String> {
+    SUITE
         .iter()
-        .filter(|program| program.is_integration && is_listed(program))
+        .map(|(package, _)| (*package).to_owned())
+        .filter(|package| wanted.is_empty() || wanted.contains(package))
         .collect()
 }
 
-/// Runs `programs` in one boot of the lab and counts what they report. Their output appears as it comes.
-pub fn run(lab: &Lab, programs: &[&TestProgram], time_limit: Duration, verbose: bool) -> Tally {
+/// Builds the suite's programs of `packages`, with --release: everything is slow in the lab.
+fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>> {
+    let tests = |package: &str| {
+        SUITE
+            .iter()
+            .find(|(listed, _)| *listed == package)
+            .map_or(&[][..], |(_, tests)| tests)
+    };
+    let mut names: Vec<&str> = packages.iter().flat_map(|package| tests(package)).copied().collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut programs = workspace.build_released_tests(packages, &names)?;
+    // Cargo builds the tests of these names in each of the packages.
+    programs.retain(|program| tests(&program.package).contains(&program.suite.as_str()));
+    Ok(programs)
+}
+
+/// Runs the suite's programs of `packages` in one boot of the lab and counts what they report. Their output appears as it
+/// comes.
+///
+/// # Errors
+/// When they do not build. That the lab comes to nothing is a failure of theirs.
+pub fn run(
+    lab: &Lab,
+    workspace: &Workspace,
+    packages: &[String],
+    time_limit: Duration,
+    verbose: bool,
+) -> Result<Tally> {
+    let programs = &build(workspace, packages)?;
     let count = Arc::new(Mutex::new(Count::new(programs)));
     let stdout: Sink = {
         let count = Arc::clone(&count);
@@ -69,7 +93,7 @@ pub fn run(lab: &Lab, programs: &[&TestProgram], time_limit: Duration, verbose: 
         let text = format!("{error:#}");
         text.lines().next().unwrap_or_default().to_owned()
     });
-    lock(&count).finish(trouble.as_deref())
+    Ok(lock(&count).finish(trouble.as_deref()))
 }
 
 /// A thread that panicked has done so between two whole pieces of output.
@@ -81,7 +105,7 @@ fn lock(count: &Mutex<Count>) -> MutexGuard<'_, Count> {
 const MARK: u8 = 0x1e;
 
 /// The script that runs the programs one after the other, with `MARK begin` before each and `MARK end STATUS` after it.
-fn script(programs: &[&TestProgram]) -> String {
+fn script(programs: &[TestProgram]) -> String {
     let mut script = exports(&[("IRQ_TEST_REQUIRE_KVM", "1")]);
     for program in programs {
         script += &format!(
@@ -92,7 +116,7 @@ fn script(programs: &[&TestProgram]) -> String {
             directory = quote_path(&program.directory),
             package = program.package,
             version = program.version,
-            limit = program::LIMIT.as_secs(),
+            limit = LIMIT.as_secs(),
             executable = quote_path(&program.executable),
         );
     }
@@ -114,8 +138,8 @@ struct Count {
 }
 
 impl Count {
-    fn new(programs: &[&TestProgram]) -> Self {
-        let name = |program: &&TestProgram| (format!("{} in the lab", program.heading()), program.suite.clone());
+    fn new(programs: &[TestProgram]) -> Self {
+        let name = |program: &TestProgram| (format!("{} in the lab", program.heading()), program.suite.clone());
         Self {
             programs: programs.iter().map(name).collect(),
             current: None,
@@ -171,7 +195,8 @@ impl Count {
             }
             (["end", status], Some(parser)) => {
                 let status = status.parse().unwrap_or(u8::MAX);
-                self.tally.add(parser.finish(status == 0, &program::how(status.into())));
+                self.tally
+                    .add(parser.finish(status == 0, &program::how(status.into(), LIMIT)));
                 Ok(())
             }
             (_, current) => {
@@ -275,7 +300,7 @@ mod tests {
         let output = "\x1ebegin\nrunning 1 test\ntest x ... \x1eend 124\n\x1ebegin\n\x1eend 0\n";
         let (tally, _) = after(output, 9, None);
         assert!(
-            tally.contains("lab: a: ended during x before its summary: took longer than 300 s\n"),
+            tally.contains("lab: a: ended during x before its summary: took longer than 600 s\n"),
             "{tally}"
         );
     }

@@ -181,7 +181,8 @@ const PIC: [(&str, Shows<dyn PicRig>); 7] = [
         line.trigger();
         rig.settle();
         rig.outb(MASTER, 0x0c);
-        assert_eq!(rig.inb(MASTER), 0x85);
+        // Linux before 6.5 leaves bit 7 clear, which says that there was an interrupt; without one, the answer is 7.
+        assert_eq!(rig.inb(MASTER) & 0x7f, 5);
         isr(rig) == 0 && line.n() == 1
     }),
     (pic::flaw::SINGLE, |rig| {

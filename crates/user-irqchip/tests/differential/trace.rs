@@ -6,6 +6,8 @@ use std::env;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
+use testkit::lab::in_lab;
+
 /// Steps of a trace.
 pub const STEPS: usize = 200;
 /// Traces of a run that is not limited by time.
@@ -73,8 +75,7 @@ pub trait Pair {
 
 /// Runs as many traces as the environment says. Panics with the shortest failing trace that was found, and with its seed.
 pub fn compare<P: Pair>(name: &str, mut pair: P) {
-    let in_lab = env::var_os("IRQ_TEST_LAB").is_some();
-    let seconds = number(SECONDS).or(in_lab.then_some(LAB_SECONDS));
+    let seconds = number(SECONDS).or(in_lab().then_some(LAB_SECONDS));
     let first = number(SEED).unwrap_or(match seconds {
         // A long run looks elsewhere each time.
         Some(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
