@@ -7,7 +7,7 @@
 //! its level ([mod@line]). With `--irqchip split` Linux programs the IOAPIC of `user-irqchip`. The guest's notifications of its
 //! queues are events of an `ioevent` bus.
 //!
-//! [`prepare`] does what needs no KVM, [`run`] the rest.
+//! [`prepare`] does what needs no KVM, [`fn@run`] the rest.
 
 pub mod acpi;
 pub mod args;
