@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -255,6 +255,7 @@ fn calls_of_the_relay(count: u32) -> Vec<String> {
         .arg(env!("CARGO_BIN_EXE_vmm-ref"))
         .args(["run", "--device", &format!("vfio:{ADDRESS}"), "--forward", "relay"])
         .args(["--count", &count.to_string(), "--json"])
+        .stdout(Stdio::null())
         .status()
         .unwrap();
     assert!(status.success(), "{status}");
@@ -267,7 +268,10 @@ fn calls_of_the_relay(count: u32) -> Vec<String> {
         .filter(|(_, what)| !what.starts_with("<..."))
         .filter_map(|(thread, what)| Some((thread, what.split_once('(')?.0)))
         .collect();
-    let (relay, _) = begun.iter().find(|(_, call)| call.starts_with("epoll_")).unwrap();
+    let (relay, _) = begun
+        .iter()
+        .find(|(_, call)| ["epoll_wait", "epoll_pwait", "epoll_pwait2"].contains(call))
+        .unwrap();
     let of_relay = begun.iter().filter(|(thread, _)| thread == relay);
     of_relay.map(|(_, call)| (*call).to_owned()).collect()
 }
