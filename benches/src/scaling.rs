@@ -5,14 +5,14 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, LoweredBy};
+use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy};
 use kvm_ioctls::Kvm;
 use kvm_irqfd::{KvmInterrupts, Route, enable_split_irqchip};
 use user_irqchip::{Ioapic, IoapicSource};
 
 use crate::Result;
 use crate::counters::heap_bytes;
-use crate::operations::{Taker, counting, programmed, vector};
+use crate::operations::{Taker, programmed, vector};
 use crate::results::{Series, Spread};
 
 /// How many lines are tried.
@@ -72,7 +72,8 @@ impl Lines {
     fn add(&mut self, line: u64) -> Result<()> {
         let (chip, gsi) = (&self.chips[(line / PINS) as usize], Gsi(line as u32));
         let source = chip.source(gsi, "device", LoweredBy::Eoi)?;
-        let guard = chip.subscribe(source.key().into(), counting())?;
+        // It owns nothing: what a listener does is not the line's.
+        let guard = chip.subscribe(source.key().into(), Listener::callback(|_| {}))?;
         self.sources.push((source, guard));
         Ok(())
     }
@@ -121,14 +122,15 @@ pub fn measure(kvm: Option<&Kvm>) -> Result<Vec<Series>> {
             },
         )?,
         over("lines", "heap of a line, userspace IOAPIC", "B", &LINES, |count| {
-            // A chip comes with all its pins, used or not.
-            let pins = count.div_ceil(PINS) * PINS;
+            let chips = count.div_ceil(PINS);
             let before = heap_bytes();
             let lines = Lines::new(count)?;
             let all = heap_bytes() - before - lines.owners_heap();
             drop(lines);
-            let unused = heap_of_unused()? * (pins - count) as f64;
-            Ok((all as f64 - unused) / count as f64)
+            // A chip comes with all its pins, used or not, and has what belongs to none of them.
+            let (pin, own) = heap_of_a_chip()?;
+            let not_the_lines = pin * (chips * PINS - count) as f64 + own * chips as f64;
+            Ok((all as f64 - not_the_lines) / count as f64)
         })?,
         over(
             "sharers",
@@ -186,16 +188,17 @@ fn over(of: &str, what: &str, unit: &str, counts: &[u64], mut value: impl FnMut(
     })
 }
 
-/// The heap of a pin that nobody uses.
-fn heap_of_unused() -> Result<f64> {
+/// The heap of a pin that nobody uses, and of what a chip has besides.
+fn heap_of_a_chip() -> Result<(f64, f64)> {
     let of = |pins: u8| {
         let before = heap_bytes();
         let chip = Ioapic::builder().pins(pins).build(Arc::new(Taker))?;
         let after = heap_bytes();
         drop(chip);
-        Ok::<_, anyhow::Error>(after - before)
+        Ok::<_, anyhow::Error>((after - before) as f64)
     };
-    Ok((of(64)? - of(32)?) as f64 / 32.0)
+    let pin = (of(64)? - of(32)?) / 32.0;
+    Ok((pin, of(32)? - 32.0 * pin))
 }
 
 /// A split irqchip with so many lines: an irqfd each, on its own GSI.

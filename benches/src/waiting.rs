@@ -43,6 +43,7 @@ fn compare(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Spread
                 },
                 count: extent.rounds,
                 guest_eoi: true,
+                swap_every: None,
             };
             medians.extend(
                 run(Some(kvm), &options, interrupted, &mut |_| {})?

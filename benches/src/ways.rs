@@ -203,6 +203,7 @@ fn of_composition<'a>(
                 composition,
                 count,
                 guest_eoi: true,
+                swap_every: None,
             };
             let summary = run(kvm, &options, interrupted, &mut |_| {})?;
             let spurious = summary.outcome == Outcome::Spurious;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::composition::{Composition, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::guest::Controller;
+use crate::linux::LinuxArgs;
 use crate::machine::DEV_KVM;
 
 /// The most round trips of one run: the guest counts in 32 bits.
@@ -18,6 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   vmm-ref                          10,000 round trips with the defaults of `vmm-ref run`
   vmm-ref run --wait adaptive      the same, with another way to wait
+  vmm-ref explain                  by which path a device's interrupt would go, and why
   vmm-ref probe                    what this host can do
 
 Exit status:
@@ -45,17 +47,44 @@ Examples:
   vmm-ref run --doorbell ioeventfd
                                    the guest stores to a doorbell too, without an exit
   vmm-ref run --doorbell trap      the same stores, each with an exit
+  vmm-ref run --device model       a model of a device with an INTx, whose path the registry chooses
+  vmm-ref run --device model --forward auto --swap-every 50 --count 100000
+                                   the path changes every 50 round trips
   vmm-ref run --device vfio:0000:00:02.0
                                    QEMU's edu device, bound to vfio-pci (cargo xtask lab)
   vmm-ref run --device vfio:0000:00:02.0 --forward relay
                                    its interrupts and EOIs pass through a thread of this process
   vmm-ref run --device vfio:0000:00:02.0 --irqchip split --forward split-kick
                                    an irqfd, and the IOAPIC of this process
+  vmm-ref run --device vfio-user:/tmp/edu.sock
+                                   an edu of a vfio-user server (vfio-intx's example vfio-user-edu), without any hardware
   vmm-ref run --no-guest-eoi       the negative control
   vmm-ref run --json | jq .latency_us.p50
                                    for programs
   vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
-                                   what a store costs";
+                                   what a store costs
+  vmm-ref run --kernel vmlinuz --initrd initrd --disk disk.img
+                                   a Linux guest, with its console on this terminal
+  vmm-ref run --kernel vmlinuz --disk disk.img,ro --cmdline 'console=ttyS0 root=/dev/vda ro'
+                                   its root on the disk, which it may not write
+  vmm-ref run --kernel vmlinuz --irqchip split --memory 512M --cpus 2
+                                   it programs the IOAPIC of this process
+  vmm-ref run --kernel vmlinuz --disk a.img --disk b.img --share-irq
+                                   all its virtio devices on one line
+
+Exit status with --kernel: what the guest writes to I/O port 0xf4, if it does; else 0 after a power-off, and 1 after a reset.";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  vmm-ref explain                  a model device and the irqchip of the kernel
+  vmm-ref explain --irqchip split --source pin
+                                   a line that no irqfd leads to
+  vmm-ref explain --machine soft   without KVM
+  vmm-ref explain --device vfio:0000:00:02.0
+                                   QEMU's edu device, bound to vfio-pci (cargo xtask lab)
+  vmm-ref explain --forward relay  what is asked for is a reason too
+  vmm-ref explain --json | jq -r .path
+                                   for programs";
 
 const PROBE_EXAMPLES: &str = "\
 Examples:
@@ -83,6 +112,9 @@ pub enum Command {
     /// Runs the embedded guest and counts what becomes of its devices' interrupts
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Prints by which path a device's interrupt would go, and why by no better one
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Prints what this host can do, each found by trying it
     #[command(after_help = PROBE_EXAMPLES)]
     Probe(ProbeArgs),
@@ -111,13 +143,18 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub eoi: Option<Eoi>,
 
-    /// The device: embedded, or vfio:ADDRESS for QEMU's edu device, bound to vfio-pci, at that PCI address
+    /// The device: embedded; model, for a model of a device with an INTx; vfio:ADDRESS, for QEMU's edu device, bound to vfio-pci, at
+    /// that PCI address; or vfio-user:SOCKET, for one of a server
     #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
     pub device: DeviceKind,
 
-    /// What carries a VFIO device's interrupt and the EOI [default: kernel, or split-kick with --irqchip split, or relay]
+    /// What carries the interrupt of such a device, and the EOI [default: auto]
     #[arg(long, value_enum)]
     pub forward: Option<Forward>,
+
+    /// With --forward auto: change the path every N round trips, in the middle of one, to another at random
+    #[arg(long, value_name = "N", value_parser = swap_every)]
+    pub swap_every: Option<u64>,
 
     /// How many devices share the GSI; they make their requests in turn
     #[arg(long, value_name = "N", default_value_t = RunArgs::default().sharers)]
@@ -142,6 +179,52 @@ pub struct RunArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+
+    /// A Linux guest instead of the embedded one.
+    #[command(flatten)]
+    pub linux: LinuxArgs,
+}
+
+/// Options of `explain`. They mean what they mean for `run`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// What would run the guest [default: kvm, or soft where there is no KVM]
+    #[arg(long, value_enum)]
+    pub machine: Option<MachineKind>,
+
+    /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
+
+    /// How the line is held [default: resample with --irqchip kernel, irqfd with split, else pin]
+    #[arg(long, value_enum)]
+    pub source: Option<Source>,
+
+    /// The device: model, or vfio:ADDRESS
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Model)]
+    pub device: DeviceKind,
+
+    /// What is to carry the interrupt, and the EOI
+    #[arg(long, value_enum, default_value_t = Forward::Auto)]
+    pub forward: Forward,
+
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<&ExplainArgs> for RunArgs {
+    fn from(arguments: &ExplainArgs) -> Self {
+        Self {
+            machine: arguments.machine,
+            irqchip: arguments.irqchip,
+            source: arguments.source,
+            device: arguments.device,
+            forward: Some(arguments.forward),
+            json: arguments.json,
+            ..Self::default()
+        }
+    }
 }
 
 /// Options of `probe`.
@@ -161,16 +244,21 @@ impl RunArgs {
     /// How many round trips to make.
     pub fn count(&self) -> u64 {
         self.count.unwrap_or(match self.device {
-            DeviceKind::Embedded => 10_000,
-            // They take longer: it is a device of the lab's.
+            // It takes longer: it is a device of the lab's.
             DeviceKind::Vfio(_) => 5_000,
+            DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => 10_000,
         })
+    }
+
+    /// What carries the device's interrupt.
+    pub fn forward(&self) -> Forward {
+        self.forward.unwrap_or(Forward::default_of(self.device))
     }
 
     /// The composition that is asked for; the caller knows the machine and the default controller.
     pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
         let irqchip = self.irqchip(machine);
-        let forward = self.forward.unwrap_or(Forward::default_of(self.device, irqchip));
+        let forward = self.forward();
         let source = self.source.unwrap_or(Source::default_with(irqchip, forward));
         Composition {
             source,
@@ -196,13 +284,22 @@ impl Default for RunArgs {
             eoi: None,
             device: DeviceKind::Embedded,
             forward: None,
+            swap_every: None,
             sharers: 1,
             wait: Wait::Block,
             count: None,
             doorbell: None,
             no_guest_eoi: false,
             json: false,
+            linux: LinuxArgs::default(),
         }
+    }
+}
+
+fn swap_every(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(every @ 1..) => Ok(every),
+        _ => Err("use a number of round trips, from 1".to_owned()),
     }
 }
 
@@ -248,7 +345,7 @@ fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
     let line = parts.collect::<Vec<_>>().join(" ");
     let cause = line.strip_prefix("error: ").unwrap_or(&line);
     let command = match command.and_then(|command| command.to_str()) {
-        Some(command @ ("run" | "probe")) => format!(" {command}"),
+        Some(command @ ("run" | "explain" | "probe")) => format!(" {command}"),
         _ => String::new(),
     };
     format!("{cause}; see vmm-ref{command} --help")
@@ -273,7 +370,7 @@ mod tests {
 
     #[test]
     fn every_example_of_the_help_parses() {
-        let examples = [EXAMPLES, RUN_EXAMPLES, PROBE_EXAMPLES].join("\n");
+        let examples = [EXAMPLES, RUN_EXAMPLES, EXPLAIN_EXAMPLES, PROBE_EXAMPLES].join("\n");
         let mut options = 0;
         for line in examples.lines().filter(|line| line.starts_with("  vmm-ref")) {
             let command = line.trim().split("  ").next().unwrap();
@@ -287,7 +384,11 @@ mod tests {
     #[test]
     fn every_option_has_an_example() {
         use clap::CommandFactory as _;
-        for (command, examples) in [("run", RUN_EXAMPLES), ("probe", PROBE_EXAMPLES)] {
+        for (command, examples) in [
+            ("run", RUN_EXAMPLES),
+            ("explain", EXPLAIN_EXAMPLES),
+            ("probe", PROBE_EXAMPLES),
+        ] {
             let cli = Cli::command();
             let command = cli.find_subcommand(command).unwrap();
             for option in command.get_arguments().filter_map(|argument| argument.get_long()) {

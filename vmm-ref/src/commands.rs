@@ -2,18 +2,22 @@
 //! What the program's commands do with what the library has.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvm_ioctls::Kvm;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::cli::{ProbeArgs, RunArgs};
-use crate::composition::{Composition, DeviceKind, Irqchip, MachineKind};
+use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
+use crate::composition::{Composition, DeviceKind, Doorbell, Forward, Impossible, Irqchip, MachineKind};
 use crate::error::Error;
+use crate::explain::explain;
 use crate::guest::Controller;
 use crate::host::Host;
+use crate::linux;
 use crate::machine::open_kvm;
 use crate::observe::{EndedBy, ended_by};
 use crate::passthrough;
@@ -40,37 +44,17 @@ pub enum Failure {
 /// # Errors
 /// [`Failure`].
 pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
-    // Before anything else: what cannot work does not depend on the host.
-    for machine in [MachineKind::Kvm, MachineKind::Soft] {
-        if arguments.machine.unwrap_or(MachineKind::Kvm) == machine {
-            let controller = arguments.controller.unwrap_or(first_controller(arguments, machine));
-            arguments
-                .composition(machine, controller)
-                .check()
-                .map_err(Error::Impossible)?;
-        }
+    if let Some(kernel) = &arguments.linux.kernel {
+        return linux_command(kvm_device, kernel, arguments, out);
     }
-    if let DeviceKind::Vfio(address) = arguments.device {
-        passthrough::check(address).map_err(Error::Unusable)?;
+    check(arguments)?;
+    let forward = arguments.forward();
+    if arguments.swap_every.is_some() && forward != Forward::Auto {
+        return Err(Error::Impossible(Impossible::NoSwap(forward)).into());
     }
     let interrupted = on_interrupt()?;
     let host = Host::this();
-    let (machine, kvm) = match (arguments.machine, open_kvm(kvm_device)) {
-        (Some(MachineKind::Soft), _) => (MachineKind::Soft, None),
-        (_, Ok(kvm)) => (MachineKind::Kvm, Some(kvm)),
-        // What was asked for in so many words needs KVM.
-        (Some(MachineKind::Kvm), Err(error)) => return Err(error.into()),
-        (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
-            return Err(error.into());
-        }
-        (None, Err(error)) if arguments.device != DeviceKind::Embedded => return Err(error.into()),
-        (None, Err(error)) => {
-            let note = format!("vmm-ref: {error}; running on the soft machine instead");
-            // Nobody is left to tell if standard error is gone.
-            let _ = writeln!(io::stderr(), "{note}");
-            (MachineKind::Soft, None)
-        }
-    };
+    let (machine, kvm) = machine(kvm_device, arguments)?;
     let controllers = arguments.irqchip(machine).controllers(machine);
 
     let mut eois = Vec::new();
@@ -89,6 +73,13 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     };
     let composition = arguments.composition(machine, controller);
     composition.check().map_err(Error::Impossible)?;
+    if arguments.swap_every.is_some() {
+        // Found out now, while nothing has been printed yet.
+        let explained = explain(kvm.as_ref(), &composition)?;
+        if explained.possible.len() < 2 {
+            return Err(Error::NothingToSwap(explained.pair.to_string()).into());
+        }
+    }
     if !arguments.json {
         text::host(out, &host, &eois)?;
         text::composed(out, &composition)?;
@@ -99,6 +90,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         composition,
         count: arguments.count(),
         guest_eoi: !arguments.no_guest_eoi,
+        swap_every: arguments.swap_every,
     };
     let bar = progress::bar(options.count);
     let summary = run(kvm.as_ref(), &options, &interrupted, &mut |done| bar.set_position(done));
@@ -124,6 +116,111 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         Outcome::Lost | Outcome::Spurious | Outcome::Doorbell | Outcome::EndedByHost => 1,
         Outcome::Interrupted => INTERRUPTED,
     })
+}
+
+/// Refuses what cannot work, whatever the host is, and a device that cannot be had.
+fn check(arguments: &RunArgs) -> Result<(), Failure> {
+    // Before anything else: what cannot work does not depend on the host.
+    for machine in [MachineKind::Kvm, MachineKind::Soft] {
+        if arguments.machine.unwrap_or(MachineKind::Kvm) == machine {
+            let controller = arguments.controller.unwrap_or(first_controller(arguments, machine));
+            arguments
+                .composition(machine, controller)
+                .check()
+                .map_err(Error::Impossible)?;
+        }
+    }
+    if let DeviceKind::Vfio(address) = arguments.device {
+        passthrough::check(address).map_err(Error::Unusable)?;
+    }
+    Ok(())
+}
+
+/// The machine that was asked for, or the one that there is.
+fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Option<Kvm>), Failure> {
+    Ok(match (arguments.machine, open_kvm(kvm_device)) {
+        (Some(MachineKind::Soft), _) => (MachineKind::Soft, None),
+        (_, Ok(kvm)) => (MachineKind::Kvm, Some(kvm)),
+        // What was asked for in so many words needs KVM.
+        (Some(MachineKind::Kvm), Err(error)) => return Err(error.into()),
+        (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
+            return Err(error.into());
+        }
+        (None, Err(error)) if matches!(arguments.device, DeviceKind::Vfio(_)) => return Err(error.into()),
+        (None, Err(error)) => {
+            let note = format!("vmm-ref: {error}; running on the soft machine instead");
+            // Nobody is left to tell if standard error is gone.
+            let _ = writeln!(io::stderr(), "{note}");
+            (MachineKind::Soft, None)
+        }
+    })
+}
+
+/// `vmm-ref explain`. Returns the exit status.
+///
+/// # Errors
+/// [`Failure`].
+pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut impl Write) -> Result<u8, Failure> {
+    let arguments = RunArgs::from(arguments);
+    if arguments.device == DeviceKind::Embedded {
+        return Err(Error::Impossible(Impossible::NothingToForward).into());
+    }
+    check(&arguments)?;
+    let (machine, kvm) = machine(kvm_device, &arguments)?;
+    let composition = arguments.composition(machine, first_controller(&arguments, machine));
+    composition.check().map_err(Error::Impossible)?;
+    let explained = explain(kvm.as_ref(), &composition)?;
+    if arguments.json {
+        json::print(out, &json::Explained::from(&explained))?;
+    } else {
+        text::composed(out, &composition)?;
+        text::explained(out, &explained)?;
+    }
+    out.flush()?;
+    Ok(0)
+}
+
+/// `vmm-ref run --kernel`. Returns the exit status: the guest's own where it gave one.
+fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
+    if arguments.machine == Some(MachineKind::Soft) {
+        return Err(Error::from(linux::Error::SoftMachine).into());
+    }
+    let (given, irqchip) = (&arguments.linux, arguments.irqchip(MachineKind::Kvm));
+    let prepared = linux::prepare(linux::Options {
+        kernel: kernel.to_owned(),
+        initrd: given.initrd.clone(),
+        cmdline: given.cmdline.clone(),
+        memory: given.memory.unwrap_or(256 << 20),
+        cpus: given.cpus.unwrap_or(1),
+        disks: given.disk.clone(),
+        share_irq: given.share_irq,
+        irqchip,
+        source: arguments.source.unwrap_or(linux::default_source(irqchip)),
+        doorbell: arguments.doorbell.unwrap_or(Doorbell::Ioeventfd),
+    })?;
+    let kvm = open_kvm(kvm_device)?;
+    let host = Host::this();
+    linux::check_speed(&kvm, &host)?;
+    let setup = prepared.setup(host);
+    if !arguments.json {
+        linux::report::setup(out, &setup)?;
+    }
+    out.flush()?;
+    // The console prints past `out`, which is locked; a JSON object stays alone on standard output.
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let screen = if arguments.json { stderr.as_fd() } else { stdout.as_fd() };
+    let (input, screen) = (stdin.as_fd().try_clone_to_owned()?, screen.try_clone_to_owned()?);
+    let (summary, failure) = linux::run(&kvm, prepared, setup, input.into(), screen.into())?;
+    if arguments.json {
+        json::print(out, &summary)?;
+    } else {
+        linux::report::summary(out, &summary)?;
+    }
+    out.flush()?;
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(summary.exit_status()),
+    }
 }
 
 fn first_controller(arguments: &RunArgs, machine: MachineKind) -> Controller {

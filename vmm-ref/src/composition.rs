@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::guest::{Controller, MAX_DEVICES};
-use crate::passthrough::PciAddress;
+use crate::passthrough::{PciAddress, SocketPath};
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -78,6 +78,8 @@ pub enum Wait {
 pub enum Forward {
     /// Nothing: the device is a part of the VMM and uses its source and its notifier itself
     None,
+    /// The best of the others that device and line can do, found by the registry
+    Auto,
     /// A thread of this process carries the interrupt to the line and the EOI to the device
     Relay,
     /// The kernel carries both: the device signals the irqfd, whose resamplefd unmasks the device
@@ -91,15 +93,21 @@ pub enum Forward {
 pub enum DeviceKind {
     /// [`crate::device::Device`], a part of this VMM.
     Embedded,
+    /// A model of a device with an INTx: [`crate::passthrough::Model`].
+    Model,
     /// QEMU's `edu`, a PCI device that is given to this process by VFIO: [`crate::passthrough`].
     Vfio(PciAddress),
+    /// The same, served by another process.
+    VfioUser(SocketPath),
 }
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded => f.write_str("embedded"),
+            Self::Model => f.write_str("model"),
             Self::Vfio(address) => write!(f, "vfio:{address}"),
+            Self::VfioUser(path) => write!(f, "vfio-user:{path}"),
         }
     }
 }
@@ -108,10 +116,16 @@ impl FromStr for DeviceKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("vfio:") {
-            Some(address) => address.parse().map(Self::Vfio),
+        match text.split_once(':') {
+            Some(("vfio", address)) => address.parse().map(Self::Vfio),
+            Some(("vfio-user", path)) => path.parse().map(Self::VfioUser),
             None if text == "embedded" => Ok(Self::Embedded),
-            None => Err("use embedded, or vfio: and a PCI address, as vfio:0000:00:02.0".to_owned()),
+            None if text == "model" => Ok(Self::Model),
+            _ => Err(
+                "use embedded, model, or vfio: and a PCI address, as vfio:0000:00:02.0, or vfio-user: and a socket, as \
+                      vfio-user:/run/edu.sock"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -205,15 +219,17 @@ pub enum Impossible {
     )]
     TooManySharers(usize),
     /// The embedded device has a source and a notifier of its own.
-    #[error("--forward with --device embedded: it uses its line itself; use --device vfio:0000:00:02.0")]
+    #[error("--forward with --device embedded: it uses its line itself; use --device model or vfio:0000:00:02.0")]
     NothingToForward,
     /// A device outside of this process has to be carried to the line.
     #[error(
-        "--forward none with --device vfio: its interrupt would go nowhere; use --forward relay, kernel or split-kick"
+        "--forward none with --device model, vfio or vfio-user: its interrupt would go nowhere; use --forward auto, relay, kernel or split-kick"
     )]
     NotForwarded,
     /// The device's registers are for a guest of instructions.
-    #[error("--device vfio with --machine soft: the soft machine has no guest that drives it; use --machine kvm")]
+    #[error(
+        "--device vfio or vfio-user with --machine soft: the soft machine has no guest that drives it; use --machine kvm"
+    )]
     SoftHasNoBar,
     /// The kernel loop ends in a resampling irqfd.
     #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
@@ -223,15 +239,18 @@ pub enum Impossible {
     SplitKickNeedsIrqfd,
     /// The relay lowers nothing: it is told of the EOI when the line has been sampled.
     #[error(
-        "--forward relay with --source line: the line would be sampled before it is lowered; use --source resample"
+        "--forward relay or auto with --source line: the line would be sampled before it is lowered; use --source resample"
     )]
     RelayNeedsLoweringEoi,
     /// The forwarder listens for itself.
     #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
     ForwarderListens,
     /// The embedded guest knows how to drive one.
-    #[error("--sharers {0} with --device vfio: the guest drives one such device; use --sharers 1")]
-    OneVfioDevice(usize),
+    #[error("--sharers {0} with --device model, vfio or vfio-user: the guest drives one such device; use --sharers 1")]
+    OneForwardedDevice(usize),
+    /// A path that was asked for is to be kept.
+    #[error("--swap-every with --forward {}: the path is to change; use --forward auto and --device model or vfio:ADDRESS", name(.0))]
+    NoSwap(Forward),
 }
 
 impl Irqchip {
@@ -265,20 +284,18 @@ impl Source {
     /// The same for a device whose interrupt is carried so.
     pub fn default_with(irqchip: Irqchip, forward: Forward) -> Self {
         match (irqchip, forward) {
-            (Irqchip::Split, Forward::SplitKick) => Self::Irqfd,
+            (Irqchip::Split, Forward::SplitKick | Forward::Auto) => Self::Irqfd,
             _ => Self::default_of(irqchip),
         }
     }
 }
 
 impl Forward {
-    /// What carries a device's interrupt without being asked for something else: the fastest there is.
-    pub fn default_of(device: DeviceKind, irqchip: Irqchip) -> Self {
-        match (device, irqchip) {
-            (DeviceKind::Embedded, _) => Self::None,
-            (DeviceKind::Vfio(_), Irqchip::Kernel) => Self::Kernel,
-            (DeviceKind::Vfio(_), Irqchip::Split) => Self::SplitKick,
-            (DeviceKind::Vfio(_), Irqchip::User) => Self::Relay,
+    /// What carries a device's interrupt without being asked for something else: the best there is.
+    pub fn default_of(device: DeviceKind) -> Self {
+        match device {
+            DeviceKind::Embedded => Self::None,
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => Self::Auto,
         }
     }
 }
@@ -356,18 +373,22 @@ impl Composition {
         match (self.device, self.forward) {
             (DeviceKind::Embedded, Forward::None) => return Ok(()),
             (DeviceKind::Embedded, _) => return Err(Impossible::NothingToForward),
-            (DeviceKind::Vfio(_), Forward::None) => return Err(Impossible::NotForwarded),
-            (DeviceKind::Vfio(_), _) if self.machine == MachineKind::Soft => return Err(Impossible::SoftHasNoBar),
-            (DeviceKind::Vfio(_), _) => {}
+            (_, Forward::None) => return Err(Impossible::NotForwarded),
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), _) if self.machine == MachineKind::Soft => {
+                return Err(Impossible::SoftHasNoBar);
+            }
+            _ => {}
         }
         match (self.forward, self.source) {
             (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
                 return Err(Impossible::KernelLoopNeedsResample);
             }
+            // The host of the model has an irqfd for it.
+            (Forward::SplitKick, Source::Pin) if self.device == DeviceKind::Model && self.irqchip == Irqchip::User => {}
             (Forward::SplitKick, Source::Resample | Source::Line | Source::Pin) => {
                 return Err(Impossible::SplitKickNeedsIrqfd);
             }
-            (Forward::Relay, Source::Line) => return Err(Impossible::RelayNeedsLoweringEoi),
+            (Forward::Relay | Forward::Auto, Source::Line) => return Err(Impossible::RelayNeedsLoweringEoi),
             _ => {}
         }
         if self.eoi != Eoi::default_of(self.source) {
@@ -375,15 +396,16 @@ impl Composition {
         }
         match self.sharers {
             0 | 1 => Ok(()),
-            more => Err(Impossible::OneVfioDevice(more)),
+            more => Err(Impossible::OneForwardedDevice(more)),
         }
     }
 
     /// Whether the handler has to acknowledge its devices before the EOI, so that they lower their line themselves.
     pub fn acknowledge(&self) -> bool {
-        match self.source {
-            Source::Resample | Source::Pin | Source::Irqfd => false,
-            Source::Line => true,
+        match (self.device, self.source) {
+            // Its register is in this process, where the guest reaches it by an exit.
+            (DeviceKind::Model, _) | (_, Source::Line) => true,
+            (_, Source::Resample | Source::Pin | Source::Irqfd) => false,
         }
     }
 }
@@ -407,7 +429,9 @@ impl fmt::Display for Composition {
         }
         match self.device {
             DeviceKind::Embedded => Ok(()),
-            DeviceKind::Vfio(_) => write!(f, ", device {}, forward {}", self.device, name(&self.forward)),
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => {
+                write!(f, ", device {}, forward {}", self.device, name(&self.forward))
+            }
         }
     }
 }
@@ -495,7 +519,7 @@ mod tests {
     /// As above, for a device of VFIO.
     #[test]
     fn every_way_to_forward_is_decided() {
-        use Forward::{Kernel as Loop, Relay, SplitKick};
+        use Forward::{Auto, Kernel as Loop, Relay, SplitKick};
         use Irqchip::{Kernel, Split, User};
         use Source::{Irqfd, Pin, Resample};
         let device: DeviceKind = "vfio:0000:00:02.0".parse().unwrap();
@@ -518,18 +542,22 @@ mod tests {
                     }
                 }
             }
-            let forward = Forward::default_of(device, *irqchip);
+            let forward = Forward::default_of(device);
             let source = Source::default_with(*irqchip, forward);
             assert!(works.contains(&(*irqchip, forward, source, Eoi::default_of(source))));
         }
         assert_eq!(
             works,
             [
+                (Kernel, Auto, Resample, Eoi::Resamplefd),
                 (Kernel, Relay, Resample, Eoi::Resamplefd),
                 (Kernel, Loop, Resample, Eoi::Resamplefd),
+                (Split, Auto, Pin, Eoi::Key),
+                (Split, Auto, Irqfd, Eoi::Gsi),
                 (Split, Relay, Pin, Eoi::Key),
                 (Split, Relay, Irqfd, Eoi::Gsi),
                 (Split, SplitKick, Irqfd, Eoi::Gsi),
+                (User, Auto, Pin, Eoi::Key),
                 (User, Relay, Pin, Eoi::Key),
             ]
         );
@@ -546,7 +574,7 @@ mod tests {
         let check = |composition: Composition| composition.check();
         assert_eq!(
             check(Composition { sharers: 2, ..vfio }),
-            Err(Impossible::OneVfioDevice(2))
+            Err(Impossible::OneForwardedDevice(2))
         );
         assert_eq!(check(Composition { sharers: 0, ..vfio }), Err(Impossible::NoSharers));
         assert_eq!(
@@ -569,7 +597,13 @@ mod tests {
 
     #[test]
     fn a_device_reads_as_it_is_written() {
-        for text in ["embedded", "vfio:0000:00:02.0", "vfio:10000:fe:1f.7"] {
+        for text in [
+            "embedded",
+            "model",
+            "vfio:0000:00:02.0",
+            "vfio:10000:fe:1f.7",
+            "vfio-user:/run/edu.sock",
+        ] {
             let device: DeviceKind = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
             assert_eq!(serde_json::to_value(device).unwrap(), text);
@@ -614,7 +648,8 @@ mod tests {
             Impossible::SplitKickNeedsIrqfd,
             Impossible::RelayNeedsLoweringEoi,
             Impossible::ForwarderListens,
-            Impossible::OneVfioDevice(2),
+            Impossible::OneForwardedDevice(2),
+            Impossible::NoSwap(Forward::Relay),
         ] {
             let reason = reason.to_string();
             assert_eq!(reason.lines().count(), 1, "{reason}");

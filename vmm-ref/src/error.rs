@@ -66,7 +66,7 @@ pub enum Error {
     /// A device cannot be had by VFIO.
     #[error(transparent)]
     Unusable(#[from] crate::passthrough::Unusable),
-    /// The forwarder of a VFIO device's interrupt refused.
+    /// The forwarder of a device's interrupt refused.
     #[error(transparent)]
     Intx(#[from] vfio_intx::Error),
     /// The forwarder is not where it was asked to be.
@@ -77,6 +77,15 @@ pub enum Error {
         /// Where it is, and why.
         status: String,
     },
+    /// The registry refused.
+    #[error(transparent)]
+    Registry(#[from] interrupt_core::registry::Error),
+    /// There is one path only.
+    #[error("--swap-every needs two paths, and there is one: {0}; use --irqchip kernel or split")]
+    NothingToSwap(String),
+    /// A Linux guest cannot be had.
+    #[error(transparent)]
+    Linux(#[from] crate::linux::Error),
     /// The KVM backend refused.
     #[error(transparent)]
     Irqfd(#[from] kvm_irqfd::Error),

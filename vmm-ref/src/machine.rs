@@ -79,20 +79,7 @@ impl Machine {
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
     pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
-        // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
-        let vm = loop {
-            match kvm.create_vm() {
-                Err(error) if error.errno() == EINTR => {}
-                made => break made.map_err(at("KVM_CREATE_VM"))?,
-            }
-        };
-        // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
-        vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
-        match irqchip {
-            Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
-            Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
-            Irqchip::User => {}
-        }
+        let vm = create_vm(kvm, irqchip)?;
         let memory = load(image)?;
         map(&vm, &memory)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
@@ -107,21 +94,24 @@ impl Machine {
         })
     }
 
-    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers without an exit. A machine has room for one.
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers of a mapped one without an exit. A machine has
+    /// room for one.
     ///
     /// # Errors
     /// [`Error::Kvm`]: EEXIST for a second one.
     pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: BAR_SLOT,
-            flags: 0,
-            guest_phys_addr: BAR_ADDRESS,
-            memory_size: bar.size() as u64,
-            userspace_addr: bar.address() as u64,
-        };
-        // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it too
-        // and drops it last.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Bar::Mapped(mapping) = &*bar {
+            let region = kvm_userspace_memory_region {
+                slot: BAR_SLOT,
+                flags: 0,
+                guest_phys_addr: BAR_ADDRESS,
+                memory_size: bar.size() as u64,
+                userspace_addr: mapping.address() as u64,
+            };
+            // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it
+            // too and drops it last.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        }
         self.bar = Some(bar);
         Ok(())
     }
@@ -180,11 +170,16 @@ impl Machine {
         on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<Running> {
         let (controllers, bell) = (controllers.clone(), self.bell.clone());
+        let bar = match self.bar.as_deref() {
+            Some(Bar::Remote(bar)) => Some(bar.clone()),
+            Some(Bar::Mapped(_)) | None => None,
+        };
         self.start_with(move |fd, stop| {
             let vcpu = Vcpu {
                 fd,
                 controllers,
                 bell,
+                bar,
                 on_acknowledge: Box::new(on_acknowledge),
             };
             vcpu.run(stop)
@@ -254,6 +249,28 @@ impl fmt::Debug for Running {
     }
 }
 
+/// A VM with that irqchip, and nothing else yet.
+///
+/// # Errors
+/// [`Error::NoFullIrqchip`], or that of the step that failed.
+pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
+    // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == EINTR => {}
+            made => break made.map_err(at("KVM_CREATE_VM"))?,
+        }
+    };
+    // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
+    vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
+    match irqchip {
+        Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
+        Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
+        Irqchip::User => {}
+    }
+    Ok(vm)
+}
+
 /// Memory with the program and its interrupt vector table in it.
 fn load(image: &Image) -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
@@ -266,7 +283,11 @@ fn load(image: &Image) -> Result<GuestMemoryMmap> {
     Ok(memory)
 }
 
-fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+/// Gives the VM its memory. `memory` is to outlive the vCPUs.
+///
+/// # Errors
+/// That of the ioctl.
+pub(crate) fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
         let region = kvm_userspace_memory_region {
             slot: slot as u32,

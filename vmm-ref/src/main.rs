@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use vmm_ref::cli::{Cli, Command, Refused, RunArgs};
-use vmm_ref::commands::{Failure, probe_command, run_command};
+use vmm_ref::commands::{Failure, explain_command, probe_command, run_command};
 
 /// The run could not take place.
 const REFUSED: u8 = 2;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let ended = match &cli.command {
         None => run_command(&cli.kvm_device, &RunArgs::default(), &mut out),
         Some(Command::Run(arguments)) => run_command(&cli.kvm_device, arguments, &mut out),
+        Some(Command::Explain(arguments)) => explain_command(&cli.kvm_device, arguments, &mut out),
         Some(Command::Probe(arguments)) => probe_command(&cli.kvm_device, arguments, &mut out),
     };
     match ended {

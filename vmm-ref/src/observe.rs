@@ -49,6 +49,7 @@ pub fn ended_by(kvm: Option<&Kvm>, composition: Composition, interrupted: &Atomi
         composition,
         count: ROUNDS,
         guest_eoi,
+        swap_every: None,
     };
     if run(kvm, &options(true), interrupted, &mut |_| {})?.done == 0 {
         return Ok(EndedBy::Nobody);

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use kvm_irqfd::{WaitMode, Waiter};
+use interrupt_core::registry::Consumer;
+use interrupt_core::{GuestLine, LevelSource};
+use kvm_irqfd::{HostForwarded, KvmVfio, WaitMode, Waiter};
 
 use crate::composition::{Composition, DeviceKind, Eoi, Source, Wait};
 use crate::controllers::Controllers;
@@ -11,7 +13,7 @@ use crate::device::Device;
 use crate::eoi::{Eois, keys};
 use crate::error::Result;
 use crate::guest::Status;
-use crate::passthrough::{ByGsi, Edu, EduPin, Forwarding};
+use crate::passthrough::{Edu, EduPin, Forwarding, Model, PinIrqfd};
 
 /// What a run consists of beside its machine.
 #[derive(Debug)]
@@ -22,9 +24,21 @@ pub struct Parts {
     pub eois: Eois,
     /// The device outside of this process, if it is one, with what carries its interrupt.
     pub passthrough: Option<Passthrough>,
+    /// The model of such a device, if it is one, with what carries its interrupt.
+    pub modelled: Option<Modelled>,
 }
 
-/// A device of VFIO and what carries its interrupt.
+/// A model of a device and what carries its interrupt.
+// Field order is drop order: INTx is disabled while the device is there.
+#[derive(Debug)]
+pub struct Modelled {
+    /// From the device to the line and back.
+    pub forwarding: Forwarding,
+    /// The device.
+    pub model: Model,
+}
+
+/// A device outside of this process and what carries its interrupt.
 // Field order is drop order: INTx is disabled while the device is there.
 #[derive(Debug)]
 pub struct Passthrough {
@@ -42,8 +56,15 @@ impl Parts {
     /// Otherwise that of the part that could not be had; nothing is left registered.
     pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         composition.check()?;
-        if let DeviceKind::Vfio(address) = composition.device {
-            return Self::pass_through(Edu::open(address)?, controllers, status, composition);
+        match composition.device {
+            DeviceKind::Embedded => {}
+            DeviceKind::Model => return Self::model(controllers, status, composition),
+            DeviceKind::Vfio(address) => {
+                return Self::pass_through(Edu::open(address)?, controllers, status, composition);
+            }
+            DeviceKind::VfioUser(path) => {
+                return Self::pass_through(Edu::connect(&path)?, controllers, status, composition);
+            }
         }
         let gsi = composition.controller.gsi();
         let sources = (0..composition.sharers)
@@ -70,6 +91,38 @@ impl Parts {
             devices: devices.into(),
             eois,
             passthrough: None,
+            modelled: None,
+        })
+    }
+
+    /// What carries the device's interrupt, if it is not the device itself.
+    pub fn forwarding(&self) -> Option<&Forwarding> {
+        let passthrough = self.passthrough.as_ref().map(|passthrough| &passthrough.forwarding);
+        passthrough.or(self.modelled.as_ref().map(|modelled| &modelled.forwarding))
+    }
+
+    /// As [`pass_through`](Self::pass_through), with a device that is none.
+    fn model(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
+        let gsi = composition.controller.gsi();
+        let source = controllers.source(composition.source, gsi, "model".to_owned())?;
+        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        // Where the kernel has no irqfd for the line, the model's host has one.
+        let irqfd = match controllers {
+            Controllers::Kernel(_) | Controllers::Split { .. } => None,
+            Controllers::Pic(..) | Controllers::Ioapic { .. } => Some(Arc::new(PinIrqfd::new(Arc::clone(&source))?)),
+        };
+        let line: Arc<dyn Consumer> = match &irqfd {
+            Some(irqfd) => Arc::new(GuestLine::split(Arc::<PinIrqfd>::clone(irqfd), controllers.notifier())),
+            None => line(controllers, composition.source, source),
+        };
+        let model = Model::start(irqfd)?;
+        let forwarding = Forwarding::start(model.interrupt(), None, composition.forward, line)?;
+        let device = Device::new(Arc::new(model.pin(gsi)), status.device(0)?);
+        Ok(Self {
+            devices: [device].into(),
+            eois,
+            passthrough: None,
+            modelled: Some(Modelled { forwarding, model }),
         })
     }
 
@@ -77,21 +130,39 @@ impl Parts {
     /// it is how the EOIs are counted and timed.
     fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
-        let label = edu.address().to_string();
+        let label = edu.label().to_owned();
         let source = controllers.source(composition.source, gsi, label)?;
-        let notifier = controllers.notifier();
-        let eois = Eois::by_eventfd(&*notifier, &[gsi.into()], waiter(composition.wait))?;
-        let notifier = match composition.source {
-            Source::Irqfd => Arc::new(ByGsi(notifier)),
-            Source::Resample | Source::Line | Source::Pin => notifier,
-        };
-        let forwarding = Forwarding::start(&edu, composition.forward, source, notifier)?;
+        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        let line = line(controllers, composition.source, source);
+        let forwarding = Forwarding::start(Arc::clone(edu.interrupt()), edu.irq(), composition.forward, line)?;
         let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), status.device(0)?);
         Ok(Self {
             devices: [device].into(),
             eois,
             passthrough: Some(Passthrough { forwarding, edu }),
+            modelled: None,
         })
+    }
+}
+
+/// The guest's end of a forwarder, with what is known of where the line ends.
+fn line(controllers: &Controllers, kind: Source, source: Arc<dyn LevelSource>) -> Arc<dyn Consumer> {
+    let notifier = controllers.notifier();
+    match (controllers, kind) {
+        (Controllers::Kernel(interrupts), _) => {
+            let line = GuestLine::kernel(source, notifier);
+            match KvmVfio::new(interrupts.vm()) {
+                Ok(vfio) => Arc::new(HostForwarded::new(line, Arc::new(vfio))),
+                // A kernel without the KVM-VFIO device.
+                Err(_) => Arc::new(line),
+            }
+        }
+        (Controllers::Split { .. }, Source::Irqfd) => Arc::new(GuestLine::split(source, notifier)),
+        _ => Arc::new(GuestLine::relay(
+            source,
+            notifier,
+            "the line is a pin of a controller in this process, and has no irqfd",
+        )),
     }
 }
 

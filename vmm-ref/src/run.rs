@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use interrupt_core::registry::Explanation;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::composition::{Composition, DeviceKind, Impossible, MachineKind};
+use crate::composition::{Composition, DeviceKind, Forward, Impossible, MachineKind};
 use crate::controllers::Controllers;
 use crate::device::Device;
 use crate::doorbell::{self, Doorbell};
@@ -18,7 +19,7 @@ use crate::guest::{Controller, Idle, Program, Status};
 use crate::latency::{Latency, Percentiles};
 use crate::machine::Machine;
 use crate::parts::Parts;
-use crate::passthrough::Bar;
+use crate::passthrough::{Bar, Forwarding, SwapAccount, Swapper};
 use crate::soft::SoftMachine;
 use crate::traffic::{Progress, Traffic, Watched};
 
@@ -44,6 +45,8 @@ pub struct Options {
     pub count: u64,
     /// Whether the guest's handler ends its interrupts. Without, the run is the negative control.
     pub guest_eoi: bool,
+    /// The path of the device's interrupt is changed every so many round trips.
+    pub swap_every: Option<u64>,
 }
 
 /// How a run ended.
@@ -97,6 +100,10 @@ pub struct Summary {
     pub elapsed: Duration,
     /// The doorbell, if the guest rang it.
     pub doorbell: Option<doorbell::Account>,
+    /// By which path the device's interrupt went at the beginning, and why, if it was forwarded.
+    pub forwarding: Option<Explanation>,
+    /// The changes of path, if there were to be any.
+    pub swaps: Option<SwapAccount>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -115,24 +122,25 @@ pub fn run(
 ) -> Result<Summary> {
     let composition = &options.composition;
     composition.check()?;
-    let program = Program {
-        controller: composition.controller,
-        devices: composition.sharers,
-        edu: composition.device != DeviceKind::Embedded,
-        acknowledge: composition.acknowledge(),
-        eoi: options.guest_eoi,
-        idle: Idle::on(composition.irqchip),
-    };
-    let (mut guest, controllers) = Guest::new(kvm, program, composition)?;
+    let (mut guest, controllers) = Guest::new(kvm, composition, options.guest_eoi)?;
     let status = guest.status()?;
+    let parts = Parts::compose(&controllers, &status, composition)?;
+    if let Some(passthrough) = &parts.passthrough {
+        guest.map_bar(passthrough.edu.bar())?;
+    }
+    let forwarding = parts.forwarding().and_then(Forwarding::explanation);
+    let progress = Arc::new(Progress::default());
+    let swapper = match (parts.forwarding(), options.swap_every) {
+        (Some(forwarding), Some(every)) => Some(Swapper::start(forwarding, every, &progress)?),
+        (None, Some(_)) => return Err(Impossible::NoSwap(Forward::None).into()),
+        (_, None) => None,
+    };
     let Parts {
         devices,
         mut eois,
         passthrough,
-    } = Parts::compose(&controllers, &status, composition)?;
-    if let Some(passthrough) = &passthrough {
-        guest.map_bar(passthrough.edu.bar())?;
-    }
+        modelled,
+    } = parts;
     let doorbell = match (&mut guest, composition.doorbell) {
         (Guest::Kvm(machine), Some(path)) => Some(Doorbell::new(machine, path.bus(machine), options.count)?),
         // The soft machine with one is impossible.
@@ -148,7 +156,6 @@ pub fn run(
         doorbell.wait(&running, interrupted)?;
     }
 
-    let progress = Arc::new(Progress::default());
     let stop = eois.stop();
     let (mut traffic, shared, looks_after) = (
         Traffic::new(Arc::clone(&devices), options.count),
@@ -181,31 +188,48 @@ pub fn run(
     // Whatever ended the loop, the thread ends now, and the guest's own error comes first: the others follow from it.
     let stopped = stop.stop();
     let traffic = thread.join();
+    progress.finish();
+    let swaps = swapper.map(Swapper::join);
     thread::sleep(LINGER);
     running.stop()?;
     stopped?;
     if let Some(passthrough) = passthrough {
         passthrough.forwarding.stop()?;
     }
+    if let Some(modelled) = modelled {
+        modelled.forwarding.stop()?;
+    }
     let traffic = traffic.map_err(|_| Error::Guest("the devices' thread panicked".to_owned()))??;
-    Ok(Summary::new(
+    let mut summary = Summary::new(
         options,
         &traffic,
         &devices,
         &status,
         doorbell.map(Doorbell::account).transpose()?,
         interrupted.load(Ordering::Acquire),
-    ))
+    );
+    summary.forwarding = forwarding;
+    summary.swaps = swaps.transpose()?;
+    Ok(summary)
 }
 
 /// The machine of a run, before it starts.
-enum Guest {
+pub(crate) enum Guest {
     Kvm(Machine),
     Soft(SoftMachine),
 }
 
 impl Guest {
-    fn new(kvm: Option<&Kvm>, program: Program, composition: &Composition) -> Result<(Self, Controllers)> {
+    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its interrupts.
+    pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
+        let program = Program {
+            controller: composition.controller,
+            devices: composition.sharers,
+            edu: matches!(composition.device, DeviceKind::Vfio(_) | DeviceKind::VfioUser(_)),
+            acknowledge: composition.acknowledge(),
+            eoi: guest_eoi,
+            idle: Idle::on(composition.irqchip),
+        };
         match (composition.machine, kvm) {
             (MachineKind::Kvm, Some(kvm)) => {
                 let machine = Machine::new(kvm, &program.assemble()?, composition.irqchip)?;
@@ -230,7 +254,7 @@ impl Guest {
         }
     }
 
-    fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<Status> {
         match self {
             Self::Kvm(machine) => machine.status(),
             Self::Soft(machine) => machine.status(),
@@ -299,6 +323,8 @@ impl Summary {
             trace: traffic.trace.clone(),
             elapsed: traffic.elapsed,
             doorbell,
+            forwarding: None,
+            swaps: None,
             outcome: Outcome::Ok,
         };
         summary.outcome = summary.judge(interrupted);

@@ -6,9 +6,9 @@
 //! reach the line after the handler has served its request together with another one's, and an interrupt that finds nothing
 //! would not be an error.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
@@ -24,6 +24,7 @@ pub const WATCHED: u64 = 5;
 pub struct Progress {
     done: AtomicU64,
     finish: AtomicBool,
+    called: OnceLock<(u64, Thread)>,
 }
 
 impl Progress {
@@ -35,6 +36,25 @@ impl Progress {
     /// Lets the round trip under way be the last.
     pub fn finish(&self) {
         self.finish.store(true, Ordering::Release);
+    }
+
+    /// Whether [`finish`](Self::finish) was called.
+    pub fn is_finished(&self) -> bool {
+        self.finish.load(Ordering::Acquire)
+    }
+
+    /// Unparks the calling thread after every so many round trips. The first caller is the only one.
+    pub fn call_every(&self, round_trips: u64) {
+        let _ = self.called.set((round_trips, thread::current()));
+    }
+
+    fn reached(&self, done: u64) {
+        self.done.store(done, Ordering::Release);
+        if let Some((every, thread)) = self.called.get() {
+            if done % every == 0 {
+                thread.unpark();
+            }
+        }
     }
 }
 
@@ -95,7 +115,7 @@ impl Traffic {
     pub fn run(&mut self, eois: &mut Eois, progress: &Progress) -> Result<()> {
         let start = Instant::now();
         let ended = loop {
-            if self.done >= self.count || progress.finish.load(Ordering::Acquire) {
+            if self.done >= self.count || progress.is_finished() {
                 break Ok(());
             }
             let round_trip = if self.done < self.watched {
@@ -106,7 +126,7 @@ impl Traffic {
             match round_trip {
                 Ok(true) => {
                     self.done += 1;
-                    progress.done.store(self.done, Ordering::Release);
+                    progress.reached(self.done);
                 }
                 Ok(false) => break Ok(()),
                 Err(error) => break Err(error),

@@ -17,8 +17,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::controllers::Controllers;
 use crate::doorbell::Bell;
 use crate::error::{Error, Result, at};
-use crate::guest::{ACKNOWLEDGE_PORT, FAULT_PORT};
+use crate::guest::{ACKNOWLEDGE_PORT, BAR_ADDRESS, BAR_SIZE, FAULT_PORT};
 use crate::inject::inject;
+use crate::passthrough::Remote;
 
 pub(crate) const EINTR: i32 = 4;
 
@@ -108,6 +109,8 @@ pub struct Vcpu {
     pub controllers: Controllers,
     /// What serves the stores to the doorbell that exit, if there is one.
     pub bell: Option<Arc<Bell>>,
+    /// The BAR whose registers the guest reaches by exits, if it has one.
+    pub bar: Option<Remote>,
     /// Called when the guest's handler acknowledges its devices, before it ends the interrupt.
     pub on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
 }
@@ -162,7 +165,7 @@ impl Vcpu {
                 }
                 (VcpuExit::IoOut(port, data), _) if rings(Space::Pio, port.into(), data)? => {}
                 (VcpuExit::MmioWrite(address, data), _) if rings(Space::Mmio, address, data)? => {}
-                (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+                (exit, _) => reach(self.bar.as_ref(), exit)?,
             }
         }
         Ok(())
@@ -173,6 +176,23 @@ impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Vcpu({:?})", self.fd)
     }
+}
+
+/// An access of the guest to a device that another process has.
+fn reach(bar: Option<&Remote>, exit: VcpuExit<'_>) -> Result<()> {
+    let reached = match (exit, bar) {
+        (VcpuExit::MmioRead(address, data), Some(bar)) if is_bar(address) => bar.read(address - BAR_ADDRESS, data),
+        (VcpuExit::MmioWrite(address, data), Some(bar)) if is_bar(address) => bar.write(address - BAR_ADDRESS, data),
+        (other, _) => return Err(Error::Guest(format!("unexpected exit {other:?}"))),
+    };
+    reached.map_err(|source| Error::System {
+        step: "the guest's access to its device",
+        source,
+    })
+}
+
+fn is_bar(address: u64) -> bool {
+    (BAR_ADDRESS..BAR_ADDRESS + BAR_SIZE as u64).contains(&address)
 }
 
 fn is_ioapic(address: u64) -> bool {

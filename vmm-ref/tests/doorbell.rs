@@ -287,6 +287,7 @@ fn options(doorbell: composition::Doorbell, count: u64) -> Options {
         },
         count,
         guest_eoi: true,
+        swap_every: None,
     }
 }
 

@@ -115,6 +115,7 @@ fn options(composition: Composition, count: u64) -> Options {
         composition,
         count,
         guest_eoi: true,
+        swap_every: None,
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 #[derive(Debug)]
 pub struct Workspace {
     packages: Vec<Package>,
+    root: PathBuf,
     target: PathBuf,
 }
 
@@ -23,6 +24,8 @@ struct Package {
     directory: PathBuf,
     has_doctests: bool,
     binaries: Vec<String>,
+    is_published: bool,
+    features: Vec<String>,
 }
 
 /// One compiled test program: unit tests, or one file of `tests/`.
@@ -75,11 +78,44 @@ impl Workspace {
                         .filter(|target| has_kind(target, "bin"))
                         .filter_map(|target| Some(target.get("name")?.as_str()?.to_owned()))
                         .collect(),
+                    is_published: package.get("publish").is_some_and(Value::is_null),
+                    features: package
+                        .get("features")
+                        .and_then(Value::as_object)
+                        .map_or_else(Vec::new, |features| {
+                            features.keys().filter(|name| *name != "default").cloned().collect()
+                        }),
                 })
             })
             .collect::<Result<_>>()?;
         let target = PathBuf::from(text(&metadata, "target_directory")?);
-        Ok(Self { packages, target })
+        let root = PathBuf::from(text(&metadata, "workspace_root")?);
+        Ok(Self { packages, root, target })
+    }
+
+    /// What `cargo metadata` tells of every package, with all features and for this machine.
+    pub fn resolved(&self) -> Result<Value> {
+        let output = cargo()
+            .args(["metadata", "--all-features", "--format-version=1", "--filter-platform"])
+            .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("cargo metadata failed");
+        }
+        serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+    }
+
+    /// The directory of the workspace.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The packages that are published, and the features of each.
+    pub fn published(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let published = self.packages.iter().filter(|package| package.is_published);
+        published.map(|package| (package.name.as_str(), package.features.as_slice()))
     }
 
     /// The directory that cargo builds in.
@@ -216,7 +252,7 @@ impl Workspace {
 }
 
 /// The cargo that runs us, or the one in the path.
-fn cargo() -> Command {
+pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
@@ -238,11 +274,13 @@ fn has_kind(target: &Value, kind: &str) -> bool {
     array(target, "kind").any(|value| value == kind)
 }
 
-fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+/// The elements of `key`, if that is an array.
+pub fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
+/// The string `key`.
+pub fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
     value
         .get(key)
         .and_then(Value::as_str)

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 
+mod adoption;
 mod bench;
 mod cargo;
+mod consumers;
+mod dependencies;
+mod features;
 mod lab;
+mod platforms;
 mod program;
 mod tally;
 mod test;
@@ -23,6 +28,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Test(test::Options),
+    /// Check what adopters rely on: dependencies, features, the oldest compiler, aarch64, and the packages of consumers/
+    ///
+    /// It is a part of `cargo xtask test`.
+    Adoption,
     Bench(bench::Options),
     Lab(lab::Options),
 }
@@ -30,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
+        Task::Adoption => adoption::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
     };

@@ -12,6 +12,16 @@ use crate::tally::{Parser, Tally};
 /// One test program may take this long, so that one that hangs does not hide the others.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
+/// `command` for at most [`LIMIT`]; its arguments are still to be added.
+pub fn limited(command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited
+        // In the foreground it stays in our process group, and Ctrl-C reaches the test.
+        .args(["--foreground", "-k", "5", &LIMIT.as_secs().to_string()])
+        .arg(command.get_program());
+    limited
+}
+
 /// What the exit status of timeout(1) with that limit around a test program means.
 pub fn how(status: i32, limit: Duration) -> String {
     match status {

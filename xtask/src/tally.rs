@@ -27,6 +27,20 @@ impl Tally {
         self.skipped.extend(other.skipped);
     }
 
+    /// Adds one check of ours, and says how it ended.
+    pub fn one(&mut self, suite: &str, name: &str, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                println!("test {name} ... ok");
+                self.passed += 1;
+            }
+            Err(error) => {
+                println!("test {name} ... FAILED: {error}");
+                self.failed.push(format!("{suite}::{name}: {error}"));
+            }
+        }
+    }
+
     /// Adds one failure.
     pub fn fail(&mut self, test: String) {
         self.failed.push(test);

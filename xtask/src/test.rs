@@ -8,8 +8,8 @@ use clap::Args;
 
 use crate::cargo::{TestProgram, Workspace};
 use crate::lab::{self, Lab};
-use crate::program;
 use crate::tally::Tally;
+use crate::{adoption, program};
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
@@ -18,6 +18,9 @@ use crate::tally::Tally;
 /// cannot run here announces itself on standard output as `skip: <suite>::<test>: <reason>`; such a test, and one that is
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
 /// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
+///
+/// Then come what adopters rely on: each published crate's dependencies and features, the oldest compiler and aarch64, and
+/// the packages of `consumers/`.
 ///
 /// Last, the tests that need KVM or VFIO run once more in the lab, an emulated PC that has both. Where there can be no lab
 /// that is one skip; with CI=true in the environment it is a failure.
@@ -54,6 +57,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("\ninterrupt-core: model checks");
         total.add(program::run("model-checks", model_checks)?);
     }
+    if options.packages.is_empty() {
+        total.add(adoption::check(&workspace)?);
+    }
     let in_lab = lab::suite::packages(&options.packages);
     if !options.no_lab && !in_lab.is_empty() {
         total.add(lab_suite(&workspace, &in_lab)?);
@@ -79,11 +85,8 @@ fn in_ci() -> bool {
 
 /// The command that runs a test program where and how `cargo test` runs it, for at most [`program::LIMIT`].
 fn command(program: &TestProgram) -> Command {
-    let mut command = Command::new("timeout");
+    let mut command = program::limited(&Command::new(&program.executable));
     command
-        // In the foreground it stays in our process group, and Ctrl-C reaches the test.
-        .args(["--foreground", "-k", "5", &program::LIMIT.as_secs().to_string()])
-        .arg(&program.executable)
         .current_dir(&program.directory)
         .env("CARGO_MANIFEST_DIR", &program.directory)
         .env("CARGO_PKG_NAME", &program.package)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Floor of a VFIO device's INTx: the kernel loop, set up in bare ioctls.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use interrupt_core::LevelSource as _;
@@ -13,9 +14,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;
 use crate::Result;
-
-/// VFIO_PCI_INTX_IRQ_INDEX.
-const INTX: u32 = 0;
 
 /// vfio-pci signals an irqfd whose resamplefd is its unmask eventfd, and a resample irqfd whose trigger nobody writes tells of
 /// the EOI.
@@ -30,14 +28,19 @@ pub(super) fn run(kvm: &Kvm, floor: &Floor, address: PciAddress, count: u64) -> 
     machine.vm().register_irqfd_with_resample(&silent, &told, gsi.0)?;
     let (trigger, unmask) = (EventFd::new(0)?, EventFd::new(0)?);
     machine.vm().register_irqfd_with_resample(&trigger, &unmask, gsi.0)?;
-    edu.device().enable_irq(INTX, vec![&trigger])?;
-    edu.device().set_irq_resample_fd(INTX, vec![&unmask])?;
+    edu.interrupt().set_trigger(Some(borrow(&trigger)))?;
+    edu.interrupt().set_unmask(Some(borrow(&unmask)))?;
 
     let pin = EduPin::new(&edu, gsi);
     let controllers = machine.controllers()?;
     let running = machine.start(&controllers, || Ok(()))?;
     let latency = floor.round_trips(&registers, &told, count, || Ok(pin.assert().map(drop)?))?;
     running.stop()?;
-    edu.device().disable_irq(INTX)?;
+    edu.interrupt().set_trigger(None)?;
     Ok(latency)
+}
+
+fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as the `EventFd` that owns it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -55,13 +55,16 @@ impl Floor {
     pub fn under(composition: &Composition) -> Self {
         let path = match composition.device {
             DeviceKind::Vfio(address) => Path::Intx(address),
-            DeviceKind::Embedded => match (composition.machine, composition.irqchip, composition.source) {
-                (MachineKind::Soft, _, _) => Path::Thread,
-                (MachineKind::Kvm, Irqchip::Kernel, Source::Line) => Path::Line,
-                (MachineKind::Kvm, Irqchip::Kernel, _) => Path::Resample,
-                (MachineKind::Kvm, Irqchip::Split, _) => Path::Split,
-                (MachineKind::Kvm, Irqchip::User, _) => Path::Interrupt,
-            },
+            // A vfio-user server is another process, and a model has one more thread than a device: they are not measured.
+            DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => {
+                match (composition.machine, composition.irqchip, composition.source) {
+                    (MachineKind::Soft, _, _) => Path::Thread,
+                    (MachineKind::Kvm, Irqchip::Kernel, Source::Line) => Path::Line,
+                    (MachineKind::Kvm, Irqchip::Kernel, _) => Path::Resample,
+                    (MachineKind::Kvm, Irqchip::Split, _) => Path::Split,
+                    (MachineKind::Kvm, Irqchip::User, _) => Path::Interrupt,
+                }
+            }
         };
         Self {
             path,

@@ -8,6 +8,9 @@
 //! * a forwarder carries a device's interrupt to a line and the line's EOI back to the device. The device shows it a
 //!   [`DeviceInterrupt`].
 //!
+//! A [`registry::Registry`] finds the best forwarder by itself: devices' interrupts and guests' lines register in any order, and are
+//! connected by the best path that both can do.
+//!
 //! The traits are object-safe, `Send` and `Sync`; a VMM keeps them as `Arc<dyn ..>`. Nothing here knows a hypervisor, starts a
 //! thread or needs an async runtime. [`Line`] joins several sources on one pin, and [`double`] has a test double of each
 //! trait.
@@ -81,6 +84,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod device;
@@ -88,6 +92,7 @@ pub mod double;
 mod eoi;
 mod error;
 mod gsi;
+mod guest_line;
 mod key;
 mod level;
 mod line;
@@ -95,6 +100,7 @@ mod listeners;
 mod msi;
 mod pin;
 mod published;
+pub mod registry;
 mod source;
 mod sync;
 
@@ -102,9 +108,10 @@ pub use device::{DeviceInterrupt, InterruptInfo};
 pub use eoi::{EoiGuard, EoiNotifier, Listener, Subject};
 pub use error::{Error, Result};
 pub use gsi::Gsi;
+pub use guest_line::{GuestLine, LineEnd};
 pub use key::SourceKey;
 pub use level::{Delivery, Level, Lowered, LoweredBy};
-pub use line::{Line, LineSource};
+pub use line::{Line, LineCounts, LineSource};
 pub use listeners::Listeners;
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+// Not the model checker's: what is only counted orders nothing.
+use std::sync::atomic::AtomicU64 as Counter;
 
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
@@ -55,9 +57,53 @@ struct Drive {
     epoch: u64,
     /// The level that the pin took last.
     driven: Level,
+    /// See [`LineCounts`]. Counted where the lock is held anyway, so that they cost no access of their own.
+    asserted: u64,
+    restated: u64,
+    idle_eois: u64,
+}
+
+/// What has happened on a line since it was made. Two snapshots and their difference say what happened in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LineCounts {
+    /// How often a source has begun to assert. Asserting an asserting source is not counted.
+    pub asserted: u64,
+    /// Of those, how often it was a source that the EOI before had lowered: its cause persisted, or it had another one. And how
+    /// often a level was driven once more by [`Line::restate`].
+    pub restated: u64,
+    /// How many EOIs there were.
+    pub eois: u64,
+    /// Of those, how many found the line low: the EOI of another pin with the same vector, one of a masked pin, or one that came
+    /// after the device had lowered its line. Nobody's interrupt was ended by it that this line knows of.
+    pub idle_eois: u64,
+}
+
+impl fmt::Display for LineCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            asserted,
+            restated,
+            eois,
+            idle_eois,
+        } = self;
+        write!(
+            f,
+            "asserted {asserted} times ({restated} restated), {eois} EOIs ({idle_eois} while low)"
+        )
+    }
 }
 
 impl Drive {
+    fn counts(&self) -> LineCounts {
+        LineCounts {
+            asserted: self.asserted,
+            restated: self.restated,
+            eois: self.epoch - FIRST_EPOCH,
+            idle_eois: self.idle_eois,
+        }
+    }
+
     fn level(&self) -> Level {
         if self.held + self.until_eoi > 0 {
             Level::High
@@ -87,6 +133,8 @@ impl Drive {
 const HELD: u64 = u64::MAX;
 /// The mark of a source that does not assert.
 const LOW: u64 = 0;
+/// The epoch before the first EOI.
+const FIRST_EPOCH: u64 = 1;
 
 /// What the line knows of one source.
 #[derive(Debug)]
@@ -96,6 +144,9 @@ struct Contribution {
     lowered_by: LoweredBy,
     /// See [`Drive::asserting`]. Written under the drive lock only, which also orders it.
     mark: AtomicU64,
+    /// How often it has begun to assert. Written under the drive lock only. A std atomic even under a model checker: it orders
+    /// nothing.
+    asserted: Counter,
 }
 
 impl<P: Pin> Line<P> {
@@ -107,8 +158,11 @@ impl<P: Pin> Line<P> {
             drive: Mutex::new(Drive {
                 held: 0,
                 until_eoi: 0,
-                epoch: 1,
+                epoch: FIRST_EPOCH,
                 driven: Level::Low,
+                asserted: 0,
+                restated: 0,
+                idle_eois: 0,
             }),
             high: AtomicBool::new(false),
             contributions: Mutex::new(Vec::new()),
@@ -135,6 +189,25 @@ impl<P: Pin> Line<P> {
         }
     }
 
+    /// What has happened on the line. It takes the line's lock for as long as an assertion does.
+    ///
+    /// ```
+    /// use interrupt_core::{Gsi, LevelSource, Line, LoweredBy, double::RecordingPin};
+    ///
+    /// let line = Line::new(Gsi(11), RecordingPin::default());
+    /// let serial = line.source("serial", LoweredBy::Eoi);
+    /// serial.assert()?;
+    /// line.eoi()?;
+    /// serial.assert()?; // its cause persists
+    /// line.eoi()?;
+    /// line.eoi()?; //      another pin's, with the same vector
+    /// assert_eq!(line.counts().to_string(), "asserted 2 times (1 restated), 3 EOIs (1 while low)");
+    /// # Ok::<(), interrupt_core::Error>(())
+    /// ```
+    pub fn counts(&self) -> LineCounts {
+        lock(&self.drive).counts()
+    }
+
     /// Whether the line has neither a source nor a listener.
     pub fn is_unused(&self) -> bool {
         lock(&self.contributions).is_empty() && self.listeners.is_empty()
@@ -147,8 +220,13 @@ impl<P: Pin> Line<P> {
             label: label.into(),
             lowered_by,
             mark: AtomicU64::new(LOW),
+            asserted: Counter::new(0),
         });
-        lock(&self.contributions).push(Arc::clone(&contribution));
+        let mut contributions = lock(&self.contributions);
+        // Most lines have one source, and there can be thousands of lines.
+        contributions.reserve_exact(1);
+        contributions.push(Arc::clone(&contribution));
+        drop(contributions);
         LineSource {
             line: Arc::clone(self),
             contribution,
@@ -165,6 +243,7 @@ impl<P: Pin> Line<P> {
     pub fn eoi(&self) -> Result<Level> {
         let lowered = {
             let mut drive = lock(&self.drive);
+            drive.idle_eois += u64::from(drive.level() == Level::Low);
             drive.epoch += 1;
             drive.until_eoi = 0;
             self.settle(&mut drive)
@@ -186,6 +265,7 @@ impl<P: Pin> Line<P> {
         }
         let outcome = self.pin.drive(Level::High)?;
         drive.driven = Level::High;
+        drive.restated += 1;
         drop(drive);
         self.pin.deliver(outcome)
     }
@@ -227,12 +307,18 @@ impl<P: Pin> Line<P> {
     fn raise(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
         let mut drive = lock(&self.drive);
         let (mark, count) = drive.asserting(contribution.lowered_by);
-        if contribution.set(mark) == mark {
+        let before = contribution.set(mark);
+        if before == mark {
             return Ok(None);
         }
         *count += 1;
         let outcome = self.settle(&mut drive);
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            drive.asserted += 1;
+            drive.restated += u64::from(before != LOW && before + 1 == mark);
+            let asserted = contribution.asserted.load(Ordering::Relaxed);
+            contribution.asserted.store(asserted + 1, Ordering::Relaxed);
+        } else {
             drive.end(contribution);
             // If lowering fails as well, the next change of the line tries it again.
             drop(self.settle(&mut drive));
@@ -351,6 +437,11 @@ impl<P: Pin> LineSource<P> {
         }
     }
 
+    /// How often this source has begun to assert.
+    pub fn asserted(&self) -> u64 {
+        self.contribution.asserted.load(Ordering::Relaxed)
+    }
+
     /// This source's own level.
     pub fn level(&self) -> Level {
         self.contribution.level(&mut lock(&self.line.drive))
@@ -418,6 +509,45 @@ mod tests {
         assert_eq!(line.pin().levels(), [Level::High]);
         b.deassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn what_happens_is_counted() {
+        let line = line();
+        let (disk, net) = (
+            line.source("disk", LoweredBy::Eoi),
+            line.source("net", LoweredBy::Device),
+        );
+        disk.assert().unwrap();
+        disk.assert().unwrap();
+        net.assert().unwrap();
+        line.eoi().unwrap();
+        disk.assert().unwrap(); // again, after the EOI that lowered it
+        net.assert().unwrap(); //  it has been asserting all along
+        assert_eq!((disk.asserted(), net.asserted()), (2, 1));
+        net.deassert().unwrap();
+        line.eoi().unwrap();
+        line.eoi().unwrap(); // with nothing asserted
+        disk.assert().unwrap(); // an EOI passed it by: another cause
+        line.restate().unwrap();
+        let expected = LineCounts {
+            asserted: 4,
+            restated: 2,
+            eois: 3,
+            idle_eois: 1,
+        };
+        assert_eq!(line.counts(), expected);
+    }
+
+    #[test]
+    fn an_assertion_that_the_pin_refuses_is_not_counted() {
+        let line = line();
+        let disk = line.source("disk", LoweredBy::Eoi);
+        line.pin().refuse_next(1);
+        disk.assert().unwrap_err();
+        assert_eq!((disk.asserted(), line.counts()), (0, LineCounts::default()));
+        disk.assert().unwrap();
+        assert_eq!((disk.asserted(), line.counts().asserted), (1, 1));
     }
 
     #[test]

@@ -15,14 +15,14 @@ use crate::{EoiGuard, Error, Gsi, Listener, Result, SourceKey, Subject};
 /// Handles are cheap to clone and share one list.
 #[derive(Clone)]
 pub struct Listeners {
-    list: Arc<Published<Vec<Arc<Entry>>>>,
+    list: Arc<Published<[Arc<Entry>]>>,
 }
 
 impl Listeners {
     /// No listeners.
     pub fn new() -> Self {
         Self {
-            list: Arc::new(Published::new(Vec::new())),
+            list: Arc::new(Published::new(Arc::new([]))),
         }
     }
 
@@ -40,9 +40,7 @@ impl Listeners {
                     subject,
                 });
             }
-            let mut next = list.clone();
-            next.push(Arc::clone(&entry));
-            Ok(next)
+            Ok(list.iter().chain([&entry]).cloned().collect())
         })?;
         let list = self.clone();
         Ok(EoiGuard::new(subject, move || list.remove(&entry)))

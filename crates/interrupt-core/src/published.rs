@@ -11,15 +11,14 @@ use crate::sync::{AtomicUsize, Mutex, Ordering, RwLock, lock, spin_loop};
 ///
 /// A reader meets a writer only when it read `current` before a switch and arrives after it; it then looks again.
 #[derive(Debug)]
-pub(crate) struct Published<T> {
+pub(crate) struct Published<T: ?Sized> {
     current: AtomicUsize,
     places: [RwLock<Arc<T>>; 2],
     writer: Mutex<()>,
 }
 
-impl<T> Published<T> {
-    pub(crate) fn new(value: T) -> Self {
-        let value = Arc::new(value);
+impl<T: ?Sized> Published<T> {
+    pub(crate) fn new(value: Arc<T>) -> Self {
         Self {
             current: AtomicUsize::new(0),
             places: [RwLock::new(Arc::clone(&value)), RwLock::new(value)],
@@ -43,7 +42,7 @@ impl<T> Published<T> {
     ///
     /// What the old snapshot owned alone is dropped here, under the writer's lock. A caller whose values run foreign code
     /// when they are dropped keeps a reference of its own until this returns.
-    pub(crate) fn update(&self, change: impl FnOnce(&T) -> T) {
+    pub(crate) fn update(&self, change: impl FnOnce(&T) -> Arc<T>) {
         let changed: Result<(), Infallible> = self.try_update(|value| Ok(change(value)));
         match changed {
             Ok(()) => {}
@@ -52,10 +51,10 @@ impl<T> Published<T> {
     }
 
     /// As [`update`](Self::update), but leaves the snapshot as it is when `change` fails.
-    pub(crate) fn try_update<E>(&self, change: impl FnOnce(&T) -> Result<T, E>) -> Result<(), E> {
+    pub(crate) fn try_update<E>(&self, change: impl FnOnce(&T) -> Result<Arc<T>, E>) -> Result<(), E> {
         let _writer = lock(&self.writer);
         let current = self.current.load(Ordering::Acquire);
-        let next = Arc::new(change(&self.load())?);
+        let next = change(&self.load())?;
         self.replace(1 - current, &next);
         self.current.store(1 - current, Ordering::Release);
         self.replace(current, &next);

@@ -22,6 +22,9 @@ pub enum Rejection {
     /// A port above 0xffff, or a range that runs past it. KVM accepts it and never matches.
     #[error("the range ends beyond the last port, 0xffff")]
     PortBeyond16Bits,
+    /// Port I/O on a processor that has none: x86 alone has. KVM accepts it and never matches.
+    #[error("this architecture has no port I/O")]
+    NoPorts,
     /// The range does not end below 2^64. KVM rejects it too.
     #[error("address plus length overflows 64 bits")]
     Overflow,

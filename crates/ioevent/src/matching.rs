@@ -171,6 +171,9 @@ impl Match {
     /// What is wrong with this on its own, whatever else is registered.
     pub(crate) fn check(&self) -> Result<(), Rejection> {
         let last = self.last().ok_or(Rejection::Overflow)?;
+        if self.space == Space::Pio && !cfg!(any(target_arch = "x86", target_arch = "x86_64")) {
+            return Err(Rejection::NoPorts);
+        }
         if self.space == Space::Pio && last > 0xffff {
             return Err(Rejection::PortBeyond16Bits);
         }

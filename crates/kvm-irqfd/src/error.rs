@@ -21,6 +21,9 @@ pub enum Error {
         /// The line.
         gsi: Gsi,
     },
+    /// The VM has no vGIC, or one that is not initialised yet (aarch64). EAGAIN.
+    #[error("KVM_IRQFD: the vGIC is not initialised; do that first (KVM_DEV_ARM_VGIC_CTRL_INIT), with all vCPUs made")]
+    NotInitialised,
     /// The irqchip is split: the IOAPIC is in userspace, and KVM refuses resample irqfds and has no pins to drive. EINVAL.
     #[error("{operation} on {gsi}: the irqchip is split, so the line and its EOI belong to the userspace IOAPIC")]
     SplitIrqchip {
@@ -139,6 +142,14 @@ pub enum Error {
         /// What it said.
         source: io::Error,
     },
+    /// A request to forward that is malformed. EINVAL.
+    #[error("{operation}: {source}")]
+    Request {
+        /// The ioctl.
+        operation: &'static str,
+        /// What is wrong with it.
+        source: interrupt_core::registry::Error,
+    },
     /// The system refused something that is about no line in particular.
     #[error("{operation}: {source}")]
     Vm {
@@ -154,7 +165,9 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         let errno = match self {
             Self::MixedUse { .. } | Self::AlreadyBound { .. } => Errno::BUSY,
+            Self::NotInitialised => Errno::AGAIN,
             Self::TableFull { .. } => Errno::NOSPC,
+            Self::Request { source, .. } => return source.errno(),
             Self::Os { source, .. } | Self::Vm { source, .. } => return source.raw_os_error(),
             Self::NoIrqchip { .. }
             | Self::SplitIrqchip { .. }

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::{Delivery, Gsi};
@@ -21,6 +22,8 @@ pub(crate) struct Event {
     fd: EventFd,
     /// The kernel's number of the eventfd itself. Duplicates share it, and a recycled fd number does not.
     pub(crate) id: u64,
+    /// How often this process has asserted by it. Others that have the eventfd are not seen.
+    asserted: AtomicU64,
 }
 
 impl Event {
@@ -34,11 +37,11 @@ impl Event {
     /// Takes over an eventfd that is to be signalled. What it counts stays as it is, for whoever reads it.
     /// `operation` and `gsi` are for the errors: not an eventfd, /proc not there.
     pub(crate) fn from_owned(fd: OwnedFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
-        // SAFETY: `into_raw_fd` gives up ownership of a descriptor that is open, so the `EventFd` is its only owner.
-        let fd = unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
+        let fd = crate::eventfd::from_owned(fd);
         let info = Info::of(&fd, gsi)?;
         Ok(Self {
             id: info.id(operation, gsi)?,
+            asserted: AtomicU64::new(0),
             fd,
         })
     }
@@ -49,6 +52,7 @@ impl Event {
         let info = Info::of(&fd, gsi)?;
         let event = Self {
             id: info.id(operation, gsi)?,
+            asserted: AtomicU64::new(0),
             fd,
         };
         // With Linux 6.5.
@@ -85,13 +89,21 @@ impl Event {
     /// As a level source's trigger.
     pub(crate) fn assert(&self, gsi: Gsi) -> interrupt_core::Result<Delivery> {
         match self.signal() {
-            Ok(()) => Ok(Delivery::Unknown),
+            Ok(()) => {
+                // Beside a system call it costs nothing.
+                self.asserted.fetch_add(1, Ordering::Relaxed);
+                Ok(Delivery::Unknown)
+            }
             Err(source) => Err(interrupt_core::Error::Os {
                 operation: "write(trigger)",
                 gsi,
                 source,
             }),
         }
+    }
+
+    pub(crate) fn asserted(&self) -> u64 {
+        self.asserted.load(Ordering::Relaxed)
     }
 
     /// Takes what is pending, without waiting whatever the eventfd's own flags say. 0 when nothing is.

@@ -2,12 +2,15 @@
 //! The interrupts of one VM: its routing table, its lines, and whoever listens to them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Line, Listener, Listeners, LoweredBy, SourceKey, Subject};
+use interrupt_core::{
+    EoiGuard, EoiNotifier, Gsi, Line, LineCounts, Listener, Listeners, LoweredBy, SourceKey, Subject,
+};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,7 +26,7 @@ use crate::{EdgeIrqfd, Error, Irqchip, ResampleSource, Result, Routes, SPLIT_PIN
 ///
 /// Make one for each VM, after the irqchip; nothing else may then call KVM_IRQFD, KVM_IRQ_LINE or KVM_SET_GSI_ROUTING on that
 /// VM. Clones are handles to the same. See the [crate documentation](crate) for an example.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KvmInterrupts {
     shared: Arc<Shared>,
 }
@@ -35,6 +38,17 @@ pub(crate) struct Shared {
     dispatcher: Arc<Dispatcher>,
     next_token: AtomicU64,
     state: Mutex<State>,
+}
+
+/// What has happened on one GSI since it came into use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GsiCounts {
+    /// What this process has seen: assertions by its own sources, which a trigger that somebody else signals is none of, and the
+    /// EOIs that [`KvmInterrupts::dispatch`] has served for KVM_IRQ_LINE sources, which those that KVM tells an eventfd are none of.
+    pub line: LineCounts,
+    /// How often the irqfds were taken off and put on again: for a new route, for one that went, for a level that was withdrawn.
+    pub reassigned: u64,
 }
 
 /// What changes at configuration time, and is locked for it. Signals, EOIs and `dispatch` never take this lock.
@@ -53,10 +67,22 @@ impl KvmInterrupts {
     /// [`SPLIT_PINS`](crate::SPLIT_PINS) GSIs reserved, all of them masked.
     ///
     /// # Errors
-    /// [`Error::Vm`] when KVM or epoll refuse for a reason that is not an answer, EMFILE say.
+    /// [`Error::Vm`] when KVM or epoll refuse for a reason that is not an answer, EMFILE say; on aarch64
+    /// [`Error::NotInitialised`] when the vGIC is not initialised yet.
     pub fn new(vm: Arc<VmFd>) -> Result<Self> {
         let irqchip = Irqchip::probe(&vm)?;
-        Self::build(vm, irqchip, SPLIT_PINS)
+        Self::build(vm, irqchip, SPLIT_PINS, Routes::initial(irqchip))
+    }
+
+    /// The same for a vGIC with `spis` shared interrupts, whose GSIs are 0 to `spis`-1; [`new`](Self::new) takes it to have
+    /// [`GIC_SPIS`](crate::GIC_SPIS), which is what KVM gives it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(target_arch = "aarch64")]
+    pub fn with_spis(vm: Arc<VmFd>, spis: u32) -> Result<Self> {
+        let irqchip = Irqchip::probe(&vm)?;
+        Self::build(vm, irqchip, 0, Routes::of_gic(spis))
     }
 
     /// The same for a split irqchip with another number of reserved GSIs.
@@ -65,10 +91,10 @@ impl KvmInterrupts {
     /// As [`new`](Self::new).
     pub fn with_split_pins(vm: Arc<VmFd>, pins: u32) -> Result<Self> {
         let irqchip = Irqchip::probe(&vm)?;
-        Self::build(vm, irqchip, pins)
+        Self::build(vm, irqchip, pins, Routes::initial(irqchip))
     }
 
-    fn build(vm: Arc<VmFd>, irqchip: Irqchip, pins: u32) -> Result<Self> {
+    fn build(vm: Arc<VmFd>, irqchip: Irqchip, pins: u32, routes: Routes) -> Result<Self> {
         let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
         let shared = Shared {
             vm,
@@ -76,7 +102,7 @@ impl KvmInterrupts {
             dispatcher: Arc::new(Dispatcher::new()?),
             next_token: AtomicU64::new(0),
             state: Mutex::new(State {
-                routes: Routes::initial(irqchip),
+                routes,
                 lines: BTreeMap::new(),
                 unmasked: vec![false; pins],
                 pumps: BTreeMap::new(),
@@ -87,6 +113,11 @@ impl KvmInterrupts {
         })
     }
 
+    /// The VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        self.shared.vm()
+    }
+
     /// The controllers that the VM has in the kernel.
     pub fn irqchip(&self) -> Irqchip {
         self.shared.irqchip
@@ -95,6 +126,20 @@ impl KvmInterrupts {
     /// The routing table as it is now.
     pub fn routes(&self) -> Routes {
         self.shared.state().routes.clone()
+    }
+
+    /// What has happened on `gsi`; `None` when nothing uses it. It waits for a change of configuration that is under way, and no
+    /// signal waits for it.
+    pub fn counts(&self, gsi: Gsi) -> Option<GsiCounts> {
+        let (asserted, reassigned, irq_line) = {
+            let state = self.shared.state();
+            let line = state.lines.get(&gsi)?;
+            (line.asserted(), line.reassigned(), line.irq_line())
+        };
+        // Without the lock: what drops the last reference to a line takes it.
+        let mut line = irq_line.map(|line| line.counts()).unwrap_or_default();
+        line.asserted += asserted;
+        Some(GsiCounts { line, reassigned })
     }
 
     /// Begins a change of the routing table. Nothing else is configured until it is committed or dropped.
@@ -253,6 +298,30 @@ impl KvmInterrupts {
 impl KvmInterrupts {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+}
+
+/// As in "kernel irqchip; gsi 5: a resample irqfd; gsi 11: timer low".
+impl fmt::Debug for KvmInterrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Taken out of the lock: what drops the last reference to a line takes it.
+        let lines: Vec<_> = {
+            let state = self.shared.state();
+            let lines = state.lines.iter();
+            lines
+                .map(|(gsi, line)| (*gsi, line.describe(), line.irq_line()))
+                .collect()
+        };
+        write!(f, "{} irqchip", self.irqchip())?;
+        for (gsi, irqfds, irq_line) in lines {
+            let comma = if irqfds.is_empty() { "" } else { ", " };
+            match irq_line {
+                Some(line) => write!(f, "; {line:?}{comma}")?,
+                None => write!(f, "; {gsi}: ")?,
+            }
+            f.write_str(&irqfds.join(", "))?;
+        }
+        Ok(())
     }
 }
 

@@ -44,12 +44,26 @@ impl IrqLinePin {
         )
     }
 
+    /// The line as KVM_IRQ_LINE numbers it: on x86 by its GSI.
+    #[cfg(target_arch = "x86_64")]
+    fn number(&self) -> u32 {
+        self.gsi.0
+    }
+
+    /// The line as KVM_IRQ_LINE numbers it: on aarch64 by a type, which is "SPI", and the GIC's interrupt ID. A GSI that is bound is
+    /// below 988.
+    #[cfg(target_arch = "aarch64")]
+    fn number(&self) -> u32 {
+        const SPI: u32 = 1;
+        SPI << 24 | (32 + self.gsi.0)
+    }
+
     fn drive_with_status(&self, level: Level) -> std::io::Result<Delivery> {
         let mut irq_level = kvm_irq_level {
             level: u32::from(level == Level::High),
             ..Default::default()
         };
-        irq_level.__bindgen_anon_1.irq = self.gsi.0;
+        irq_level.__bindgen_anon_1.irq = self.number();
         // SAFETY: the fd is a VM's, and the argument is the structure that this ioctl reads and writes, alive throughout.
         let result = unsafe { ioctl_with_mut_ref(&*self.vm, KVM_IRQ_LINE_STATUS(), &mut irq_level) };
         if result < 0 {
@@ -73,7 +87,7 @@ impl Pin for IrqLinePin {
         let (operation, outcome) = if self.status {
             ("KVM_IRQ_LINE_STATUS", self.drive_with_status(level))
         } else {
-            let outcome = self.vm.set_irq_line(self.gsi.0, level == Level::High);
+            let outcome = self.vm.set_irq_line(self.number(), level == Level::High);
             ("KVM_IRQ_LINE", outcome.map(|()| Delivery::Unknown).map_err(Into::into))
         };
         outcome.map_err(|source| Error::Os {

@@ -17,7 +17,7 @@ pub enum Irqchip {
     None,
     /// The LAPICs only (KVM_CAP_SPLIT_IRQCHIP): GSIs route to MSIs, and the IOAPIC is in userspace.
     Split,
-    /// All of them: pins, levels and resample irqfds work.
+    /// All of them: pins, levels and resample irqfds work. On aarch64, a vGIC.
     Full,
 }
 
@@ -47,6 +47,7 @@ impl Irqchip {
                 return Ok(Self::Full);
             }
             Err(error) if error.errno() == Errno::INVAL.raw_os_error() => vm.register_irqfd(trigger.eventfd(), GSI.0),
+            Err(error) if error.errno() == Errno::AGAIN.raw_os_error() => return Err(Error::NotInitialised),
             Err(error) => return Err(Error::vm("KVM_IRQFD(resample)", error)),
         };
         match plain {

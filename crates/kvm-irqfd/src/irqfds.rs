@@ -126,6 +126,10 @@ impl Irqfd {
 pub(crate) struct GsiLine {
     irqfds: Vec<Irqfd>,
     irq_line: Weak<Line<IrqLinePin>>,
+    /// How often this process has asserted by irqfds that are gone.
+    asserted_before: u64,
+    /// How often all irqfds were taken off and put on again.
+    reassigned: u64,
 }
 
 impl GsiLine {
@@ -139,6 +143,30 @@ impl GsiLine {
 
     pub(crate) fn set_irq_line(&mut self, line: &Arc<Line<IrqLinePin>>) {
         self.irq_line = Arc::downgrade(line);
+    }
+
+    /// How often this process has asserted by irqfds.
+    pub(crate) fn asserted(&self) -> u64 {
+        let now: u64 = self.irqfds.iter().map(|irqfd| irqfd.trigger.asserted()).sum();
+        self.asserted_before + now
+    }
+
+    pub(crate) fn reassigned(&self) -> u64 {
+        self.reassigned
+    }
+
+    /// What is on the GSI beside KVM_IRQ_LINE, in words: "2 resample irqfds".
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let kinds = [Use::Edge, Use::Resample, Use::Split, Use::Notify];
+        let count = |kind| self.irqfds.iter().filter(|irqfd| irqfd.purpose == kind).count();
+        let found = kinds.into_iter().map(|kind| (kind, count(kind)));
+        found
+            .filter_map(|(kind, count)| match count {
+                0 => None,
+                1 => Some(kind.to_string()),
+                more => Some(format!("{more} of {kind}")),
+            })
+            .collect()
     }
 
     pub(crate) fn irqfds(&self) -> &[Irqfd] {
@@ -190,6 +218,7 @@ impl GsiLine {
         let Some(at) = self.irqfds.iter().position(|irqfd| irqfd.token == token) else {
             return Ok(());
         };
+        self.asserted_before += self.irqfds[at].trigger.asserted();
         let asserts = self.irqfds[at].purpose == Use::Resample;
         let shared = self.irqfds.len() > 1;
         if asserts && shared {
@@ -241,7 +270,8 @@ impl GsiLine {
         first_error(self.irqfds.iter().map(|irqfd| irqfd.deassign(vm, gsi)))
     }
 
-    pub(crate) fn assign_all(&self, vm: &VmFd, gsi: Gsi) -> Result<()> {
+    pub(crate) fn assign_all(&mut self, vm: &VmFd, gsi: Gsi) -> Result<()> {
+        self.reassigned += u64::from(!self.irqfds.is_empty());
         let assigned = first_error(self.irqfds.iter().map(|irqfd| irqfd.assign(vm, gsi)));
         // Only now: whoever is told may assert at once, and all of them share one assertion.
         let told = first_error(self.irqfds.iter().map(|irqfd| irqfd.tell(gsi)));

@@ -6,13 +6,15 @@ use std::fmt;
 
 use interrupt_core::Gsi;
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry,
 };
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
 
 use crate::{Error, Irqchip, Result};
 
 /// A controller in the kernel that has pins.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Chip {
     /// The 8259 at ports 0x20 and 0x21: pins 0 to 7.
@@ -23,6 +25,7 @@ pub enum Chip {
     Ioapic,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Chip {
     fn pins(self) -> u32 {
         match self {
@@ -40,6 +43,7 @@ impl Chip {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl fmt::Display for Chip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -49,6 +53,39 @@ impl fmt::Display for Chip {
         })
     }
 }
+
+/// A controller in the kernel that has pins.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Chip {
+    /// The GIC's distributor: pin n is SPI n, whose interrupt ID is 32+n. Pins 0 to 987.
+    Gic,
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Chip {
+    /// KVM_IRQCHIP_NUM_PINS: interrupt IDs end at 1020, and the first 32 are no SPIs.
+    fn pins(self) -> u32 {
+        1020 - 32
+    }
+
+    /// KVM has one irqchip.
+    fn number(self) -> u32 {
+        0
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl fmt::Display for Chip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GIC")
+    }
+}
+
+/// How many SPIs a vGIC has whose number of interrupts nobody has set (KVM_DEV_ARM_VGIC_GRP_NR_IRQS): 256 interrupts, of which the
+/// first 32 are no SPIs.
+#[cfg(target_arch = "aarch64")]
+pub const GIC_SPIS: u32 = 256 - 32;
 
 /// Where a GSI leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,8 +119,9 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The table that KVM sets up together with the irqchip: on x86 GSIs 0 to 15 lead to the 8259s and to the IOAPIC, 16 to 23
-    /// to the IOAPIC alone. A split irqchip begins with an empty table.
+    /// The table that KVM sets up together with the irqchip: GSIs 0 to 15 lead to the 8259s and to the IOAPIC, 16 to 23 to the
+    /// IOAPIC alone. A split irqchip begins with an empty table.
+    #[cfg(target_arch = "x86_64")]
     pub fn initial(irqchip: Irqchip) -> Self {
         let mut table = BTreeMap::new();
         if irqchip == Irqchip::Full {
@@ -108,6 +146,21 @@ impl Routes {
             }
         }
         Self { table }
+    }
+
+    /// The table that KVM sets up when the vGIC is initialised: GSI n leads to SPI n, interrupt ID 32+n.
+    #[cfg(target_arch = "aarch64")]
+    pub fn initial(irqchip: Irqchip) -> Self {
+        Self::of_gic(if irqchip == Irqchip::Full { GIC_SPIS } else { 0 })
+    }
+
+    /// The same for a vGIC with another number of SPIs.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn of_gic(spis: u32) -> Self {
+        let route = |pin| (Gsi(pin), vec![Route::Pin { chip: Chip::Gic, pin }]);
+        Self {
+            table: (0..spis.min(Chip::Gic.pins())).map(route).collect(),
+        }
     }
 
     /// Where `gsi` leads; empty when nowhere.
@@ -221,7 +274,7 @@ fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {
     entry
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 

@@ -118,6 +118,7 @@ fn main() -> ExitCode {
         .test("withdrawing_lowers_one_of_two", ACCEPT, withdrawing_lowers_one_of_two)
         .test("teardown_in_both_orders_at_each_state", ACCEPT, teardown)
         .test("edge_irqfd_on_an_msi", ACCEPT, edge_irqfd_on_an_msi)
+        .test("what_happens_is_counted_and_told", FULL, counted_and_told)
         .run()
 }
 
@@ -1022,4 +1023,30 @@ fn edge_irqfd_on_an_msi() {
     assert_eq!(accept(&mut machine), Some(0x62));
     machine.eoi();
     assert_quiet(&mut machine);
+}
+
+fn counted_and_told() {
+    let machine = Machine::full();
+    let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
+    assert_eq!(format!("{interrupts:?}"), "kernel irqchip");
+    assert_eq!(interrupts.counts(GSI), None);
+
+    let disk = interrupts.resample_source(GSI, "disk").unwrap();
+    let net = interrupts.resample_source(GSI, "net").unwrap();
+    let timer = interrupts.irq_line_source(Gsi(OTHER), "timer").unwrap();
+    timer.assert().unwrap();
+    for _ in 0..3 {
+        disk.assert().unwrap();
+    }
+    net.assert().unwrap();
+    let told = format!("kernel irqchip; gsi {PIN}: 2 of a resample irqfd; gsi {OTHER}: timer high");
+    assert_eq!(format!("{interrupts:?}"), told);
+    let counts = interrupts.counts(GSI).unwrap();
+    assert_eq!((counts.line.asserted, counts.reassigned), (4, 0));
+    assert_eq!(interrupts.counts(Gsi(OTHER)).unwrap().line.asserted, 1);
+
+    // KVM lowers a line that is shared only with its last resampler, so that the others are taken off with this one.
+    drop(net);
+    let counts = interrupts.counts(GSI).unwrap();
+    assert_eq!((counts.line.asserted, counts.reassigned), (4, 1));
 }

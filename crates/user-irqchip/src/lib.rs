@@ -11,6 +11,7 @@
 //! [`EoiNotifier`](interrupt_core::EoiNotifier)s, and cannot be told from the kernel's. To the guest they are registers, on
 //! vm-device's bus traits. No thread is started, nothing reads a clock, and no lock is held while anything of the caller's
 //! runs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod bus;

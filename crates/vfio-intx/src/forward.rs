@@ -38,6 +38,10 @@ pub(crate) struct Forward {
     unsure: AtomicBool,
     /// A signal came while there was no line.
     missed: AtomicBool,
+    /// An interrupt that a direct path brought may be in service: its EOI is to unmask the device too.
+    inherited: AtomicBool,
+    /// The next EOI of an interrupt is to end with the change to a direct path, instead of an unmask.
+    hand_over: AtomicBool,
     /// The wires were changed: the next signal may be one from before that epoll had handed out already, and counts only if
     /// its eventfd says so. In steady state no eventfd is read.
     recheck_trigger: AtomicBool,
@@ -82,6 +86,8 @@ impl Forward {
             again: AtomicBool::new(false),
             unsure: AtomicBool::new(false),
             missed: AtomicBool::new(false),
+            inherited: AtomicBool::new(false),
+            hand_over: AtomicBool::new(false),
             recheck_trigger: AtomicBool::new(false),
             recheck_eoi: AtomicBool::new(false),
             opening: AtomicUsize::new(0),
@@ -120,24 +126,34 @@ impl Forward {
         Ok(())
     }
 
-    /// The line has been sampled: lowers it and lets the device state its level.
-    pub(crate) fn on_eoi(&self, device: &dyn DeviceInterrupt) -> Result<(), Trouble> {
+    /// The line has been sampled: lowers it and lets the device state its level. Returns whether a direct path is to do the latter,
+    /// from now on; the device is masked then.
+    pub(crate) fn on_eoi(&self, device: &dyn DeviceInterrupt) -> Result<bool, Trouble> {
         let slot = self.look();
         let Some(line) = slot.as_ref().and_then(|slot| slot.line.as_ref()) else {
-            return Ok(());
+            return Ok(false);
         };
-        if self.is_stale(&self.recheck_eoi, &self.eoi) || !self.pending.swap(false, Ordering::Relaxed) {
-            return Ok(());
+        if self.is_stale(&self.recheck_eoi, &self.eoi) {
+            return Ok(false);
+        }
+        let pending = self.pending.swap(false, Ordering::Relaxed);
+        // Looked at only when it has to be: it is of use once, after a change.
+        let inherited = self.inherited.load(Ordering::Relaxed) && self.inherited.swap(false, Ordering::Relaxed);
+        if !pending && !inherited {
+            return Ok(false);
         }
         // Lowered first: the unmask may signal at once, and that signal is a new assertion.
         let lowered = line.deassert();
         if !self.pulse {
+            if self.hand_over.load(Ordering::Relaxed) {
+                return lowered.map(|_| true).map_err(self.trouble(Failed::Lower));
+            }
             device.unmask().map_err(self.trouble(Failed::Unmask))?;
         } else if self.again.swap(false, Ordering::Relaxed) {
             self.pending.store(true, Ordering::Relaxed);
             line.assert().map_err(self.trouble(Failed::Assert))?;
         }
-        lowered.map(drop).map_err(self.trouble(Failed::Lower))
+        lowered.map(|_| false).map_err(self.trouble(Failed::Lower))
     }
 
     /// Whether the EOI eventfd is to be watched now.
@@ -192,6 +208,8 @@ impl Forward {
             self.recheck_eoi.store(true, Ordering::Relaxed);
             self.opening.fetch_add(1, Ordering::Relaxed);
             self.again.store(false, Ordering::Relaxed);
+            self.inherited.store(false, Ordering::Relaxed);
+            self.hand_over.store(false, Ordering::Relaxed);
             let last = slot.last.replace(line.key());
             let moved = last.is_some_and(|last| last != line.key());
             slot.line = Some(line);
@@ -214,12 +232,91 @@ impl Forward {
         self.slot.write().unwrap_or_else(PoisonError::into_inner).line = None;
     }
 
+    /// As [`close`](Self::close), for a change of path on the same line: an interrupt that is under way stays so, and what the event
+    /// loop is told of from now on is noted.
+    pub(crate) fn pause(&self) {
+        self.hand_over.store(false, Ordering::Relaxed);
+        self.missed.store(false, Ordering::Relaxed);
+        self.close();
+    }
+
+    /// Ends [`pause`](Self::pause). Says whether the event loop was told of something meanwhile. When the line is asserted that was
+    /// its EOI, because the device has masked itself.
+    pub(crate) fn go_on(&self, line: Arc<dyn LevelSource>, hand_over: bool) -> bool {
+        self.hand_over.store(hand_over, Ordering::Relaxed);
+        {
+            let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+            self.opening.fetch_add(1, Ordering::Relaxed);
+            slot.line = Some(line);
+        }
+        self.take_missed()
+    }
+
+    /// Before a device is taken off a direct path on the same line: what it signals from now on is counted.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        eventfd::drain(&self.trigger)?;
+        self.missed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// After that: whether it has signalled.
+    pub(crate) fn has_signalled(&self) -> io::Result<bool> {
+        Ok(eventfd::drain(&self.trigger)? | self.take_missed())
+    }
+
+    /// Forwards to a line that a direct path has served: an interrupt of that may be in service, and its EOI unmasks the device,
+    /// also if it has come already. Says whether the device has signalled since [`prepare`](Self::prepare).
+    pub(crate) fn take_over(&self, line: Arc<dyn LevelSource>) -> io::Result<bool> {
+        let signalled = {
+            let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+            let signalled = eventfd::drain(&self.trigger)?;
+            self.recheck_trigger.store(true, Ordering::Relaxed);
+            self.recheck_eoi.store(false, Ordering::Relaxed);
+            self.pending.store(false, Ordering::Relaxed);
+            self.again.store(false, Ordering::Relaxed);
+            self.hand_over.store(false, Ordering::Relaxed);
+            self.inherited.store(true, Ordering::Relaxed);
+            self.opening.fetch_add(1, Ordering::Relaxed);
+            slot.last = Some(line.key());
+            slot.line = Some(line);
+            signalled
+        };
+        Ok(signalled | self.take_missed())
+    }
+
+    /// Takes note of what the event loop was told of while it had no line.
+    pub(crate) fn take_missed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.missed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Has whoever looks at [`take_missed`](Self::take_missed) next unmask the device.
+    pub(crate) fn note_missed(&self) {
+        self.missed.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes note that the EOI of the line has been seen. Says whether the line may have been asserted.
+    pub(crate) fn end_pending(&self) -> bool {
+        self.pending.swap(false, Ordering::Relaxed) | self.inherited.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether an interrupt may be under way on the line, whoever brought it.
+    pub(crate) fn may_be_under_way(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) || self.inherited.load(Ordering::Relaxed)
+    }
+
+    /// Whether the device's signals are events and not a level.
+    pub(crate) fn is_pulse(&self) -> bool {
+        self.pulse
+    }
+
     /// Forgets signals that have not been served: the device's cause is gone.
     pub(crate) fn forget(&self) {
         self.pending.store(false, Ordering::Relaxed);
         self.again.store(false, Ordering::Relaxed);
         self.missed.store(false, Ordering::Relaxed);
         self.unsure.store(false, Ordering::Relaxed);
+        self.inherited.store(false, Ordering::Relaxed);
     }
 
     /// Has the event loop watch the EOI eventfd, or not.
@@ -228,6 +325,11 @@ impl Forward {
             return Ok(());
         }
         eventfd::signal(&self.changed)
+    }
+
+    /// Whether the line is asserted, and its EOI has not been seen.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
     }
 
     /// Whether a pulse may not have been served yet.

@@ -12,16 +12,16 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::{DeviceInterrupt, EoiGuard, InterruptInfo, Listener};
+use interrupt_core::registry::{DeviceIrq, Limits, Now, Path, ProducerInfo};
+use interrupt_core::{DeviceInterrupt, EoiGuard, GuestLine, InterruptInfo, Listener};
 
 use crate::decide::{Circumstances, Wiring, decide};
 use crate::error::{Error, Result};
 use crate::eventfd;
 use crate::forward::{Failed, Forward, Trouble};
-use crate::guest_line::GuestLine;
 use crate::relay::Relay;
 use crate::saved::IntxState;
-use crate::state::{Because, Direct, Fallback, State, Status};
+use crate::state::{Because, Fallback, State, Status};
 
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
@@ -90,7 +90,7 @@ impl Intx {
     pub fn enable(&self) -> Result<State> {
         self.shared.change("enable", |control| {
             control.wanted.enabled = true;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -107,6 +107,8 @@ impl Intx {
     ///
     /// The same source again, as a line of another kind, changes the path under running interrupts.
     ///
+    /// An `Intx` that is in a registry gets its line from there.
+    ///
     /// # Errors
     /// As [`enable`](Self::enable). With a new line that refuses its subscription, or a device that refuses to be taken off
     /// the old one, INTx stays on the old line and works there.
@@ -116,7 +118,10 @@ impl Intx {
                 (Some(old), Some(new)) => old.is(new),
                 _ => false,
             };
-            control.fell_back &= same;
+            if !same {
+                control.failed.clear();
+            }
+            control.wanted.only = None;
             control.wanted.line = line;
         })
     }
@@ -166,7 +171,7 @@ impl Intx {
     pub fn leave_msi(&self) -> Result<State> {
         self.shared.change("return from MSI to", |control| {
             control.wanted.msi = false;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -181,11 +186,17 @@ impl Intx {
         self.shared.off(&mut control, Because::Reset);
         let outcome = reset();
         control.wanted.disintx = false;
-        control.fell_back = false;
+        control.failed.clear();
         self.shared
             .settle(&mut control)
             .map_err(|fault| self.shared.error("reset", fault, &mut control))?;
         Ok(outcome)
+    }
+
+    /// Says what the host calls this interrupt, so that it can be forwarded explicitly
+    /// ([`Registry::forward`](interrupt_core::registry::Registry::forward)), or by the host. Before it is registered.
+    pub fn set_irq(&self, irq: Option<DeviceIrq>) {
+        self.shared.control().irq = irq;
     }
 
     /// What a snapshot keeps. Nothing is disturbed; the vCPUs should be paused, and the relay not be run meanwhile.
@@ -197,7 +208,9 @@ impl Intx {
             msi,
             guest_mask,
             disintx,
+            stopped: _,
             line: _,
+            only: _,
         } = control.wanted;
         IntxState {
             version: IntxState::VERSION,
@@ -250,7 +263,7 @@ impl Intx {
             control.wanted.msi = msi;
             control.wanted.guest_mask = masked;
             control.wanted.disintx = disintx;
-            control.fell_back = false;
+            control.failed.clear();
         })
     }
 
@@ -267,8 +280,64 @@ impl Intx {
                 .map(|(line, _)| (line.gsi(), line.source().label().to_owned())),
             fallback: control.fallback.clone(),
             fallbacks: control.fallbacks,
+            swaps: control.swaps,
             last_error: control.last_error.clone(),
         }
+    }
+}
+
+/// What [`Producer`](interrupt_core::registry::Producer) needs.
+impl Intx {
+    pub(crate) fn device_label(&self) -> &str {
+        self.shared.device.label()
+    }
+
+    pub(crate) fn producer_info(&self) -> ProducerInfo {
+        self.shared.producer(&self.shared.control())
+    }
+
+    pub(crate) fn producer_now(&self) -> Now {
+        let control = self.shared.control();
+        let path = match control.wiring {
+            Wiring::Off | Wiring::Parked | Wiring::Held(_) => None,
+            Wiring::Relay => Some(control.handing_over.unwrap_or(Path::Relay)),
+            Wiring::Direct(path) => Some(path),
+        };
+        let failed = control.failed.last();
+        Now {
+            path,
+            held: path.is_none().then(|| control.because.to_string()),
+            masked: control.wanted.guest_mask || control.wanted.disintx,
+            active: control.wiring == Wiring::Relay && self.shared.forward.is_pending(),
+            failed: failed.map(|(_, error)| error.to_string()),
+        }
+    }
+
+    /// Holds INTx back until [`start`](Self::start).
+    pub(crate) fn stop(&self) -> Result<State> {
+        self.shared.change("stop", |control| control.wanted.stopped = true)
+    }
+
+    /// Leads INTx to this line, and nowhere.
+    pub(crate) fn lead_to(&self, line: Option<GuestLine>, only: Option<Path>) -> Result<State> {
+        self.shared.change("connect", |control| {
+            // With no line there is nothing to start.
+            control.wanted.stopped &= line.is_some();
+            control.wanted.line = line;
+            control.wanted.only = only;
+            control.failed.clear();
+        })
+    }
+
+    /// Ends [`stop`](Self::stop). The path that was asked for may have failed; INTx is on another one then.
+    pub(crate) fn start(&self) -> Result<Option<Arc<interrupt_core::Error>>> {
+        self.shared.change("start", |control| control.wanted.stopped = false)?;
+        let control = self.shared.control();
+        let failed = control
+            .failed
+            .iter()
+            .find(|(path, _)| Some(*path) == control.wanted.only);
+        Ok(failed.map(|(_, error)| Arc::clone(error)))
     }
 }
 
@@ -304,7 +373,11 @@ struct Wanted {
     msi: bool,
     guest_mask: bool,
     disintx: bool,
+    /// A registry is between its stop and its start.
+    stopped: bool,
     line: Option<GuestLine>,
+    /// The path that a registry has chosen; without one, the best is chosen here.
+    only: Option<Path>,
 }
 
 struct Control {
@@ -319,9 +392,15 @@ struct Control {
     /// The line that such a device may still signal, to be lowered when it has been taken off it after all.
     astray: Option<GuestLine>,
     relay: bool,
-    fell_back: bool,
+    /// The paths that have failed since something happened that would make another try worth it.
+    failed: Vec<(Path, Arc<interrupt_core::Error>)>,
+    /// What the host calls the interrupt.
+    irq: Option<DeviceIrq>,
+    /// The direct path that the relay changes to when the interrupt under way has ended.
+    handing_over: Option<Path>,
     fallback: Option<Fallback>,
     fallbacks: u64,
+    swaps: u64,
     last_error: Option<Arc<interrupt_core::Error>>,
 }
 
@@ -333,7 +412,9 @@ impl Control {
                 msi: false,
                 guest_mask: false,
                 disintx: false,
+                stopped: false,
                 line: None,
+                only: None,
             },
             wiring: Wiring::Off,
             because: Because::NotEnabled,
@@ -341,9 +422,12 @@ impl Control {
             set_up: false,
             astray: None,
             relay: true,
-            fell_back: false,
+            failed: Vec::new(),
+            irq: None,
+            handing_over: None,
             fallback: None,
             fallbacks: 0,
+            swaps: 0,
             last_error: None,
         }
     }
@@ -351,9 +435,26 @@ impl Control {
     fn state(&self) -> State {
         match self.wiring {
             Wiring::Off => State::Disabled,
-            Wiring::Parked => State::Masked,
+            Wiring::Parked | Wiring::Held(_) => State::Masked,
             Wiring::Relay => State::Relay,
             Wiring::Direct(direct) => direct.into(),
+        }
+    }
+
+    /// Whether INTx is on the line that it is to be on.
+    fn stays(&self) -> bool {
+        match (&self.attached, &self.wanted.line) {
+            (Some((old, _)), Some(line)) => old.is(line),
+            _ => false,
+        }
+    }
+
+    fn carried_by(&self) -> Option<Path> {
+        match self.wiring {
+            _ if !self.stays() => None,
+            Wiring::Relay => Some(Path::Relay),
+            Wiring::Direct(path) | Wiring::Held(path) => Some(path),
+            Wiring::Off | Wiring::Parked => None,
         }
     }
 
@@ -379,6 +480,15 @@ impl From<interrupt_core::Error> for Fault {
 }
 
 impl Shared {
+    /// What the registry, and its deciding function, are told of this side.
+    fn producer(&self, control: &Control) -> ProducerInfo {
+        ProducerInfo {
+            interrupt: self.info,
+            relay: control.relay,
+            irq: control.irq,
+        }
+    }
+
     fn control(&self) -> MutexGuard<'_, Control> {
         // A holder panics only when a line, a notifier or a device does, or the caller's reset; what is wired is
         // written down as it is done, and the next operation goes on from there.
@@ -429,15 +539,20 @@ impl Shared {
 
     /// Brings the wires to where they are to be. On an error they are where they were before, or off.
     fn settle(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        let limits = Limits {
+            only: control.wanted.only,
+            failed: control.failed.clone(),
+        };
         let (target, because) = decide(&Circumstances {
             enabled: control.wanted.enabled,
             msi: control.wanted.msi,
             guest_mask: control.wanted.guest_mask,
             disintx: control.wanted.disintx,
+            stopped: control.wanted.stopped,
+            carried_by: control.carried_by(),
             line: control.wanted.line.as_ref(),
-            info: self.info,
-            relay: control.relay,
-            fell_back: control.fell_back,
+            producer: self.producer(control),
+            limits: &limits,
         });
         let line = match (target, &control.wanted.line) {
             (Wiring::Off, _) | (_, None) => {
@@ -447,10 +562,23 @@ impl Shared {
             }
             (_, Some(line)) => line.clone(),
         };
-        let stays = control.attached.as_ref().is_some_and(|(old, _)| old.is(&line));
-        if stays && control.wiring == target {
-            control.because = because;
-            return Ok(());
+        if control.stays() {
+            let handing_over = control.handing_over.map(Wiring::Direct);
+            if control.wiring == target || handing_over == Some(target) {
+                control.because = because;
+                return Ok(());
+            }
+            match (control.wiring, target) {
+                (_, Wiring::Held(path)) => {
+                    control.because = because;
+                    return self.hold(control, &line, path);
+                }
+                (Wiring::Held(from), Wiring::Relay | Wiring::Direct(_)) => {
+                    control.because = because;
+                    return self.resume(control, &line, from, target);
+                }
+                _ => {}
+            }
         }
         // First what can be refused while nothing has been disturbed yet.
         let subscription = self.subscribe(control, &line)?;
@@ -461,8 +589,8 @@ impl Shared {
         Self::attach(control, line.clone(), subscription);
         control.because = because;
         match target {
-            // `Off` has been dealt with above.
-            Wiring::Off | Wiring::Parked => Ok(()),
+            // `Off` has been dealt with above, and so has `Held`.
+            Wiring::Off | Wiring::Parked | Wiring::Held(_) => Ok(()),
             Wiring::Relay => self.relay(control, &line),
             Wiring::Direct(direct) => match self.direct(control, &line, direct) {
                 Ok(()) => Ok(()),
@@ -524,9 +652,10 @@ impl Shared {
     /// Any but Off -> Parked. The device is masked if it can be, and the line is low. On an error the wires are back where
     /// they were, or off.
     fn park(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+        control.handing_over = None;
         match control.wiring {
             Wiring::Off | Wiring::Parked => return Ok(()),
-            Wiring::Relay => {
+            Wiring::Relay | Wiring::Held(_) => {
                 self.forward.close();
                 self.mask(control);
             }
@@ -548,6 +677,144 @@ impl Shared {
         Ok(())
     }
 
+    // A change of path on one line. Nothing is lowered, masked or stated again that need not be: an interrupt that is under way stays
+    // under way, and its EOI unmasks the device by whichever path there is when it comes. That makes the change cheap, since a resample
+    // irqfd is lowered by taking it away and putting it back; and exact, since an assertion on top of one that the guest is about to
+    // end, and that reaches the line after that, would run the guest's handler for nothing.
+
+    /// Relay or Direct -> Held. On an error nothing has changed.
+    fn hold(&self, control: &mut Control, line: &GuestLine, path: Path) -> std::result::Result<(), Fault> {
+        if control.wiring == Wiring::Relay {
+            control.handing_over = None;
+            self.forward.pause();
+            control.wiring = Wiring::Held(Path::Relay);
+            return Ok(());
+        }
+        let prepared = self.forward.prepare();
+        prepared.map_err(|error| os("read(relay's eventfd)", line, error))?;
+        // Not masked first: what it signals now has not been on the line, and what it signalled before is. A mask would hide which.
+        self.device.set_trigger(Some(self.forward.trigger.as_fd()))?;
+        if let Err(error) = self.device.set_unmask(None) {
+            let back = self.device.set_trigger(line.source().trigger());
+            control.note(back.and_then(|()| self.device.unmask()));
+            return Err(error.into());
+        }
+        control.wiring = Wiring::Held(path);
+        Ok(())
+    }
+
+    /// Held -> Relay or Direct, on the same line.
+    fn resume(
+        &self,
+        control: &mut Control,
+        line: &GuestLine,
+        from: Path,
+        target: Wiring,
+    ) -> std::result::Result<(), Fault> {
+        let resumed = match (from, target) {
+            (Path::Relay, Wiring::Direct(path)) => self.resume_by_direct(control, line, path),
+            (Path::Relay, _) => self.resume_by_relay(control, line, false),
+            (_, Wiring::Direct(path)) => self.rearm(control, line, path),
+            _ => self.take_over(control, line),
+        };
+        match (resumed, target) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Wiring::Direct(path)) => {
+                self.park(control)?;
+                self.fall_back(control, path, error)
+            }
+            // From here it is set up as if the line were new.
+            (Err(error), _) => {
+                control.note(Err(error));
+                self.park(control)?;
+                self.relay(control, line)
+            }
+        }
+    }
+
+    /// Held(Relay) -> Relay.
+    fn resume_by_relay(&self, control: &mut Control, line: &GuestLine, hand_over: bool) -> Step {
+        let told = self.forward.go_on(Arc::clone(line.source()), hand_over);
+        control.wiring = Wiring::Relay;
+        if !told {
+            return Ok(());
+        }
+        if self.forward.is_pulse() {
+            return eventfd::signal(&self.forward.trigger).map_err(|error| os("eventfd of the relay", line, error));
+        }
+        if self.forward.end_pending() {
+            control.note(line.source().deassert().map(drop));
+        }
+        self.unmask_relayed(control)
+    }
+
+    /// Held(Relay) -> Direct, or Relay until the interrupt that is under way has ended.
+    fn resume_by_direct(&self, control: &mut Control, line: &GuestLine, path: Path) -> Step {
+        if self.forward.may_be_under_way() && !self.forward.take_missed() {
+            if !self.forward.go_on(Arc::clone(line.source()), true) {
+                control.wiring = Wiring::Relay;
+                control.handing_over = Some(path);
+                return Ok(());
+            }
+            self.forward.pause();
+        }
+        if self.forward.end_pending() {
+            control.note(line.source().deassert().map(drop));
+        }
+        // Nothing of the device's is on the line. From `direct` on it states its level once.
+        self.mask(control);
+        self.direct(control, line, path)
+    }
+
+    /// Held(direct) -> Direct, by another path on the same wires.
+    fn rearm(&self, control: &mut Control, line: &GuestLine, path: Path) -> Step {
+        self.device.set_trigger(line.source().trigger())?;
+        self.device.set_unmask(Some(self.forward.eoi.as_fd()))?;
+        control.wiring = Wiring::Direct(path);
+        let signalled = self.forward.has_signalled();
+        match signalled.map_err(|error| os("read(relay's eventfd)", line, error))? {
+            true => self.device.unmask(),
+            false => Ok(()),
+        }
+    }
+
+    /// Held(direct) -> Relay.
+    fn take_over(&self, control: &mut Control, line: &GuestLine) -> Step {
+        let taken = self
+            .forward
+            .take_over(Arc::clone(line.source()))
+            .and_then(|signalled| self.forward.watch_eoi(true).map(|()| signalled));
+        control.wiring = Wiring::Relay;
+        match taken.map_err(|error| os("eventfd of the relay", line, error))? {
+            // It has masked itself, and nobody has forwarded it.
+            true => self.unmask_relayed(control),
+            false => Ok(()),
+        }
+    }
+
+    /// The relay has come to the end of an interrupt that the change to a direct path was waiting for; the device is masked.
+    pub(crate) fn hand_over(&self) -> Result<()> {
+        let mut control = self.control();
+        let handed_over = match (control.wiring, control.handing_over.take(), control.wanted.line.clone()) {
+            (Wiring::Relay, Some(path), Some(line)) => {
+                self.forward.pause();
+                self.mask(&mut control);
+                match self.direct(&mut control, &line, path) {
+                    Ok(()) => Ok(()),
+                    Err(error) => self.fall_back(&mut control, path, error),
+                }
+            }
+            (Wiring::Relay, _, _) => self.unmask_relayed(&mut control).map_err(Fault::from),
+            (Wiring::Held(_), _, _) => {
+                self.forward.note_missed();
+                Ok(())
+            }
+            // All of these state the level again.
+            (Wiring::Off | Wiring::Parked | Wiring::Direct(_), _, _) => Ok(()),
+        };
+        handed_over.map_err(|fault| self.error("relay", fault, &mut control))
+    }
+
     /// Parked -> Relay, unmasked.
     fn relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), Fault> {
         let opened = self
@@ -555,6 +822,7 @@ impl Shared {
             .watch_eoi(true)
             .and_then(|()| self.forward.open(Arc::clone(line.source())));
         control.wiring = Wiring::Relay;
+        control.swaps += 1;
         let unmasked = match opened {
             Err(error) => Err(os("eventfd of the relay", line, error)),
             Ok(()) => self.unmask_relayed(control),
@@ -586,7 +854,7 @@ impl Shared {
     }
 
     /// Parked -> Direct, unmasked. On an error Parked still, or off.
-    fn direct(&self, control: &mut Control, line: &GuestLine, direct: Direct) -> Step {
+    fn direct(&self, control: &mut Control, line: &GuestLine, direct: Path) -> Step {
         let Some(trigger) = line.source().trigger() else {
             // It had one a moment ago, when the path was decided.
             return Err(interrupt_core::Error::Unsupported {
@@ -604,6 +872,7 @@ impl Shared {
         match self.arm() {
             Ok(()) => {
                 control.wiring = Wiring::Direct(direct);
+                control.swaps += 1;
                 Ok(())
             }
             Err(error) => {
@@ -651,12 +920,12 @@ impl Shared {
     fn fall_back(
         &self,
         control: &mut Control,
-        wanted: Direct,
+        wanted: Path,
         error: interrupt_core::Error,
     ) -> std::result::Result<(), Fault> {
         let error = Arc::new(error);
         log::warn!("INTx of {}: {wanted} failed: {error}", self.device.label());
-        control.fell_back = true;
+        control.failed.push((wanted, Arc::clone(&error)));
         control.fallbacks += 1;
         control.fallback = Some(Fallback {
             wanted,
@@ -670,6 +939,7 @@ impl Shared {
 
     /// Any -> Off. It cannot fail: what a step leaves undone is noted, and the next one is taken.
     fn off(&self, control: &mut Control, because: Because) {
+        control.handing_over = None;
         self.forward.close();
         if let Err(error) = self.forward.watch_eoi(false) {
             log::error!("tell the relay of {}: {error}", self.device.label());
@@ -686,7 +956,7 @@ impl Shared {
             }
             control.note(torn_down);
         }
-        if !matches!(because, Because::NoRoute | Because::NoRelay) {
+        if !matches!(because, Because::NoRoute | Because::NoRelay | Because::Changing) {
             self.forward.forget();
         }
         self.withdraw(control);

@@ -3,8 +3,10 @@
 //!
 //! * [`Intx`] is the state machine of one device: disabled, [relay](State::Relay), [kernel loop](State::KernelLoop) or
 //!   [split kick](State::SplitKick), and every way between them.
-//! * [`GuestLine`] is the guest's end: an [`interrupt_core::LevelSource`], an [`interrupt_core::EoiNotifier`], and which of the
-//!   direct paths they make.
+//! * [`GuestLine`] is the guest's end: an [`interrupt_core::LevelSource`], an [`interrupt_core::EoiNotifier`], and where they are.
+//!   By which path INTx goes there is decided by [`interrupt_core::registry::decide`].
+//! * An `Intx` is a [`Producer`](interrupt_core::registry::Producer): in a [`Registry`](interrupt_core::registry::Registry) it is
+//!   connected to its line by itself, whichever of the two comes first.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
 //! * The device's end is an [`interrupt_core::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
 //!   descriptor, [`ModelIntx`] for no hardware at all, or your own.
@@ -25,16 +27,17 @@
 //! # Example
 //!
 //! See [`GuestLine`] for the guest's end on KVM, and the README for a VMM's INTx code before and after.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 mod decide;
 mod error;
 mod eventfd;
 mod forward;
-mod guest_line;
 mod intx;
 pub mod irq_set;
 mod model;
+mod producer;
 mod relay;
 mod saved;
 mod state;
@@ -42,16 +45,20 @@ mod state;
 mod subscriber;
 #[cfg(feature = "vfio")]
 mod vfio;
+#[cfg(feature = "vfio-user")]
+mod vfio_user;
 
 pub use error::{Error, Result};
-pub use guest_line::GuestLine;
+pub use interrupt_core::GuestLine;
 pub use intx::Intx;
 pub use model::ModelIntx;
 pub use relay::Relay;
 pub use saved::IntxState;
-pub use state::{Because, Direct, Fallback, State, Status};
+pub use state::{Because, Fallback, State, Status};
 #[cfg(feature = "vfio")]
 pub use vfio::VfioIntx;
+#[cfg(feature = "vfio-user")]
+pub use vfio_user::VfioUserIntx;
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]

@@ -178,7 +178,10 @@ impl Relay {
         let forward = &self.shared.forward;
         match signal {
             Signal::Trigger => forward.on_trigger(),
-            Signal::Eoi => forward.on_eoi(&*self.shared.device),
+            Signal::Eoi => match forward.on_eoi(&*self.shared.device) {
+                Ok(true) => return self.shared.hand_over().map(|()| Watch::Same),
+                outcome => outcome.map(drop),
+            },
             Signal::Changed => return Ok(self.changed()),
         }
         .map(|()| Watch::Same)

@@ -5,21 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use interrupt_core::Gsi;
-
-/// The two paths on which an interrupt and its EOI bypass this process' event loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direct {
-    /// The kernel carries both.
-    KernelLoop,
-    /// The kernel carries the interrupt, the userspace IOAPIC the EOI.
-    SplitKick,
-}
-
-impl fmt::Display for Direct {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        State::from(*self).fmt(f)
-    }
-}
+use interrupt_core::registry::{Path, WhyNot};
 
 /// Where a device's INTx is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,13 +20,17 @@ pub enum State {
     KernelLoop,
     /// The kernel carries the interrupt, the userspace IOAPIC the EOI.
     SplitKick,
+    /// The host's interrupt controller hands the interrupt over.
+    HostForward,
 }
 
-impl From<Direct> for State {
-    fn from(direct: Direct) -> Self {
-        match direct {
-            Direct::KernelLoop => Self::KernelLoop,
-            Direct::SplitKick => Self::SplitKick,
+impl From<Path> for State {
+    fn from(path: Path) -> Self {
+        match path {
+            Path::HostForward => Self::HostForward,
+            Path::KernelLoop => Self::KernelLoop,
+            Path::SplitKick => Self::SplitKick,
+            Path::Relay => Self::Relay,
         }
     }
 }
@@ -53,6 +43,7 @@ impl fmt::Display for State {
             Self::Relay => "relay",
             Self::KernelLoop => "kernel loop",
             Self::SplitKick => "split kick",
+            Self::HostForward => "host forward",
         })
     }
 }
@@ -77,17 +68,11 @@ pub enum Because {
     GuestMask,
     /// Interrupt Disable is set in the device's command register.
     DisIntx,
-    /// The device pulses: it does not mask itself, and has no level that a loop through the kernel could restate.
-    Pulse,
-    /// The device takes no unmask eventfd.
-    NoUnmaskEventfd,
-    /// The source has no trigger eventfd that the device could signal.
-    NoTriggerEventfd,
-    /// The line was given for a relay, for this reason.
-    Line(Arc<str>),
-    /// The direct path was tried and failed; [`Status::fallback`] says at what. It is tried again when INTx is enabled
-    /// (again), gets another line, or comes back from a reset or from MSI.
-    FellBack,
+    /// The path that would be faster is not taken, for this reason. One that has failed is tried again when INTx is enabled (again),
+    /// gets another line, or comes back from a reset or from MSI; [`Status::fallback`] says more.
+    Slower(WhyNot),
+    /// A registry is changing its path.
+    Changing,
     /// It was taken down because it could not be kept working.
     Failed(Arc<interrupt_core::Error>),
 }
@@ -103,11 +88,8 @@ impl fmt::Display for Because {
             Self::NoRelay => f.write_str("the relay is gone, and nothing else is possible"),
             Self::GuestMask => f.write_str("masked on the guest's behalf"),
             Self::DisIntx => f.write_str("Interrupt Disable is set"),
-            Self::Pulse => f.write_str("the device pulses and has no level to restate"),
-            Self::NoUnmaskEventfd => f.write_str("the device takes no unmask eventfd"),
-            Self::NoTriggerEventfd => f.write_str("the source has no trigger eventfd"),
-            Self::Line(reason) => f.write_str(reason),
-            Self::FellBack => f.write_str("the direct path failed"),
+            Self::Slower(why_not) => write!(f, "{why_not}"),
+            Self::Changing => f.write_str("its path is being changed"),
             Self::Failed(error) => write!(f, "taken down: {error}"),
         }
     }
@@ -117,7 +99,7 @@ impl fmt::Display for Because {
 #[derive(Clone, Debug)]
 pub struct Fallback {
     /// The path that was wanted.
-    pub wanted: Direct,
+    pub wanted: Path,
     /// The step that failed, with device and errno.
     pub error: Arc<interrupt_core::Error>,
 }
@@ -130,6 +112,7 @@ impl fmt::Display for Fallback {
 
 /// The answer to "where is this device's INTx, and why".
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Status {
     /// The device's label.
     pub device: String,
@@ -143,6 +126,8 @@ pub struct Status {
     pub fallback: Option<Fallback>,
     /// How many fallbacks there have been.
     pub fallbacks: u64,
+    /// How often the relay or a direct path has been set up, the first time included.
+    pub swaps: u64,
     /// The last step that failed without consequence for the path: a mask that was refused, a line that would not be
     /// lowered, a relayed EOI whose unmask had to be replaced by a set-up from scratch.
     pub last_error: Option<Arc<interrupt_core::Error>>,
@@ -154,10 +139,10 @@ impl fmt::Display for Status {
         if let Some((gsi, label)) = &self.line {
             write!(f, " on {gsi} ({label})")?;
         }
-        write!(f, ": {}", self.because)?;
-        if let (Because::FellBack, Some(fallback)) = (&self.because, &self.fallback) {
-            write!(f, ": {fallback}")?;
+        match (&self.because, &self.fallback) {
+            // It names the path too.
+            (Because::Slower(WhyNot::Failed(_)), Some(fallback)) => write!(f, ": {fallback}"),
+            (because, _) => write!(f, ": {because}"),
         }
-        Ok(())
     }
 }

@@ -13,6 +13,7 @@ use common::new_eventfd;
 use common::rows::MOMENTS;
 use common::world::World;
 use interrupt_core::double::{ManualNotifier, RecordingSource};
+use interrupt_core::registry::WhyNot;
 use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
 use vfio_intx::irq_set::{IrqInfo, IrqSet, flags};
 use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
@@ -62,7 +63,7 @@ fn row_87_not_automasked_is_a_pulse_and_nothing_assumes_a_mask() {
     let mut world = World::soft(pulse());
     world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::Pulse));
+    assert!(matches!(world.intx.status().because, Because::Slower(WhyNot::Pulse)));
     world.works(50);
     world.intx.mask().unwrap();
     world.intx.unmask().unwrap();
@@ -178,7 +179,7 @@ fn row_97_any_step_fails() {
                         fallbacks += 1;
                         let fallback = status.fallback.as_ref().unwrap();
                         assert_eq!(fallback.error.errno(), Some(EIO));
-                        assert!(matches!(status.because, Because::FellBack), "{what}");
+                        assert!(matches!(status.because, Because::Slower(WhyNot::Failed(_))), "{what}");
                         assert_eq!(status.state, State::Relay, "{what}");
                     }
                     let served = world.served;
@@ -284,7 +285,7 @@ fn a_fallback_is_tried_again_when_enabled_again_and_not_before() {
     let status = world.intx.status();
     assert_eq!(
         status.to_string(),
-        "model: relay on gsi 10 (irqfd): the direct path failed: kernel loop failed: \
+        "model: relay on gsi 10 (irqfd): kernel loop failed: \
          VFIO_DEVICE_SET_IRQS(set the unmask eventfd) on device model: Cannot allocate memory (os error 12)"
     );
     world.works(3);
@@ -322,7 +323,10 @@ fn a_trigger_that_will_not_go_back_is_replaced_by_a_set_up_from_scratch() {
     // The unmask eventfd is refused, and so is what would undo it.
     world.rig.refuse(4, 3, EIO);
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::FellBack));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::Failed(_))
+    ));
     world.works(3);
 }
 
@@ -369,7 +373,10 @@ fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed
     let mut world = World::soft(level());
     world.intx.set_line(Some(world.guest.a.without_trigger())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::NoTriggerEventfd));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::NoTriggerEventfd)
+    ));
     world.works(3);
 
     let flags = flags::INFO_EVENTFD | flags::INFO_AUTOMASKED;
@@ -377,7 +384,10 @@ fn a_source_without_a_trigger_and_a_device_without_an_unmask_eventfd_are_relayed
     let mut world = World::soft(Arc::new(unmaskable));
     world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
     assert_eq!(world.intx.enable().unwrap(), State::Relay);
-    assert!(matches!(world.intx.status().because, Because::NoUnmaskEventfd));
+    assert!(matches!(
+        world.intx.status().because,
+        Because::Slower(WhyNot::NoUnmaskEventfd)
+    ));
     world.works(3);
 }
 

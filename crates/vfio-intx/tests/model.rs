@@ -149,3 +149,13 @@ fn save_and_restore_at_any_moment() {
 fn the_pulsing_model_is_one() {
     assert!(!common::Rig::interrupt(&pulse()).info().unwrap().automasked);
 }
+
+#[test]
+fn row_99_registry_changes_path_at_any_moment() {
+    rows::registry_changes_path_at_any_moment(soft);
+}
+
+#[test]
+fn row_127_either_side_leaves_at_any_moment() {
+    rows::either_side_leaves_at_any_moment(soft);
+}

@@ -186,7 +186,9 @@ impl Machine {
                 !world.rig.has_unmask_eventfd() || status.last_error.is_some(),
                 "{status}"
             ),
-            State::KernelLoop | State::SplitKick => assert!(world.rig.has_unmask_eventfd(), "{status}"),
+            State::KernelLoop | State::SplitKick | State::HostForward => {
+                assert!(world.rig.has_unmask_eventfd(), "{status}")
+            }
         }
     }
 

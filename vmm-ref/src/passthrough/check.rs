@@ -67,6 +67,21 @@ pub enum Unusable {
     /// Another process has it.
     #[error("{0} is in use by another process; a group has one user: end that one first")]
     Busy(PathBuf),
+    /// A vfio-user server is not there, or has no such device.
+    #[error(
+        "vfio-user:{}: {step}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user \
+         --example vfio-user-edu -- {}",
+        path.display(),
+        path.display()
+    )]
+    Server {
+        /// Where it was to listen.
+        path: PathBuf,
+        /// What was tried.
+        step: &'static str,
+        /// What came of it.
+        reason: String,
+    },
     /// VFIO refused for another reason.
     #[error("{address}: {step}: {reason}; dmesg may say more")]
     Refused {

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! QEMU's `edu` device behind vfio-pci: its BAR, and its interrupt pin as a thing that can be made to assert.
+//! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin as a thing that can be made to assert.
 
-use std::fmt;
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use interrupt_core::{Delivery, Gsi, LevelSource, Lowered, SourceKey};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
-};
+use interrupt_core::registry::DeviceIrq;
+use interrupt_core::{Delivery, DeviceInterrupt, Gsi, LevelSource, Lowered, SourceKey};
+use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
+use vfio_intx::irq_set::INTX;
+use vfio_intx::{VfioIntx, VfioUserIntx};
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
-use super::{PciAddress, Unusable, check};
-use crate::guest::BAR_SIZE;
-use crate::guest::edu::{ACKNOWLEDGE, ID, ID_EDU, RAISE, STATUS};
+use super::{Bar, PciAddress, SocketPath, Unusable, check};
+use crate::guest::edu::{ID, ID_EDU};
 
 /// The command register (PCI Local Bus Specification 3.0, 6.2.2) and its bits.
 const COMMAND: u64 = 0x04;
@@ -24,10 +23,15 @@ const MEMORY_SPACE: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
 
+/// A server that does not reply in this time is gone.
+const SERVER_LIMIT: Duration = Duration::from_secs(10);
+
 /// An edu that this process has to itself. It asserts nothing when it is opened.
+#[derive(Debug)]
 pub struct Edu {
-    address: PciAddress,
-    device: Arc<VfioDevice>,
+    label: String,
+    interrupt: Arc<dyn DeviceInterrupt>,
+    irq: Option<DeviceIrq>,
     bar: Arc<Bar>,
 }
 
@@ -58,22 +62,67 @@ impl Edu {
             ));
         }
 
-        let bar = Arc::new(Bar::map(&device).map_err(refused("BAR 0"))?);
-        if bar.load(ID) & 0xff != ID_EDU {
-            return Err(refused("BAR 0")("it does not answer as an edu does".to_owned()));
+        let bar = Bar::map(&device).map_err(refused("BAR 0"))?;
+        let irq = DeviceIrq {
+            device: device.as_raw_fd(),
+            index: INTX,
+            sub: 0,
+        };
+        let interrupt = VfioIntx::new(address.to_string(), device);
+        Self::new(Arc::new(interrupt), Some(irq), bar).map_err(refused("BAR 0"))
+    }
+
+    /// Connects to the vfio-user server that listens at `path`, and turns its device's memory space on.
+    ///
+    /// # Errors
+    /// [`Unusable::Server`].
+    pub fn connect(path: &SocketPath) -> Result<Self, Unusable> {
+        let refused = |step| {
+            move |reason: String| Unusable::Server {
+                path: path.path().to_owned(),
+                step,
+                reason,
+            }
+        };
+        let interrupt = VfioUserIntx::connect(format!("vfio-user:{path}"), path.path(), SERVER_LIMIT)
+            .map_err(|error| refused("connect")(error.to_string()))?;
+        let command = (MEMORY_SPACE | BUS_MASTER).to_le_bytes();
+        let configured = {
+            let mut client = interrupt.client().lock().unwrap_or_else(PoisonError::into_inner);
+            client.region_write(VFIO_PCI_CONFIG_REGION_INDEX, COMMAND, &command)
+        };
+        configured.map_err(|error| refused("command register")(error.to_string()))?;
+        let bar = Bar::remote(interrupt.client());
+        Self::new(Arc::new(interrupt), None, bar).map_err(refused("BAR 0"))
+    }
+
+    fn new(interrupt: Arc<dyn DeviceInterrupt>, irq: Option<DeviceIrq>, bar: Bar) -> Result<Self, String> {
+        let id = bar.load(ID).map_err(|error| error.to_string())?;
+        if id & 0xff != ID_EDU {
+            return Err("it does not answer as an edu does".to_owned());
         }
-        bar.store(ACKNOWLEDGE, u32::MAX);
-        Ok(Self { address, device, bar })
+        bar.acknowledge().map_err(|error| error.to_string())?;
+        Ok(Self {
+            label: interrupt.label().to_owned(),
+            interrupt,
+            irq,
+            bar: Arc::new(bar),
+        })
     }
 
-    /// Where it is.
-    pub fn address(&self) -> PciAddress {
-        self.address
+    /// Who it is, for people: where it is.
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
-    /// Its file.
-    pub fn device(&self) -> &Arc<VfioDevice> {
-        &self.device
+    /// Its interrupt.
+    pub fn interrupt(&self) -> &Arc<dyn DeviceInterrupt> {
+        &self.interrupt
+    }
+
+    /// What the host calls that, if the device is the host's.
+    pub fn irq(&self) -> Option<DeviceIrq> {
+        self.irq
     }
 
     /// Its registers.
@@ -94,90 +143,6 @@ fn advice(error: &VfioError) -> String {
     }
 }
 
-impl fmt::Debug for Edu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "edu at {}", self.address)
-    }
-}
-
-/// The first bytes of an edu's BAR 0, mapped.
-pub struct Bar {
-    address: NonNull<u8>,
-    size: usize,
-    /// Keeps the device open, which keeps its memory space on.
-    _device: Arc<VfioDevice>,
-}
-
-// SAFETY: what it points to is a device's registers, which any thread may read and write; it is unmapped by whoever drops it last.
-unsafe impl Send for Bar {}
-// SAFETY: as for Send; each access is one load or store of a register.
-unsafe impl Sync for Bar {}
-
-impl Bar {
-    fn map(device: &Arc<VfioDevice>) -> Result<Self, String> {
-        const BAR: u32 = VFIO_PCI_BAR0_REGION_INDEX;
-        let size = usize::try_from(device.get_region_size(BAR)).map_or(BAR_SIZE, |size| size.min(BAR_SIZE));
-        if device.get_region_flags(BAR) & VFIO_REGION_INFO_FLAG_MMAP == 0 || size <= ACKNOWLEDGE {
-            return Err(format!("VFIO does not let it be mapped ({size} bytes)"));
-        }
-        // SAFETY: the file is open for as long as `device` is borrowed.
-        let file = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let offset = device.get_region_offset(BAR);
-        // SAFETY: a new mapping, at an address that the kernel chooses, takes nobody's memory away.
-        let mapped = unsafe { mmap(std::ptr::null_mut(), size, access, MapFlags::SHARED, file, offset) };
-        let mapped = mapped.map_err(|errno| format!("mmap: {errno}"))?;
-        Ok(Self {
-            address: NonNull::new(mapped.cast()).ok_or("mmap: it is at address 0")?,
-            size,
-            _device: Arc::clone(device),
-        })
-    }
-
-    /// Where it is in this process.
-    pub fn address(&self) -> *mut u8 {
-        self.address.as_ptr()
-    }
-
-    /// How many bytes of it.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// The interrupt status: 0 while the device asserts nothing.
-    pub fn status(&self) -> u32 {
-        self.load(STATUS)
-    }
-
-    fn load(&self, register: usize) -> u32 {
-        // SAFETY: `register` is one of the constants of `guest::edu`: aligned, and within the mapping by the check in `map`.
-        unsafe { self.register(register).read_volatile() }
-    }
-
-    fn store(&self, register: usize, value: u32) {
-        // SAFETY: as in `load`.
-        unsafe { self.register(register).write_volatile(value) }
-    }
-
-    fn register(&self, register: usize) -> *mut u32 {
-        debug_assert!(register % 4 == 0 && register <= ACKNOWLEDGE);
-        self.address.as_ptr().wrapping_add(register).cast()
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this one's, and nobody has it any more. It fails only for a range that is none.
-        let _ = unsafe { munmap(self.address.as_ptr().cast(), self.size) };
-    }
-}
-
-impl fmt::Debug for Bar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes of BAR 0", self.size)
-    }
-}
-
 /// The device's own interrupt pin, which it asserts when it is told to. Where that leads is for the forwarder.
 #[derive(Debug)]
 pub struct EduPin {
@@ -191,9 +156,19 @@ impl EduPin {
     pub fn new(edu: &Edu, gsi: Gsi) -> Self {
         Self {
             key: SourceKey::new(gsi),
-            label: edu.address().to_string(),
+            label: edu.label().to_owned(),
             bar: Arc::clone(edu.bar()),
         }
+    }
+}
+
+impl EduPin {
+    fn done(&self, operation: &'static str, outcome: io::Result<()>) -> interrupt_core::Result<()> {
+        outcome.map_err(|source| interrupt_core::Error::Device {
+            operation,
+            device: self.label.clone(),
+            source,
+        })
     }
 }
 
@@ -207,7 +182,7 @@ impl LevelSource for EduPin {
     }
 
     fn assert(&self) -> interrupt_core::Result<Delivery> {
-        self.bar.store(RAISE, 1);
+        self.done("raise", self.bar.raise())?;
         Ok(Delivery::Unknown)
     }
 
@@ -217,8 +192,7 @@ impl LevelSource for EduPin {
     }
 
     fn withdraw(&self) -> interrupt_core::Result<()> {
-        self.bar.store(ACKNOWLEDGE, u32::MAX);
-        Ok(())
+        self.done("acknowledge", self.bar.acknowledge())
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {

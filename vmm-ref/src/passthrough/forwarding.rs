@@ -1,46 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device's INTx on its way to the guest's line: the state machine of `vfio-intx`, and the thread that runs its relay.
+//! A device's INTx on its way to the guest's line: both are in a registry, which connects them by the best path that they have, or by
+//! the one that is asked for; and the thread that runs INTx's relay.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use interrupt_core::{EoiGuard, EoiNotifier, LevelSource, Listener, Subject};
-use vfio_intx::{GuestLine, Intx, Relay, State, VfioIntx};
+use interrupt_core::DeviceInterrupt;
+use interrupt_core::registry::{Consumer, DeviceIrq, EventId, Explanation, Path, Registration, Registry};
+use rustix::event::{EventfdFlags, eventfd};
+use vfio_intx::{Intx, Relay};
 
-use super::Edu;
 use crate::composition::{Forward, Impossible, name};
 use crate::error::{Error, Result};
 
 /// A device's INTx, enabled. Dropping it disables INTx and ends the thread.
 pub struct Forwarding {
     wanted: Forward,
-    /// `None` once it is dropped.
-    intx: Option<Intx>,
-    /// Ends when `intx` is dropped, with the first thing that went wrong.
+    registry: Registry,
+    id: EventId,
+    /// `None` once it is dropped. The registrations go first: they hold INTx too.
+    parts: Option<([Registration; 2], Arc<Intx>)>,
+    /// Ends when INTx is dropped, with the first thing that went wrong.
     relay: Option<JoinHandle<vfio_intx::Result<()>>>,
+    /// What the two sides are known by when the source has no eventfd of its own.
+    _identity: Option<OwnedFd>,
 }
 
 impl Forwarding {
-    /// Forwards the INTx of `edu` to `source`, whose EOIs `notifier` tells, in the way that is `wanted`.
+    /// Forwards `interrupt`, which the host calls `irq`, to `line`, in the way that is `wanted`.
     ///
     /// # Errors
-    /// [`Error::Intx`], [`Error::System`] when there is no thread to be had, and [`Error::Forward`] when INTx works, but in
-    /// another way.
+    /// [`Error::Intx`], [`Error::Registry`], [`Error::System`] when there is no thread or no eventfd to be had, and
+    /// [`Error::Forward`] when INTx works, but in another way than the one that is wanted.
     pub fn start(
-        edu: &Edu,
+        interrupt: Arc<dyn DeviceInterrupt>,
+        irq: Option<DeviceIrq>,
         wanted: Forward,
-        source: Arc<dyn LevelSource>,
-        notifier: Arc<dyn EoiNotifier>,
+        line: Arc<dyn Consumer>,
     ) -> Result<Self> {
-        let line = match wanted {
+        let only = match wanted {
             Forward::None => return Err(Impossible::NotForwarded.into()),
-            Forward::Relay => GuestLine::relay(source, notifier, "--forward relay"),
-            Forward::Kernel => GuestLine::kernel(source, notifier),
-            Forward::SplitKick => GuestLine::split(source, notifier),
+            Forward::Auto => None,
+            Forward::Relay => Some(Path::Relay),
+            Forward::Kernel => Some(Path::KernelLoop),
+            Forward::SplitKick => Some(Path::SplitKick),
         };
-        let interrupt = VfioIntx::new(edu.address().to_string(), Arc::clone(edu.device()));
-        let (intx, relay) = Intx::new(Arc::new(interrupt))?;
+        let (id, identity) = identity(&*line)?;
+        let (intx, relay) = Intx::new(interrupt)?;
+        intx.set_irq(irq);
+        let intx = Arc::new(intx);
         let thread = thread::Builder::new()
             .name("relay".to_owned())
             .spawn(move || run(relay))
@@ -48,17 +58,38 @@ impl Forwarding {
                 step: "starting the relay's thread",
                 source,
             })?;
+        let registry = Registry::default();
+        let device = registry.add_producer(id, Arc::<Intx>::clone(&intx))?;
+        // Before the line is there, so that it is not connected twice.
+        registry.restrict(id, only)?;
+        let line = registry.add_consumer(id, line)?;
+        intx.enable()?;
         let forwarding = Self {
             wanted,
-            intx: Some(intx),
+            registry,
+            id,
+            parts: Some(([device, line], intx)),
             relay: Some(thread),
+            _identity: identity,
         };
-        if let Some(intx) = &forwarding.intx {
-            intx.set_line(Some(line))?;
-            intx.enable()?;
-        }
         forwarding.check()?;
         Ok(forwarding)
+    }
+
+    /// The registry that the two sides are in.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What they are known by there.
+    pub fn id(&self) -> EventId {
+        self.id
+    }
+
+    /// By which path INTx goes, and why.
+    pub fn explanation(&self) -> Option<Explanation> {
+        // There is one pair.
+        self.registry.explain().pop()
     }
 
     /// Whether INTx is forwarded in the way that was wanted. It can have fallen back since it was set up.
@@ -66,19 +97,23 @@ impl Forwarding {
     /// # Errors
     /// [`Error::Forward`].
     pub fn check(&self) -> Result<()> {
-        let wanted = match self.wanted {
-            Forward::None => State::Disabled,
-            Forward::Relay => State::Relay,
-            Forward::Kernel => State::KernelLoop,
-            Forward::SplitKick => State::SplitKick,
+        let Some(explanation) = self.explanation() else {
+            return Ok(());
         };
-        match self.intx.as_ref().map(Intx::status) {
-            Some(status) if status.state != wanted => Err(Error::Forward {
-                wanted: name(&self.wanted),
-                status: status.to_string(),
-            }),
-            _ => Ok(()),
+        let as_wanted = match self.wanted {
+            Forward::None => true,
+            Forward::Auto => explanation.path.is_some(),
+            Forward::Relay => explanation.path == Some(Path::Relay),
+            Forward::Kernel => explanation.path == Some(Path::KernelLoop),
+            Forward::SplitKick => explanation.path == Some(Path::SplitKick),
+        };
+        if as_wanted && explanation.held.is_none() {
+            return Ok(());
         }
+        Err(Error::Forward {
+            wanted: name(&self.wanted),
+            status: explanation.to_string(),
+        })
     }
 
     /// Disables INTx.
@@ -93,13 +128,24 @@ impl Forwarding {
     }
 
     fn end(&mut self) -> vfio_intx::Result<()> {
-        drop(self.intx.take());
+        drop(self.parts.take());
         match self.relay.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
             // A panic has said so itself.
             Some(Err(_)) | None => Ok(()),
         }
     }
+}
+
+/// What a device and its line have in common: the line's trigger eventfd, or one that is made for the purpose.
+fn identity(line: &dyn Consumer) -> Result<(EventId, Option<OwnedFd>)> {
+    let at = |step| move |source| Error::System { step, source };
+    if let Some(trigger) = line.line().source().trigger() {
+        return Ok((EventId::of(trigger).map_err(at("read(/proc/self/fdinfo)"))?, None));
+    }
+    let made = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| at("eventfd")(errno.into()))?;
+    let id = EventId::of(&made).map_err(at("read(/proc/self/fdinfo)"))?;
+    Ok((id, Some(made)))
 }
 
 /// The relay's thread. It goes on after an error that the state machine has dealt with.
@@ -124,20 +170,9 @@ impl Drop for Forwarding {
 
 impl fmt::Debug for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.intx {
-            Some(intx) => write!(f, "{}", intx.status()),
+        match &self.parts {
+            Some((_, intx)) => intx.fmt(f),
             None => f.write_str("ended"),
         }
-    }
-}
-
-/// The EOIs of a userspace IOAPIC for a source that it does not know, because that source's irqfd passes it by: they are told by
-/// the GSI, whoever drives it.
-#[derive(Debug)]
-pub(crate) struct ByGsi(pub(crate) Arc<dyn EoiNotifier>);
-
-impl EoiNotifier for ByGsi {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> interrupt_core::Result<EoiGuard> {
-        self.0.subscribe(subject.gsi().into(), listener)
     }
 }

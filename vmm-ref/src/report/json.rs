@@ -3,10 +3,12 @@
 
 use std::io::{self, Write};
 
+use interrupt_core::registry::{Explanation, Path};
 use serde::Serialize;
 
 use super::Report;
 use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::explain;
 use crate::guest::Controller;
 use crate::latency::Percentiles;
 use crate::observe::EndedBy;
@@ -40,6 +42,74 @@ pub struct Object<'a> {
     /// Not there without `--doorbell`.
     #[serde(skip_serializing_if = "Option::is_none")]
     doorbell: Option<&'a crate::doorbell::Account>,
+    /// Not there with the embedded device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forwarding: Option<Pair>,
+    /// Not there without `--swap-every`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swaps: Option<&'a crate::passthrough::SwapAccount>,
+}
+
+/// What the registry says of the device and its line.
+#[derive(Debug, Serialize)]
+pub struct Pair {
+    device: Option<String>,
+    gsi: Option<u32>,
+    /// Where the line ends.
+    end: Option<String>,
+    /// `null` when they are not connected.
+    path: Option<String>,
+    since_s: f64,
+    changes: u64,
+    /// `null` when the interrupt is not held back.
+    held: Option<String>,
+    /// One reason for each better path, best first.
+    why_not: Vec<Reason>,
+}
+
+/// What `vmm-ref explain` prints.
+#[derive(Debug, Serialize)]
+pub struct Explained {
+    #[serde(flatten)]
+    pair: Pair,
+    /// The paths that the two can do, best first.
+    possible: Vec<String>,
+}
+
+impl From<&explain::Explained> for Explained {
+    fn from(explained: &explain::Explained) -> Self {
+        Self {
+            pair: Pair::from(&explained.pair),
+            possible: explained.possible.iter().map(Path::to_string).collect(),
+        }
+    }
+}
+
+/// Why a path is not taken.
+#[derive(Debug, Serialize)]
+pub struct Reason {
+    path: String,
+    reason: String,
+}
+
+impl From<&Explanation> for Pair {
+    fn from(pair: &Explanation) -> Self {
+        let line = pair.line.as_ref();
+        let reason = |(path, reason): &(Path, String)| Reason {
+            path: path.to_string(),
+            reason: reason.clone(),
+        };
+        Self {
+            device: pair.producer.clone(),
+            gsi: line.map(|(gsi, _, _)| gsi.0),
+            end: line.map(|(_, _, end)| end.to_string()),
+            path: pair.path.map(|path| path.to_string()),
+            since_s: pair.elapsed.as_secs_f64(),
+            changes: pair.changes,
+            held: pair.held.clone(),
+            why_not: pair.why_not.iter().map(reason).collect(),
+        }
+    }
 }
 
 impl<'a> From<&'a Report> for Object<'a> {
@@ -68,6 +138,8 @@ impl<'a> From<&'a Report> for Object<'a> {
             outcome: summary.outcome,
             machine: composition.machine,
             doorbell: summary.doorbell.as_ref(),
+            forwarding: summary.forwarding.as_ref().map(Pair::from),
+            swaps: summary.swaps.as_ref(),
         }
     }
 }

@@ -45,6 +45,7 @@ pub(crate) mod tests {
                     composition: Composition::in_kernel(Controller::Pic),
                     count: 10_000,
                     guest_eoi: true,
+                    swap_every: None,
                 },
                 done: 10_000,
                 asserted: 10_000,
@@ -69,6 +70,8 @@ pub(crate) mod tests {
                 distribution: Latency::new(),
                 elapsed: Duration::from_millis(250),
                 doorbell: None,
+                forwarding: None,
+                swaps: None,
                 outcome: Outcome::Ok,
             },
         }

@@ -5,13 +5,16 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use interrupt_core::registry::Explanation;
 
 use super::Report;
 use crate::composition::{Composition, name};
 use crate::doorbell;
+use crate::explain::Explained;
 use crate::guest::Controller;
 use crate::host::Host;
 use crate::observe::EndedBy;
+use crate::passthrough::SwapAccount;
 use crate::probe::Probe;
 use crate::run::{Outcome, Summary};
 
@@ -58,6 +61,9 @@ pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<(
 /// Those of `out`.
 pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let Report { ended_by, summary, .. } = report;
+    if let Some(pair) = &summary.forwarding {
+        forwarding(out, pair)?;
+    }
     for (n, watched) in summary.trace.iter().enumerate() {
         let mut steps = [(watched.handled, "handler"), (watched.told, "resample")];
         // A host that ends interrupts by itself may tell the device before the handler has run.
@@ -70,6 +76,9 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
             &format!("trace #{}", n + 1),
             &format!("{asserted:<22} {first:<20} {second}"),
         )?;
+    }
+    if let Some(swaps) = &summary.swaps {
+        line(out, "swaps", &swapped(swaps))?;
     }
     line(
         out,
@@ -114,6 +123,56 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
         Outcome::Lost | Outcome::Spurious | Outcome::Doorbell | Outcome::EndedByHost => BAD,
     };
     writeln!(out, "{style}{}{style:#}", closing(summary))
+}
+
+/// By which path a device's interrupt goes, and why by no better one.
+///
+/// # Errors
+/// Those of `out`.
+pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
+    let Some(path) = pair.path else {
+        return line(out, "path", &pair.to_string());
+    };
+    let (device, end) = match (&pair.producer, &pair.line) {
+        (Some(producer), Some((gsi, _, end))) => (format!("{producer} to {gsi}"), end.to_string()),
+        _ => (pair.id.to_string(), String::new()),
+    };
+    line(out, "path", &format!("{path}, from {device} ({end})"))?;
+    for (path, reason) in &pair.why_not {
+        writeln!(out, "{:<10}no {path}: {reason}", "")?;
+    }
+    Ok(())
+}
+
+/// What the registry says of a composition that is not run.
+///
+/// # Errors
+/// Those of `out`.
+pub fn explained(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
+    let Explained { pair, possible } = explained;
+    forwarding(out, pair)?;
+    let possible: Vec<_> = possible.iter().map(ToString::to_string).collect();
+    line(out, "possible", &possible.join(", "))
+}
+
+/// How often the path was changed, and what it cost.
+fn swapped(swaps: &SwapAccount) -> String {
+    let to: Vec<_> = swaps
+        .to
+        .iter()
+        .map(|(path, times)| format!("{times} to {path}"))
+        .collect();
+    let mut text = format!("{} changes of path, one every {} round trips", swaps.swaps, swaps.every);
+    if let Some(cost) = &swaps.cost_us {
+        text += &format!(
+            " ({}); each took p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+            to.join(", "),
+            cost.p50,
+            cost.p99,
+            cost.max
+        );
+    }
+    text
 }
 
 /// How the doorbell was rung.

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod forwarding;
 mod interruption;
+mod linux;
 mod output;
 mod probe;
 mod program;
@@ -12,9 +14,13 @@ mod runs;
 mod terminal;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use testkit::harness::Suite;
 use testkit::need::Need;
+
+/// How long a storm may take, where all is emulated.
+const STORM: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
     let pic = [Need::GenuinePicEoi];
@@ -51,6 +57,28 @@ fn main() -> ExitCode {
             &kvm,
             runs::control_on_the_ioapic,
         )
+        .test("the_registry_picks_the_kernel_loop", &pic, forwarding::in_the_kernel)
+        .test(
+            "the_registry_picks_what_this_process_has",
+            &[],
+            forwarding::in_this_process,
+        )
+        .test_within(STORM, "a_storm_without_kvm", &[], forwarding::storm_without_kvm)
+        .test_within(STORM, "a_storm_in_the_kernel", &pic, forwarding::storm_in_the_kernel)
+        .test_within(
+            STORM,
+            "a_storm_in_the_kernels_ioapic",
+            &lapic,
+            forwarding::storm_in_the_kernels_ioapic,
+        )
+        .test_within(
+            STORM,
+            "a_storm_on_a_split_irqchip",
+            &lapic,
+            forwarding::storm_on_a_split_irqchip,
+        )
+        .test("no_forwarder_makes_an_eoi_of_its_own", &pic, forwarding::control)
+        .test("explain_says_the_path_and_why", &kvm, forwarding::explains)
         .test("json_has_the_documented_fields_in_order", &pic, output::json_fields)
         .test(
             "text_has_every_part_and_a_pipe_gets_no_escape",
@@ -84,6 +112,16 @@ fn main() -> ExitCode {
             refusal::ioctls,
         )
         .test("a_guest_that_fails_ends_the_run", &kvm, refusal::kvm_run)
+        .test(
+            "what_a_linux_guest_cannot_be_made_of_gets_one_line",
+            &[],
+            linux::bad_input,
+        )
+        .test(
+            "a_host_that_would_take_hours_says_so_at_once",
+            &[Need::Host("a KVM that emulates", linux::is_slow)],
+            linux::slow_host,
+        )
         .test("probe_agrees_with_what_the_tests_find", &kvm, probe::agrees)
         .test("probe_without_kvm_says_so", &[], probe::without_kvm)
         .test("help_and_version_are_no_errors", &[], output::help)

@@ -2,8 +2,10 @@
 //! The rows of the conformance list, part E, that are about the state machine: a device, its INTx and a guest together.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use interrupt_core::registry::{EventId, Path, Registration, Registry};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use vfio_intx::irq_set::{IrqSet, MSI};
@@ -27,7 +29,7 @@ pub fn all<R: Rig + 'static, G: Guest + 'static>(
     count: u32,
 ) -> Suite {
     type Row = Box<dyn FnOnce() + Send>;
-    let rows: [(&str, Row); 12] = [
+    let rows: [(&str, Row); 14] = [
         (
             "row_88_trigger_before_unmask",
             Box::new(move || row_88_trigger_before_unmask(new)),
@@ -63,6 +65,14 @@ pub fn all<R: Rig + 'static, G: Guest + 'static>(
         (
             "save_and_restore_at_any_moment",
             Box::new(move || save_and_restore_at_any_moment(new)),
+        ),
+        (
+            "row_99_registry_changes_path_at_any_moment",
+            Box::new(move || registry_changes_path_at_any_moment(new)),
+        ),
+        (
+            "row_127_either_side_leaves_at_any_moment",
+            Box::new(move || either_side_leaves_at_any_moment(new)),
         ),
     ];
     rows.into_iter().fold(suite, |suite, (row, body)| {
@@ -291,6 +301,116 @@ pub fn row_99_path_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
                 assert_eq!(world.served, served + moment.owed(), "{what}");
                 assert!(world.spurious <= moment.may_have_been_sent(&world.guest), "{what}");
                 world.works(2);
+            }
+        }
+    }
+}
+
+const ID: EventId = EventId(1);
+
+/// A world whose device and line A are in a registry, enabled, on `path`. The line can do what leads to `best`.
+#[track_caller]
+fn registered<R: Rig, G: Guest>(
+    new: impl Fn() -> (R, G),
+    best: State,
+    path: Path,
+) -> (World<R, G>, Registry, Registration, Registration) {
+    let (rig, guest) = new();
+    let world = World::new(rig, guest);
+    let registry = Registry::default();
+    let device = registry.add_producer(ID, world.intx.clone()).unwrap();
+    let line = registry.add_consumer(ID, Arc::new(world.guest.line(A, best))).unwrap();
+    assert_eq!(registry.restrict(ID, Some(path)).unwrap(), Some(path));
+    assert_eq!(world.intx.enable().unwrap(), State::from(path));
+    (world, registry, device, line)
+}
+
+/// 99, by a registry: as above, and exact. What is under way on the line stays under way; the guest's handler runs once for it, and
+/// never for nothing.
+pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &best in states(&new) {
+        let direct = match best {
+            State::KernelLoop => Path::KernelLoop,
+            State::SplitKick => Path::SplitKick,
+            _ => continue,
+        };
+        for from in [direct, Path::Relay] {
+            // Once, and there and back, and there again.
+            for changes in 1..4 {
+                for moment in MOMENTS {
+                    let (mut world, registry, _device, _line) = registered(&new, best, from);
+                    moment.bring_about(&mut world);
+                    let mut to = from;
+                    for _ in 0..changes {
+                        to = if to == Path::Relay { direct } else { Path::Relay };
+                        assert_eq!(registry.restrict(ID, Some(to)).unwrap(), Some(to));
+                    }
+                    let what = format!("{best}: {changes} changes from {from}, {moment:?}: {:?}", registry);
+                    let served = world.served;
+                    if moment == Moment::InService {
+                        world.serve();
+                    }
+                    if moment.in_service() {
+                        world.settle();
+                        world.guest.eoi(A);
+                    }
+                    world.serve_all();
+                    // In service it has been served by now.
+                    assert_eq!(world.served, served + moment.owed(), "{what}");
+                    assert_eq!(world.spurious, 0, "{what}");
+                    world.works(2);
+                    assert_eq!(world.intx.status().state, State::from(to), "{what}");
+                    assert_eq!(world.intx.status().fallbacks, 0, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// 127: either side leaves at any moment, and comes back: the line is low meanwhile, and what the device asserts is delivered.
+pub fn either_side_leaves_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
+    for &best in states(&new) {
+        let path = match best {
+            State::KernelLoop => Path::KernelLoop,
+            State::SplitKick => Path::SplitKick,
+            _ => Path::Relay,
+        };
+        for leaving in [true, false] {
+            for moment in MOMENTS {
+                let (mut world, registry, device, line) = registered(&new, best, path);
+                moment.bring_about(&mut world);
+                let (goes, mut stays) = if leaving { (device, line) } else { (line, device) };
+                drop(goes);
+                let what = format!("{best}, {moment:?}, the device leaves: {leaving}");
+                assert_eq!(world.intx.status().state, State::Disabled, "{what}");
+                assert!(!world.guest.is_high(A), "{what}: the line is low at once");
+                moment.take_what_was_sent(&mut world);
+                if moment.in_service() {
+                    world.guest.eoi(A);
+                }
+                world.rig.raise(2);
+                world.rests();
+                let served = world.served;
+                let _back = if leaving {
+                    registry.add_producer(ID, world.intx.clone()).unwrap()
+                } else {
+                    let line = Arc::new(world.guest.line(A, best));
+                    registry.add_consumer(ID, line).unwrap()
+                };
+                world.until(&what, |world| {
+                    world.guest_step();
+                    world.rig.status() == 0
+                });
+                assert_eq!((world.served, world.spurious), (served + 1, 0), "{what}");
+                world.works(2);
+                // And now both, in the middle of an interrupt.
+                moment.bring_about(&mut world);
+                drop(_back);
+                drop(std::mem::replace(
+                    &mut stays,
+                    registry.add_producer(EventId(2), world.intx.clone()).unwrap(),
+                ));
+                assert!(!world.guest.is_high(A), "{what}: low when both have left");
             }
         }
     }

@@ -2,6 +2,7 @@
 //! A machine: a device, its INTx, the relay, two lines of a guest, and what the kernel does in between, all of which one
 //! thread moves on, one step at a time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfio_intx::{Intx, Relay, State};
@@ -11,7 +12,7 @@ use super::{PATIENCE, Rig};
 
 // Fields go in this order: INTx before the device and the guest that it is wired to.
 pub struct World<R, G = SoftGuest> {
-    pub intx: Intx,
+    pub intx: Arc<Intx>,
     /// Run by [`World::pump`].
     pub relay: Option<Relay>,
     pub rig: R,
@@ -40,7 +41,7 @@ impl<R: Rig, G: Guest> World<R, G> {
         Self {
             rig,
             guest,
-            intx,
+            intx: Arc::new(intx),
             relay: Some(relay),
             served: 0,
             spurious: 0,

@@ -1,43 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's end: the line that a device's INTx is routed to, and who can carry an EOI of it back.
+//! The guest's end of a forwarder: the line that a device's interrupt goes to, and who can carry an EOI of it back.
 
 use std::fmt;
 use std::sync::Arc;
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Subject};
+use crate::{EoiNotifier, Gsi, LevelSource, Subject};
 
-use crate::state::Direct;
-
-/// Where a device's INTx goes: its contribution to one line, and the notifier of that line's EOIs.
+/// Where a device's interrupt goes: its contribution to one line, and the notifier of that line's EOIs.
 ///
-/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](interrupt_core::LoweredBy::Eoi), as a resample irqfd is). With
-/// one that only the device lowers, the line is still high when the controller looks again at the EOI, before anybody was
-/// told, and the guest's handler runs once more than on hardware.
+/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](crate::LoweredBy::Eoi), as a resample irqfd is). With one that only
+/// the device lowers, the line is still high when the controller looks again at the EOI, before anybody was told, and the
+/// guest's handler runs once more than on hardware.
 ///
 /// A kernel loop and a split kick are wired the same way: the device signals the source's trigger eventfd, and the notifier
 /// signals the device's unmask eventfd. They differ in who the notifier is, and what it is asked for. Whoever puts a machine
-/// together knows that, and says it by the constructor.
+/// together knows that, and says it by the constructor. Which path is then taken is for
+/// [`registry::decide`](crate::registry::decide).
 ///
-/// With KVM's in-kernel irqchip (`interrupts` is a `kvm_irqfd::KvmInterrupts`, of the crate beside this one):
-///
-/// ```no_run
-/// use std::sync::Arc;
-/// use interrupt_core::Gsi;
-/// use vfio_intx::GuestLine;
-///
-/// # fn line(interrupts: kvm_irqfd::KvmInterrupts) -> Result<GuestLine, kvm_irqfd::Error> {
-/// let source = interrupts.resample_source(Gsi(11), "0000:00:02.0")?;
-/// let line = GuestLine::kernel(Arc::new(source), Arc::new(interrupts));
-/// # Ok(line)
-/// # }
-/// ```
+/// With KVM's in-kernel irqchip, `source` is a `kvm_irqfd::ResampleSource` and `notifier` the `kvm_irqfd::KvmInterrupts`; on a
+/// split irqchip, a `kvm_irqfd::SplitSource` and the userspace IOAPIC.
 #[derive(Clone)]
 pub struct GuestLine {
     source: Arc<dyn LevelSource>,
     notifier: Arc<dyn EoiNotifier>,
     /// What to ask the notifier for.
     subject: Subject,
-    direct: Result<Direct, Arc<str>>,
+    end: LineEnd,
+}
+
+/// Where a line ends, and with it who could carry its interrupts and EOIs past this process's event loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LineEnd {
+    /// At an irqchip in the kernel, which signals eventfds at the EOI.
+    Kernel,
+    /// At an irqchip in this process that interrupts reach by irqfd, and that signals eventfds at the EOI: the IOAPIC of a split
+    /// irqchip, with the LAPICs in the kernel.
+    Split,
+    /// At this process, for the stated reason: every interrupt and every EOI is carried.
+    User(Arc<str>),
+}
+
+impl fmt::Display for LineEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel => f.write_str("irqchip in the kernel"),
+            Self::Split => f.write_str("irqchip in this process, reached by irqfd"),
+            Self::User(reason) => write!(f, "in this process: {reason}"),
+        }
+    }
 }
 
 impl GuestLine {
@@ -48,7 +58,7 @@ impl GuestLine {
             subject: source.key().into(),
             source,
             notifier,
-            direct: Ok(Direct::KernelLoop),
+            end: LineEnd::Kernel,
         }
     }
 
@@ -59,7 +69,7 @@ impl GuestLine {
             subject: source.gsi().into(),
             source,
             notifier: ioapic,
-            direct: Ok(Direct::SplitKick),
+            end: LineEnd::Split,
         }
     }
 
@@ -70,7 +80,7 @@ impl GuestLine {
             subject: source.key().into(),
             source,
             notifier,
-            direct: Err(reason.into()),
+            end: LineEnd::User(reason.into()),
         }
     }
 
@@ -85,7 +95,7 @@ impl GuestLine {
     }
 
     /// What the notifier is asked for.
-    pub(crate) fn subject(&self) -> Subject {
+    pub fn subject(&self) -> Subject {
         self.subject
     }
 
@@ -94,19 +104,19 @@ impl GuestLine {
         self.source.gsi()
     }
 
-    /// The path that bypasses this process, or why there is none.
-    pub(crate) fn direct(&self) -> Result<Direct, Arc<str>> {
-        self.direct.clone()
+    /// Where it ends.
+    pub fn end(&self) -> &LineEnd {
+        &self.end
     }
 
     /// Whether a subscription made for `other` is one for this line too.
-    pub(crate) fn shares_subscription(&self, other: &Self) -> bool {
+    pub fn shares_subscription(&self, other: &Self) -> bool {
         self.subject == other.subject && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
     }
 
     /// Whether nothing at all changes when this line takes the place of `other`.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        self.source.key() == other.source.key() && self.shares_subscription(other) && self.direct == other.direct
+    pub fn is(&self, other: &Self) -> bool {
+        self.source.key() == other.source.key() && self.shares_subscription(other) && self.end == other.end
     }
 }
 
@@ -118,10 +128,6 @@ impl fmt::Display for GuestLine {
 
 impl fmt::Debug for GuestLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}: ")?;
-        match &self.direct {
-            Ok(direct) => write!(f, "{direct} possible"),
-            Err(reason) => write!(f, "relay only: {reason}"),
-        }
+        write!(f, "{self}: {}", self.end)
     }
 }

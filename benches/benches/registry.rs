@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the registry costs: registering, changing the path, and nothing in between.
+//!
+//! * `register a pair`: a producer and a consumer, connected and taken apart again, beside so many other pairs. It is to be the same beside 1
+//!   and beside 4096.
+//! * `change of path`: one [`Registry::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and back, against what
+//!   taking a resample irqfd away and putting it back costs in the same run. The limit is 200 us at the 99th percentile.
+//! * `round trip`: one relayed interrupt from the device's level to its unmask, with and without a registry, in turn in one run. The limit is
+//!   2 %.
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, criterion_group};
+use interrupt_core::double::{Journal, RecordingConsumer, RecordingPin, RecordingProducer};
+use interrupt_core::registry::{EventId, Path, Registry};
+use interrupt_core::{Gsi, GuestLine, LevelSource, Line, LoweredBy};
+use kvm_irqfd::{Irqchip, KvmInterrupts};
+use vfio_intx::{Intx, ModelIntx, Relay};
+
+const SIZES: [u64; 4] = [1, 16, 256, 4096];
+
+fn register(c: &mut Criterion) {
+    let mut group = c.benchmark_group("register a pair");
+    for others in SIZES {
+        let registry = Registry::default();
+        let pair = |n: u64, journal: &Journal| {
+            let producer = Arc::new(RecordingProducer::with_journal("device", journal.clone()));
+            (
+                producer,
+                Arc::new(RecordingConsumer::with_journal(n as u32, journal.clone())),
+            )
+        };
+        let there: Vec<_> = (0..others)
+            .map(|n| {
+                let (producer, consumer) = pair(n, &Journal::default());
+                let producer = registry.add_producer(EventId(n), producer).unwrap();
+                (producer, registry.add_consumer(EventId(n), consumer).unwrap())
+            })
+            .collect();
+        let journal = Journal::default();
+        let (producer, consumer) = pair(others, &journal);
+        group.bench_function(BenchmarkId::from_parameter(others), |b| {
+            b.iter(|| {
+                let device = registry.add_producer(EventId(others), producer.clone()).unwrap();
+                let line = registry.add_consumer(EventId(others), consumer.clone()).unwrap();
+                drop((device, line));
+                journal.take();
+            });
+        });
+        drop(there);
+    }
+    group.finish();
+}
+
+/// A device that needs no hardware, on a line that is relayed. What a thread would do is done in turn.
+struct Relayed {
+    device: Arc<ModelIntx>,
+    line: Arc<Line<RecordingPin>>,
+    relay: Relay,
+    _intx: Arc<Intx>,
+    _registered: Option<(Registry, [interrupt_core::registry::Registration; 2])>,
+}
+
+impl Relayed {
+    fn new(registry: bool) -> Self {
+        let device = Arc::new(ModelIntx::new("model"));
+        let (intx, mut relay) = Intx::new(device.clone()).unwrap();
+        let intx = Arc::new(intx);
+        let line = Line::new(Gsi(11), RecordingPin::default());
+        let source: Arc<dyn LevelSource> = Arc::new(line.source("model", LoweredBy::Eoi));
+        let guest = GuestLine::relay(source, line.clone(), "the bench");
+        let registered = if registry {
+            let registry = Registry::default();
+            let device = registry.add_producer(EventId(1), intx.clone()).unwrap();
+            let line = registry.add_consumer(EventId(1), Arc::new(guest)).unwrap();
+            Some((registry, [device, line]))
+        } else {
+            intx.set_line(Some(guest)).unwrap();
+            None
+        };
+        intx.enable().unwrap();
+        relay.wait(Some(Duration::ZERO)).unwrap();
+        Self {
+            device,
+            line,
+            relay,
+            _intx: intx,
+            _registered: registered,
+        }
+    }
+
+    fn round(&mut self) {
+        self.device.raise(1);
+        self.relay.wait(None).unwrap();
+        self.device.acknowledge(1);
+        self.line.eoi().unwrap();
+        self.relay.wait(None).unwrap();
+        assert!(!self.device.is_masked());
+    }
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100].as_nanos() as f64 / 1000.0
+}
+
+/// Medians of turns, each with both, so that what disturbs one disturbs the other.
+fn round_trips() {
+    const TURNS: usize = 400;
+    const ROUNDS: u32 = 200;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    // The doubles remember every level that they took, so that none lives long.
+    for turn in 0..TURNS {
+        let mut worlds = [(Relayed::new(false), &mut without), (Relayed::new(true), &mut with)];
+        if turn % 2 == 1 {
+            worlds.reverse();
+        }
+        for (world, times) in &mut worlds {
+            (0..20).for_each(|_| world.round());
+            let start = Instant::now();
+            (0..ROUNDS).for_each(|_| world.round());
+            times.push(start.elapsed() / ROUNDS);
+        }
+    }
+    let (without, with) = (percentile(&mut without, 50), percentile(&mut with, 50));
+    println!(
+        "round trip: p50 {without:.3} us without a registry, {with:.3} us with, ratio {:.4}",
+        with / without
+    );
+}
+
+fn changes_of_path() {
+    const CHANGES: usize = 2_000;
+    const ID: EventId = EventId(1);
+    let vm = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        Ok(vm) => Arc::new(vm),
+        Err(error) => return println!("left out: change of path: {error}"),
+    };
+    if let Err(error) = vm.create_irq_chip() {
+        return println!("left out: change of path: {error}");
+    }
+    let interrupts = KvmInterrupts::new(vm).unwrap();
+    assert_eq!(interrupts.irqchip(), Irqchip::Full);
+    let source = Arc::new(interrupts.resample_source(Gsi(11), "bench").unwrap());
+    let device = Arc::new(ModelIntx::new("model"));
+    let (intx, _relay) = Intx::new(device).unwrap();
+    let intx = Arc::new(intx);
+    let registry = Registry::default();
+    let _device = registry.add_producer(ID, intx.clone()).unwrap();
+    let line = GuestLine::kernel(source.clone(), Arc::new(interrupts.clone()));
+    let _line = registry.add_consumer(ID, Arc::new(line)).unwrap();
+    intx.enable().unwrap();
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..CHANGES {
+        for (path, times) in [Path::Relay, Path::KernelLoop].into_iter().zip(&mut times) {
+            let start = Instant::now();
+            let came = registry.restrict(ID, Some(path)).unwrap();
+            times.push(start.elapsed());
+            assert_eq!(came, Some(path));
+        }
+        let start = Instant::now();
+        source.withdraw().unwrap();
+        times[2].push(start.elapsed());
+    }
+    for (what, times) in ["to relay", "to kernel loop", "resample irqfd off and on"]
+        .into_iter()
+        .zip(&mut times)
+    {
+        println!(
+            "change of path, {what}: p50 {:.1} us, p99 {:.1} us, max {:.1} us of {CHANGES}",
+            percentile(times, 50),
+            percentile(times, 99),
+            percentile(times, 100)
+        );
+    }
+}
+
+criterion_group!(benches, register);
+
+fn main() {
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+    round_trips();
+    changes_of_path();
+}

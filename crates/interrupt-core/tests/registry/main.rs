@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The registry, between doubles of its two sides.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod decisions;
+mod explicit;
+mod pairs;
+mod random;
+
+use std::sync::Arc;
+
+use interrupt_core::double::{Journal, RecordingConsumer, RecordingProducer};
+use interrupt_core::registry::{EventId, Registration, Registry};
+
+const ID: EventId = EventId(7);
+
+/// A registry and one of each side, which write into one journal. Neither is registered yet.
+struct World {
+    registry: Registry,
+    producer: Arc<RecordingProducer>,
+    consumer: Arc<RecordingConsumer>,
+    journal: Journal,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Registry::default())
+    }
+
+    fn with(registry: Registry) -> Self {
+        let journal = Journal::default();
+        Self {
+            registry,
+            producer: Arc::new(RecordingProducer::with_journal("device", journal.clone())),
+            consumer: Arc::new(RecordingConsumer::with_journal(11, journal.clone())),
+            journal,
+        }
+    }
+
+    fn add_producer(&self) -> Registration {
+        self.registry.add_producer(ID, self.producer.clone()).unwrap()
+    }
+
+    fn add_consumer(&self) -> Registration {
+        self.registry.add_consumer(ID, self.consumer.clone()).unwrap()
+    }
+
+    fn connected() -> (Self, Registration, Registration) {
+        let world = Self::new();
+        let (producer, consumer) = (world.add_producer(), world.add_consumer());
+        world.journal.take();
+        (world, producer, consumer)
+    }
+
+    fn said(&self) -> String {
+        self.registry.explain()[0].to_string()
+    }
+}

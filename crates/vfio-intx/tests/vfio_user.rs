@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! INTx behind vfio-user: the example server in another thread, the crate's own client, and a real socket between them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../examples/vfio-user-edu/edu.rs"]
+mod edu;
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use interrupt_core::{DeviceInterrupt, Gsi, Level, Line, LoweredBy, double::RecordingPin};
+use rustix::event::{EventfdFlags, eventfd};
+use vfio_intx::irq_set::{INTX, IrqSet, flags};
+use vfio_intx::{GuestLine, Intx, ModelIntx, State, VfioUserIntx};
+use vfio_user::{DmaMapFlags, DmaUnmapFlags, Server, ServerBackend};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn socket_path() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("vfio-intx-{}-{n}.sock", std::process::id()))
+}
+
+/// A server in another thread, and what it serves.
+struct Served {
+    intx: Option<VfioUserIntx>,
+    model: Arc<ModelIntx>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn new(kind: edu::Intx) -> Self {
+        let path = socket_path();
+        let server = edu::server(&path, kind).unwrap();
+        let mut device = edu::Edu::new(kind);
+        let model = Arc::clone(device.model());
+        let thread = thread::spawn(move || drop(server.run(&mut device)));
+        let intx = VfioUserIntx::connect("edu", &path, PATIENCE).unwrap();
+        Self {
+            intx: Some(intx),
+            model,
+            thread: Some(thread),
+        }
+    }
+
+    fn take(&mut self) -> VfioUserIntx {
+        self.intx.take().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.intx.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[test]
+fn a_server_says_what_its_interrupt_can_do() {
+    let mut served = Served::new(edu::Intx::Level);
+    let info = served.take().info().unwrap();
+    assert!(
+        info.level && info.maskable && info.automasked && info.unmask_fd,
+        "{info:?}"
+    );
+    let mut served = Served::new(edu::Intx::Pulse);
+    let info = served.take().info().unwrap();
+    assert!(
+        !info.level && !info.maskable && !info.automasked && !info.unmask_fd,
+        "{info:?}"
+    );
+}
+
+#[test]
+fn a_refusal_is_an_error_where_the_client_says_ok() {
+    let mut served = Served::new(edu::Intx::Level);
+    let intx = served.take();
+    // INTx has no trigger yet.
+    let unmask = flags::ACTION_UNMASK | flags::DATA_NONE;
+    intx.client().lock().unwrap().set_irqs(INTX, unmask, 0, 1, &[]).unwrap();
+    let error = intx.unmask().unwrap_err();
+    assert_eq!(error.errno(), Some(5), "vfio_user's server sends no errno: {error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("VFIO_DEVICE_SET_IRQS(unmask) on device edu"),
+        "{error}"
+    );
+    // The connection is as good as before, for both.
+    intx.info().unwrap();
+    let trigger = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    intx.set_trigger(Some(trigger.as_fd())).unwrap();
+    intx.unmask().unwrap();
+    let mut id = [0; 4];
+    intx.client().lock().unwrap().region_read(0, 0, &mut id).unwrap();
+    assert_eq!(u32::from_le_bytes(id), 0x0100_00ed);
+}
+
+/// `Client::get_irq_info` never returns from this.
+#[test]
+fn a_device_without_interrupts_is_an_error() {
+    let path = socket_path();
+    let server = Server::new(&path, false, Vec::new(), Vec::new()).unwrap();
+    let thread = thread::spawn(move || drop(server.run(&mut edu::Edu::new(edu::Intx::Level))));
+    let intx = VfioUserIntx::connect("bare", &path, PATIENCE).unwrap();
+    let error = intx.irq_info().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(22), "{error}");
+    assert!(Intx::new(Arc::new(intx)).is_err());
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_server_that_does_not_reply_is_disconnected() {
+    let path = socket_path();
+    let server = edu::server(&path, edu::Intx::Level).unwrap();
+    let (release, held) = channel();
+    let thread = thread::spawn(move || drop(server.run(&mut Silent(held))));
+    let intx = VfioUserIntx::connect("silent", &path, Duration::from_millis(100)).unwrap();
+    intx.info().unwrap();
+    let since = Instant::now();
+    assert_eq!(intx.mask().unwrap_err().errno(), Some(110));
+    assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
+    let trigger = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    for _ in 0..2 {
+        let error = intx.set_trigger(Some(trigger.as_fd())).unwrap_err();
+        assert_eq!(error.errno(), Some(107), "{error}");
+    }
+    Sender::send(&release, ()).unwrap();
+    thread.join().unwrap();
+}
+
+/// Does not reply to SET_IRQS before it is told to.
+struct Silent(Receiver<()>);
+
+impl ServerBackend for Silent {
+    fn region_read(&mut self, _: u32, _: u64, _: &mut [u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn region_write(&mut self, _: u32, _: u64, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn dma_map(&mut self, _: DmaMapFlags, _: u64, _: u64, _: u64, _: Option<fs::File>) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn dma_unmap(&mut self, _: DmaUnmapFlags, _: u64, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn reset(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn set_irqs(&mut self, _: u32, _: u32, _: u32, _: u32, _: Vec<fs::File>) -> std::io::Result<()> {
+        self.0.recv().map_err(std::io::Error::other)
+    }
+}
+
+#[test]
+fn connections_at_the_same_time_are_told_apart() {
+    let threads: Vec<_> = (0..8)
+        .map(|n| {
+            thread::spawn(move || {
+                let kind = if n % 2 == 0 { edu::Intx::Level } else { edu::Intx::Pulse };
+                let mut served = Served::new(kind);
+                let info = served.take().info().unwrap();
+                assert_eq!(info.automasked, kind == edu::Intx::Level);
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn where_nobody_listens_there_is_no_connection() {
+    let error = VfioUserIntx::connect("nobody", &socket_path(), PATIENCE).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    let path = socket_path();
+    drop(UnixListener::bind(&path).unwrap());
+    let error = VfioUserIntx::connect("nobody", &path, PATIENCE).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    fs::remove_file(path).unwrap();
+}
+
+/// A line of this process, to which INTx is relayed, and 100 interrupts of it.
+fn round_trips(kind: edu::Intx) {
+    const ROUNDS: u64 = 100;
+    let mut served = Served::new(kind);
+    let model = Arc::clone(&served.model);
+    let (intx, mut relay) = Intx::new(Arc::new(served.take())).unwrap();
+    let line = Line::new(Gsi(11), RecordingPin::default());
+    let source = Arc::new(line.source("edu", LoweredBy::Eoi));
+    intx.set_line(Some(GuestLine::relay(source, line.clone(), "a test")))
+        .unwrap();
+    assert_eq!(intx.enable().unwrap(), State::Relay);
+    relay.wait(None).unwrap();
+    for round in 1..=ROUNDS {
+        model.raise(1);
+        let since = Instant::now();
+        while line.level() == Level::Low {
+            relay.wait(Some(PATIENCE)).unwrap();
+            assert!(since.elapsed() < PATIENCE, "round {round}: the interrupt did not come");
+        }
+        assert_eq!(model.is_masked(), kind == edu::Intx::Level);
+        model.acknowledge(1);
+        assert_eq!(line.eoi().unwrap(), Level::Low, "round {round}");
+        relay.wait(Some(PATIENCE)).unwrap();
+        assert!(!model.is_masked(), "round {round}: the EOI unmasks it");
+        assert_eq!(model.signals(), round);
+    }
+    assert_eq!((intx.status().swaps, intx.status().fallbacks), (1, 0));
+    // With its cause still there, one that masks itself signals again at the EOI, and a pulse does not.
+    model.raise(1);
+    relay.wait(Some(PATIENCE)).unwrap();
+    line.eoi().unwrap();
+    relay.wait(Some(PATIENCE)).unwrap();
+    let again = u64::from(kind == edu::Intx::Level);
+    assert_eq!(model.signals(), ROUNDS + 1 + again);
+    drop(intx);
+    // Disabled at the server, a cause signals nobody.
+    model.raise(1);
+    assert_eq!(model.signals(), ROUNDS + 1 + again);
+}
+
+#[test]
+fn an_automasked_interrupt_goes_round_and_round() {
+    round_trips(edu::Intx::Level);
+}
+
+#[test]
+fn a_pulse_goes_round_and_round() {
+    round_trips(edu::Intx::Pulse);
+}
+
+#[test]
+fn an_unmask_eventfd_unmasks_at_the_server() {
+    let mut served = Served::new(edu::Intx::Level);
+    let (intx, model) = (served.take(), Arc::clone(&served.model));
+    let (trigger, unmask) = (
+        eventfd(0, EventfdFlags::empty()).unwrap(),
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+    );
+    intx.set_trigger(Some(trigger.as_fd())).unwrap();
+    intx.set_unmask(Some(unmask.as_fd())).unwrap();
+    model.raise(1);
+    for _ in 0..10 {
+        rustix::io::read(&trigger, &mut [0; 8]).unwrap();
+        assert!(model.is_masked());
+        // Its cause lasts: it signals again, without a request.
+        rustix::io::write(&unmask, &1u64.to_ne_bytes()).unwrap();
+    }
+    rustix::io::read(&trigger, &mut [0; 8]).unwrap();
+    assert_eq!(model.signals(), 11);
+    // A second one is refused; without a descriptor it is taken away, and another one can be set.
+    intx.set_unmask(Some(unmask.as_fd())).unwrap_err();
+    intx.set_unmask(None).unwrap();
+    intx.set_unmask(Some(unmask.as_fd())).unwrap();
+    intx.set_irqs(&IrqSet::disable()).unwrap();
+}

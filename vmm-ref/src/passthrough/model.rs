@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device that needs no hardware: `vfio-intx`'s model, with a thread for what the host's kernel does of its own accord.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use interrupt_core::{Delivery, DeviceInterrupt, Gsi, InterruptInfo, LevelSource, Lowered, SourceKey};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use vfio_intx::ModelIntx;
+
+use crate::error::{Error, Result};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is under the locks of this module is whole at every point.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn new_eventfd() -> Result<OwnedFd> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| Error::System {
+        step: "eventfd",
+        source: errno.into(),
+    })
+}
+
+fn signal(fd: &OwnedFd) -> io::Result<()> {
+    match rustix::io::write(fd, &1u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Takes the count, and says whether there was one.
+fn take(fd: &OwnedFd) -> bool {
+    rustix::io::read(fd, &mut [0; 8]).is_ok()
+}
+
+/// A model device, and the thread that plays the kernel for it. Dropping it ends the thread.
+pub struct Model {
+    host: Arc<Host>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread looks after.
+struct Host {
+    device: ModelIntx,
+    /// The unmask eventfd, which the kernel would have a wait-queue entry on.
+    unmask: Mutex<Option<OwnedFd>>,
+    /// The source whose trigger the kernel would have as an irqfd.
+    irqfd: Option<Arc<PinIrqfd>>,
+    /// Tells the thread to look again at what it looks after.
+    changed: OwnedFd,
+    ended: AtomicBool,
+}
+
+impl Model {
+    /// A device that asserts nothing. A pin in this process gets its `irqfd` from the thread too.
+    ///
+    /// # Errors
+    /// [`Error::System`] when there is no eventfd or no thread to be had.
+    pub fn start(irqfd: Option<Arc<PinIrqfd>>) -> Result<Self> {
+        let host = Arc::new(Host {
+            device: ModelIntx::new("model"),
+            unmask: Mutex::new(None),
+            irqfd,
+            changed: new_eventfd()?,
+            ended: AtomicBool::new(false),
+        });
+        let looked_after = Arc::clone(&host);
+        let thread = thread::Builder::new()
+            .name("host".to_owned())
+            .spawn(move || looked_after.run())
+            .map_err(|source| Error::System {
+                step: "starting the model's host",
+                source,
+            })?;
+        Ok(Self {
+            host,
+            thread: Some(thread),
+        })
+    }
+
+    /// Its interrupt.
+    pub fn interrupt(&self) -> Arc<dyn DeviceInterrupt> {
+        Arc::new(ModelInterrupt(Arc::clone(&self.host)))
+    }
+
+    /// Its interrupt pin, which it asserts when it is told to.
+    pub fn pin(&self, gsi: Gsi) -> ModelPin {
+        ModelPin {
+            key: SourceKey::new(gsi),
+            host: Arc::clone(&self.host),
+        }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.host.ended.store(true, Ordering::Release);
+        // If the eventfd of our own cannot be written the thread is left behind; there is nobody to tell.
+        if signal(&self.host.changed).is_ok() {
+            // A panic has said so itself.
+            drop(self.thread.take().map(JoinHandle::join));
+        }
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.host.device.fmt(f)
+    }
+}
+
+impl Host {
+    fn run(&self) {
+        loop {
+            let unmask = lock(&self.unmask).as_ref().and_then(|fd| fd.try_clone().ok());
+            if self.ended.load(Ordering::Acquire) || self.wait_until_changed(unmask.as_ref()).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Does what the kernel would, until what is looked after has changed.
+    fn wait_until_changed(&self, unmask: Option<&OwnedFd>) -> rustix::io::Result<()> {
+        const CHANGED: usize = 0;
+        let irqfd = self.irqfd.as_ref().map(|irqfd| &irqfd.trigger);
+        let mut fds: Vec<_> = [Some(&self.changed), unmask, irqfd]
+            .into_iter()
+            .flatten()
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        loop {
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            // The state decides; one that was not signalled is not disturbed by a look.
+            self.device.poll_unmask();
+            if let Some(irqfd) = &self.irqfd {
+                irqfd.inject();
+            }
+            if !fds[CHANGED].revents().is_empty() {
+                take(&self.changed);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The model's interrupt, as a forwarder has it.
+struct ModelInterrupt(Arc<Host>);
+
+impl DeviceInterrupt for ModelInterrupt {
+    fn label(&self) -> &str {
+        self.0.device.label()
+    }
+
+    fn info(&self) -> interrupt_core::Result<InterruptInfo> {
+        self.0.device.info()
+    }
+
+    fn set_trigger(&self, fd: Option<BorrowedFd<'_>>) -> interrupt_core::Result<()> {
+        self.0.device.set_trigger(fd)
+    }
+
+    fn set_unmask(&self, fd: Option<BorrowedFd<'_>>) -> interrupt_core::Result<()> {
+        let refused = |source| interrupt_core::Error::Device {
+            operation: "set unmask eventfd",
+            device: self.label().to_owned(),
+            source,
+        };
+        let kept = fd.map(|fd| fd.try_clone_to_owned()).transpose().map_err(refused)?;
+        self.0.device.set_unmask(fd)?;
+        *lock(&self.0.unmask) = kept;
+        signal(&self.0.changed).map_err(refused)
+    }
+
+    fn mask(&self) -> interrupt_core::Result<()> {
+        self.0.device.mask()
+    }
+
+    fn unmask(&self) -> interrupt_core::Result<()> {
+        self.0.device.unmask()
+    }
+}
+
+impl fmt::Debug for ModelInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.device.fmt(f)
+    }
+}
+
+/// The model's own interrupt pin. Where that leads is for the forwarder.
+pub struct ModelPin {
+    key: SourceKey,
+    host: Arc<Host>,
+}
+
+impl LevelSource for ModelPin {
+    fn key(&self) -> SourceKey {
+        self.key
+    }
+
+    fn label(&self) -> &str {
+        self.host.device.label()
+    }
+
+    fn assert(&self) -> interrupt_core::Result<Delivery> {
+        self.host.device.raise(1);
+        Ok(Delivery::Unknown)
+    }
+
+    /// The guest's handler has acknowledged.
+    fn deassert(&self) -> interrupt_core::Result<Lowered> {
+        self.withdraw().map(|()| Lowered::Now)
+    }
+
+    fn withdraw(&self) -> interrupt_core::Result<()> {
+        self.host.device.acknowledge(u32::MAX);
+        Ok(())
+    }
+
+    fn trigger(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl fmt::Debug for ModelPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pin of {:?}", self.host.device)
+    }
+}
+
+/// A pin of a controller in this process with a trigger eventfd, as KVM's irqfds have one: the model's host asserts the pin when it is
+/// signalled.
+#[derive(Debug)]
+pub struct PinIrqfd {
+    pin: Arc<dyn LevelSource>,
+    trigger: OwnedFd,
+    /// Between taking a count and asserting the pin for it nobody may withdraw.
+    injecting: Mutex<()>,
+}
+
+impl PinIrqfd {
+    /// A trigger for `pin`.
+    ///
+    /// # Errors
+    /// [`Error::System`] when there is no eventfd to be had.
+    pub fn new(pin: Arc<dyn LevelSource>) -> Result<Self> {
+        Ok(Self {
+            pin,
+            trigger: new_eventfd()?,
+            injecting: Mutex::default(),
+        })
+    }
+
+    fn inject(&self) {
+        let _injecting = lock(&self.injecting);
+        if take(&self.trigger) {
+            // KVM has nobody to tell of an irqfd that could not be injected either.
+            let _ = self.pin.assert();
+        }
+    }
+}
+
+impl LevelSource for PinIrqfd {
+    fn key(&self) -> SourceKey {
+        self.pin.key()
+    }
+
+    fn label(&self) -> &str {
+        self.pin.label()
+    }
+
+    fn assert(&self) -> interrupt_core::Result<Delivery> {
+        signal(&self.trigger).map_err(|source| interrupt_core::Error::Os {
+            operation: "write(trigger)",
+            gsi: self.gsi(),
+            source,
+        })?;
+        Ok(Delivery::Unknown)
+    }
+
+    fn deassert(&self) -> interrupt_core::Result<Lowered> {
+        Ok(Lowered::AtEoi)
+    }
+
+    fn withdraw(&self) -> interrupt_core::Result<()> {
+        let _injecting = lock(&self.injecting);
+        take(&self.trigger);
+        self.pin.withdraw()
+    }
+
+    fn trigger(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.trigger.as_fd())
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where a vfio-user server listens.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::str::FromStr;
+
+/// The longest path that the address of a Unix socket has room for, with the zero byte behind it (unix(7)).
+const MOST: usize = 107;
+
+/// The path of a Unix socket. It is never longer than such an address has room for, and so is as easily copied as a PCI address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SocketPath {
+    bytes: [u8; MOST],
+    length: usize,
+}
+
+impl SocketPath {
+    /// The path.
+    pub fn path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.bytes[..self.length]))
+    }
+}
+
+impl FromStr for SocketPath {
+    type Err = String;
+
+    /// # Errors
+    /// One line that says what is wrong with the path.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let length = text.len();
+        if length == 0 {
+            return Err(
+                "vfio-user: and no path; use the path of the server's socket, as vfio-user:/run/edu.sock".to_owned(),
+            );
+        }
+        if length > MOST {
+            return Err(format!(
+                "a Unix socket's path has at most {MOST} bytes, and this has {length}"
+            ));
+        }
+        let mut bytes = [0; MOST];
+        bytes[..length].copy_from_slice(text.as_bytes());
+        Ok(Self { bytes, length })
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path().display().fmt(f)
+    }
+}
+
+impl fmt::Debug for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_read_as_it_is_written() {
+        for text in ["/run/edu.sock".to_owned(), "e".repeat(MOST)] {
+            assert_eq!(text.parse::<SocketPath>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_no_socket_can_have_is_refused_in_one_line() {
+        assert!(
+            "".parse::<SocketPath>()
+                .unwrap_err()
+                .contains("vfio-user:/run/edu.sock")
+        );
+        let error = "e".repeat(MOST + 1).parse::<SocketPath>().unwrap_err();
+        assert!(error.contains("107") && error.contains("108"), "{error}");
+    }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask adoption`: what somebody relies on who takes one crate of these.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cargo::Workspace;
+use crate::tally::Tally;
+use crate::{consumers, dependencies, features, platforms};
+
+/// Runs all of it and prints the summary.
+pub fn run() -> Result<ExitCode> {
+    let tally = check(&Workspace::load()?)?;
+    print!("\n{tally}");
+    Ok(tally.exit_code())
+}
+
+/// Runs all of it: dependencies, features, the oldest compiler and aarch64, and the consumers.
+pub fn check(workspace: &Workspace) -> Result<Tally> {
+    let mut tally = dependencies::run(workspace)?;
+    tally.add(features::run(workspace));
+    tally.add(platforms::run(workspace)?);
+    tally.add(consumers::run(workspace)?);
+    Ok(tally)
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Builds each published crate without features, with each of them alone, and with all of them. Cargo unites the features of
+//! whatever it builds together, so that a workspace's own build hides a feature that forgot to ask for another.
+
+use crate::cargo::{Workspace, cargo};
+use crate::tally::Tally;
+
+/// Checks every combination, without a warning.
+pub fn run(workspace: &Workspace) -> Tally {
+    println!("\n     Each feature alone, and all together");
+    let mut tally = Tally::default();
+    for (package, features) in workspace.published() {
+        let alone = features
+            .iter()
+            .map(|feature| (format!("{package} with {feature}"), Some(feature)));
+        for (name, feature) in std::iter::once((format!("{package} without features"), None)).chain(alone) {
+            let mut options = vec!["--no-default-features"];
+            options.extend(feature.into_iter().flat_map(|feature| ["--features", feature]));
+            tally.one("features", &name, check(workspace, package, &options));
+        }
+        if features.len() > 1 {
+            let name = format!("{package} with all features");
+            tally.one("features", &name, check(workspace, package, &["--all-features"]));
+        }
+    }
+    tally
+}
+
+fn check(workspace: &Workspace, package: &str, options: &[&str]) -> Result<(), String> {
+    let status = cargo()
+        .args(["check", "--quiet", "--locked", "--package", package])
+        .args(options)
+        .env("RUSTFLAGS", "-Dwarnings")
+        .env("CARGO_TARGET_DIR", workspace.target().join("features"))
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err("it does not build".to_owned()),
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
+}
