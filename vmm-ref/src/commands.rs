@@ -92,11 +92,11 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
 
     let options = Options {
         composition,
-        count: arguments.count,
+        count: arguments.count(),
         guest_eoi: !arguments.no_guest_eoi,
         swap_every: arguments.swap_every,
     };
-    let bar = progress::bar(arguments.count);
+    let bar = progress::bar(options.count);
     let summary = run(kvm.as_ref(), &options, &interrupted, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     let summary = summary?;

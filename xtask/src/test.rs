@@ -22,8 +22,8 @@ use crate::{adoption, program};
 /// Then come what adopters rely on: each published crate's dependencies and features, the oldest compiler and aarch64, and
 /// the packages of `consumers/`.
 ///
-/// Last, the tests that need KVM or VFIO run once more in the lab, an emulated PC that has both. Where there can be no lab
-/// that is one skip; with CI=true in the environment it is a failure.
+/// Last, the tests that need KVM or VFIO are built with --release and run in the lab, an emulated PC that has both. Where
+/// there can be no lab that is one skip; with CI=true in the environment it is a failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
