@@ -19,7 +19,7 @@ use crate::{adoption, program};
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
 /// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
 ///
-/// Then come what adopters rely on: each published crate's dependencies and features, the oldest compiler and aarch64, and
+/// Then come what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
 /// the packages of `consumers/`.
 ///
 /// Last, the tests that need KVM or VFIO are built with --release and run in the lab, an emulated PC that has both. Where
