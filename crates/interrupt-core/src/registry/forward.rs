@@ -123,10 +123,12 @@ impl Registry {
     /// As [`forward`](Self::forward), but for EAGAIN. All of them have been tried.
     pub fn unforward(&self, request: &ForwardIrq<'_>) -> Result<()> {
         let ordered = self.ordered(request)?;
-        ordered.iter().fold(Ok(()), |outcome, order| {
+        let mut outcome = Ok(());
+        for order in &ordered {
             let relayed = self.want(order.id, &mut lock(&order.pair), Wanted::Only(Path::Relay));
-            outcome.and(relayed)
-        })
+            outcome = outcome.and(relayed);
+        }
+        outcome
     }
 
     /// The pairs that a request is about.
