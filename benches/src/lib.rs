@@ -3,7 +3,7 @@
 //! its [floor], the same written out in bare ioctls and eventfds, in the same process and in turns; before each its negative
 //! control; and with each what else it costs: [system calls, context switches and allocations](counters).
 //!
-//! The program of this package makes a [page](page) of it. The files of `benches/` are criterion's.
+//! The program of this package makes a [page] of it. The files of `benches/` are criterion's.
 
 pub mod compare;
 pub mod counters;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::composition::{Composition, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::guest::Controller;
+use crate::linux::LinuxArgs;
 use crate::machine::DEV_KVM;
 
 /// The most round trips of one run: the guest counts in 32 bits.
@@ -61,7 +62,17 @@ Examples:
   vmm-ref run --json | jq .latency_us.p50
                                    for programs
   vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
-                                   what a store costs";
+                                   what a store costs
+  vmm-ref run --kernel vmlinuz --initrd initrd --disk disk.img
+                                   a Linux guest, with its console on this terminal
+  vmm-ref run --kernel vmlinuz --disk disk.img,ro --cmdline 'console=ttyS0 root=/dev/vda ro'
+                                   its root on the disk, which it may not write
+  vmm-ref run --kernel vmlinuz --irqchip split --memory 512M --cpus 2
+                                   it programs the IOAPIC of this process
+  vmm-ref run --kernel vmlinuz --disk a.img --disk b.img --share-irq
+                                   all its virtio devices on one line
+
+Exit status with --kernel: what the guest writes to I/O port 0xf4, if it does; else 0 after a power-off, and 1 after a reset.";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -168,6 +179,10 @@ pub struct RunArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+
+    /// A Linux guest instead of the embedded one.
+    #[command(flatten)]
+    pub linux: LinuxArgs,
 }
 
 /// Options of `explain`. They mean what they mean for `run`.
@@ -267,6 +282,7 @@ impl Default for RunArgs {
             doorbell: None,
             no_guest_eoi: false,
             json: false,
+            linux: LinuxArgs::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! What the program's commands do with what the library has.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +12,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
-use crate::composition::{Composition, DeviceKind, Forward, Impossible, Irqchip, MachineKind};
+use crate::composition::{Composition, DeviceKind, Doorbell, Forward, Impossible, Irqchip, MachineKind};
 use crate::error::Error;
 use crate::explain::explain;
 use crate::guest::Controller;
 use crate::host::Host;
+use crate::linux;
 use crate::machine::open_kvm;
 use crate::observe::{EndedBy, ended_by};
 use crate::passthrough;
@@ -42,6 +44,9 @@ pub enum Failure {
 /// # Errors
 /// [`Failure`].
 pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
+    if let Some(kernel) = &arguments.linux.kernel {
+        return linux_command(kvm_device, kernel, arguments, out);
+    }
     check(arguments)?;
     let forward = arguments.forward();
     if arguments.swap_every.is_some() && forward != Forward::Auto {
@@ -173,6 +178,49 @@ pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut imp
     }
     out.flush()?;
     Ok(0)
+}
+
+/// `vmm-ref run --kernel`. Returns the exit status: the guest's own where it gave one.
+fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
+    if arguments.machine == Some(MachineKind::Soft) {
+        return Err(Error::from(linux::Error::SoftMachine).into());
+    }
+    let (given, irqchip) = (&arguments.linux, arguments.irqchip(MachineKind::Kvm));
+    let prepared = linux::prepare(linux::Options {
+        kernel: kernel.to_owned(),
+        initrd: given.initrd.clone(),
+        cmdline: given.cmdline.clone(),
+        memory: given.memory.unwrap_or(256 << 20),
+        cpus: given.cpus.unwrap_or(1),
+        disks: given.disk.clone(),
+        share_irq: given.share_irq,
+        irqchip,
+        source: arguments.source.unwrap_or(linux::default_source(irqchip)),
+        doorbell: arguments.doorbell.unwrap_or(Doorbell::Ioeventfd),
+    })?;
+    let kvm = open_kvm(kvm_device)?;
+    let host = Host::this();
+    linux::check_speed(&kvm, &host)?;
+    let setup = prepared.setup(host);
+    if !arguments.json {
+        linux::report::setup(out, &setup)?;
+    }
+    out.flush()?;
+    // The console prints past `out`, which is locked; a JSON object stays alone on standard output.
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let screen = if arguments.json { stderr.as_fd() } else { stdout.as_fd() };
+    let (input, screen) = (stdin.as_fd().try_clone_to_owned()?, screen.try_clone_to_owned()?);
+    let (summary, failure) = linux::run(&kvm, prepared, setup, input.into(), screen.into())?;
+    if arguments.json {
+        json::print(out, &summary)?;
+    } else {
+        linux::report::summary(out, &summary)?;
+    }
+    out.flush()?;
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(summary.exit_status()),
+    }
 }
 
 fn first_controller(arguments: &RunArgs, machine: MachineKind) -> Controller {

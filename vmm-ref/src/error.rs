@@ -83,6 +83,9 @@ pub enum Error {
     /// There is one path only.
     #[error("--swap-every needs two paths, and there is one: {0}; use --irqchip kernel or split")]
     NothingToSwap(String),
+    /// A Linux guest cannot be had.
+    #[error(transparent)]
+    Linux(#[from] crate::linux::Error),
     /// The KVM backend refused.
     #[error(transparent)]
     Irqfd(#[from] kvm_irqfd::Error),

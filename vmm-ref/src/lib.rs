@@ -18,6 +18,7 @@ pub mod guest;
 pub mod host;
 pub mod inject;
 pub mod latency;
+pub mod linux;
 pub mod machine;
 pub mod observe;
 pub mod parts;

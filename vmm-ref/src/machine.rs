@@ -79,20 +79,7 @@ impl Machine {
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
     pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
-        // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
-        let vm = loop {
-            match kvm.create_vm() {
-                Err(error) if error.errno() == EINTR => {}
-                made => break made.map_err(at("KVM_CREATE_VM"))?,
-            }
-        };
-        // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
-        vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
-        match irqchip {
-            Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
-            Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
-            Irqchip::User => {}
-        }
+        let vm = create_vm(kvm, irqchip)?;
         let memory = load(image)?;
         map(&vm, &memory)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
@@ -262,6 +249,28 @@ impl fmt::Debug for Running {
     }
 }
 
+/// A VM with that irqchip, and nothing else yet.
+///
+/// # Errors
+/// [`Error::NoFullIrqchip`], or that of the step that failed.
+pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
+    // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == EINTR => {}
+            made => break made.map_err(at("KVM_CREATE_VM"))?,
+        }
+    };
+    // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
+    vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
+    match irqchip {
+        Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
+        Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
+        Irqchip::User => {}
+    }
+    Ok(vm)
+}
+
 /// Memory with the program and its interrupt vector table in it.
 fn load(image: &Image) -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
@@ -274,7 +283,11 @@ fn load(image: &Image) -> Result<GuestMemoryMmap> {
     Ok(memory)
 }
 
-fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+/// Gives the VM its memory. `memory` is to outlive the vCPUs.
+///
+/// # Errors
+/// That of the ioctl.
+pub(crate) fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
         let region = kvm_userspace_memory_region {
             slot: slot as u32,

@@ -4,6 +4,7 @@
 //! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
 //! vfio-pci. The programs in it are the build machine's own.
 
+mod guest;
 mod initramfs;
 mod machine;
 mod modules;
@@ -42,6 +43,9 @@ const LAB_FAILED: u8 = 125;
 /// it writes there is gone afterwards. A first word that is a program of this workspace, such as `vmm-ref`, is built with
 /// --release first. Its standard output and standard error are passed on, and its exit status is returned; 124 says that
 /// the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
+///
+/// A Linux guest finds its kernel, initrd and disk in target/lab/cache/kernel: vmlinuz, guest-initrd and guest-disk, of which
+/// IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
 ///
 /// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in target/lab.
 #[derive(Debug, Args)]

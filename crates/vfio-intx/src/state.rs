@@ -112,6 +112,7 @@ impl fmt::Display for Fallback {
 
 /// The answer to "where is this device's INTx, and why".
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Status {
     /// The device's label.
     pub device: String,

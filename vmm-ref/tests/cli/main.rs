@@ -5,6 +5,7 @@
 mod bad_input;
 mod forwarding;
 mod interruption;
+mod linux;
 mod output;
 mod probe;
 mod program;
@@ -111,6 +112,16 @@ fn main() -> ExitCode {
             refusal::ioctls,
         )
         .test("a_guest_that_fails_ends_the_run", &kvm, refusal::kvm_run)
+        .test(
+            "what_a_linux_guest_cannot_be_made_of_gets_one_line",
+            &[],
+            linux::bad_input,
+        )
+        .test(
+            "a_host_that_would_take_hours_says_so_at_once",
+            &[Need::Host("a KVM that emulates", linux::is_slow)],
+            linux::slow_host,
+        )
         .test("probe_agrees_with_what_the_tests_find", &kvm, probe::agrees)
         .test("probe_without_kvm_says_so", &[], probe::without_kvm)
         .test("help_and_version_are_no_errors", &[], output::help)

@@ -23,7 +23,7 @@ use rustix::pipe::PipeFlags;
 
 use super::initramfs::Archive;
 use super::packages::find_program;
-use super::{Lab, Run};
+use super::{Lab, Run, guest};
 
 /// The error of a run that took too long.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Lab {
     /// What it prints goes to `stdout`, to our standard error, and to the log. A [`TimeLimitStruck`] is an error like a PC
     /// that goes down before the script has ended.
     pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
-        self.write_initramfs(&run.script)?;
+        self.write_initramfs(&(guest::exports(&self.parts) + &run.script))?;
         let path = self.log();
         let context = || format!("cannot write {}", path.display());
         fs::write(&path, "").with_context(context)?;

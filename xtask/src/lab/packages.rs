@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::initramfs::Archive;
-use super::modules;
+use super::{guest, modules};
 
 /// The modules that the lab loads; those that they need come by themselves.
 const MODULES: [&str; 8] = [
@@ -72,7 +72,7 @@ impl Parts {
         }
         fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
         let kernel = cache.join("kernel");
-        if fs::read_to_string(kernel.join("modules")).ok() != Some(MODULES.join(" ")) {
+        if fs::read_to_string(kernel.join("modules")).ok() != Some(made_for()) {
             replace(&kernel, provide_kernel)?;
         }
         Ok(Self {
@@ -95,6 +95,11 @@ fn replace(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<(
     fs::create_dir_all(&new).with_context(context)?;
     make(&new)?;
     fs::rename(&new, directory).with_context(context)
+}
+
+/// What the kernel's directory is made for.
+fn made_for() -> String {
+    format!("{}, {}", MODULES.join(" "), guest::version())
 }
 
 /// Fetches kernel and busybox and writes `vmlinuz`, `initramfs` and `modules` (what the latter was made for).
@@ -132,7 +137,16 @@ fn provide_kernel(directory: &Path) -> Result<()> {
     };
     write("vmlinuz", &read(&files.join(format!("boot/vmlinuz-{version}")))?)?;
     write("initramfs", &archive.finish()?)?;
-    write("modules", MODULES.join(" ").as_bytes())?;
+    let of_guest = modules::load_order(&guest::MODULES, &text("modules.dep")?, &text("modules.builtin")?)?
+        .into_iter()
+        .map(|file| {
+            let name = file.rsplit('/').next().unwrap_or(&file).to_owned();
+            Ok((name, read(&modules.join(&file))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    write(guest::INITRD, &guest::initrd(&read(&busybox)?, &of_guest)?)?;
+    write(guest::DISK, &guest::disk())?;
+    write("modules", made_for().as_bytes())?;
     fs::remove_dir_all(&files).context("cannot remove the unpacked kernel")
 }
 

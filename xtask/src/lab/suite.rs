@@ -25,7 +25,7 @@ const SUITE: [(&str, &[&str]); 6] = [
     ("testkit", &["kernel_rows", "machine"]),
     ("user-irqchip", &["differential"]),
     ("vfio-intx", &["edu"]),
-    ("vmm-ref", &["passthrough"]),
+    ("vmm-ref", &["linux", "passthrough"]),
 ];
 
 /// The suite wants two PCI devices, to share one GSI.

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread that serves a device's queue.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Backend;
+use super::chain::{Chain, Malformed};
+use crate::error::{Error, Result};
+use crate::linux::line::DeviceLine;
+
+/// What the transport and the thread share.
+#[derive(Debug)]
+pub struct Shared {
+    memory: Arc<GuestMemoryMmap>,
+    line: Arc<DeviceLine>,
+    kick: Arc<EventFd>,
+    /// The queue, while the driver has it set up, and the device behind it.
+    state: Mutex<State>,
+    needs_reset: AtomicBool,
+    stop: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Option<Queue>,
+    backend: Box<dyn Backend>,
+    chain: Chain,
+    trouble: Option<Malformed>,
+}
+
+impl Shared {
+    /// A device without a queue yet. `kick` is blocking; the guest's notifications are counted in it.
+    pub fn new(
+        memory: Arc<GuestMemoryMmap>,
+        line: Arc<DeviceLine>,
+        kick: Arc<EventFd>,
+        backend: Box<dyn Backend>,
+    ) -> Self {
+        Self {
+            memory,
+            line,
+            kick,
+            state: Mutex::new(State {
+                queue: None,
+                backend,
+                chain: Chain::default(),
+                trouble: None,
+            }),
+            needs_reset: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// The device's line.
+    pub fn line(&self) -> &Arc<DeviceLine> {
+        &self.line
+    }
+
+    /// What the guest's notifications are counted in.
+    pub fn kick(&self) -> &Arc<EventFd> {
+        &self.kick
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Whether the device needs a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// The last reason why it needed one, which a reset does not erase.
+    pub fn trouble(&self) -> Option<Malformed> {
+        self.state().trouble.clone()
+    }
+
+    /// The driver has set the queue up. What is in it already is served, with or without a notification.
+    pub fn start(&self, queue: Queue, features: u64) {
+        let mut state = self.state();
+        state.backend.negotiated(features);
+        state.queue = Some(queue);
+        drop(state);
+        // It fails when the count is full, and the thread is awake then.
+        let _ = self.kick.write(1);
+    }
+
+    /// Takes the queue away. When this returns, the guest's memory is not touched any more.
+    pub fn reset(&self) {
+        self.state().queue = None;
+        self.needs_reset.store(false, Ordering::Release);
+        self.line.clear(u32::MAX);
+    }
+
+    /// The driver has broken the rules: nothing more is served until it resets the device, and it is told so.
+    pub fn fail(&self, why: Malformed) {
+        Self::fail_in(self, &mut self.state(), why);
+    }
+
+    fn fail_in(&self, state: &mut State, why: Malformed) {
+        state.queue = None;
+        state.trouble = Some(why);
+        self.needs_reset.store(true, Ordering::Release);
+        self.line.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// Serves what is in the queue.
+    pub fn serve(&self) {
+        let state = &mut *self.state();
+        if let Err(why) = state.serve(&self.memory, &self.line) {
+            self.fail_in(state, why);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn serve(&mut self, memory: &GuestMemoryMmap, line: &DeviceLine) -> std::result::Result<(), Malformed> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(());
+        };
+        // The rings have been looked at when the queue was set up: what fails here is their index.
+        let ring = |error: virtio_queue::Error| Malformed::Ring(error.to_string());
+        loop {
+            queue.disable_notification(memory).map_err(ring)?;
+            while let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
+                let head = chain.head_index();
+                self.chain.read(chain)?;
+                let written = self.backend.serve(memory, &mut self.chain)?;
+                queue.add_used(memory, head, written).map_err(ring)?;
+                if queue.needs_notification(memory).map_err(ring)? {
+                    line.raise(VIRTIO_MMIO_INT_VRING);
+                }
+            }
+            if !queue.enable_notification(memory).map_err(ring)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The thread. Dropping it ends it; the request that it serves is finished.
+#[derive(Debug)]
+pub struct Worker {
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// [`Error::System`] when there is no thread to be had.
+    pub fn start(name: String, shared: Arc<Shared>) -> Result<Self> {
+        let serves = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                // An error is EINTR: the eventfd is open, and blocking.
+                while !serves.stop.load(Ordering::Acquire) {
+                    if serves.kick.read().is_ok() {
+                        serves.serve();
+                    }
+                }
+            })
+            .map_err(|source| Error::System {
+                step: "starting a device's thread",
+                source,
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            shared,
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // It fails when the count is full, and the thread is awake then.
+        let _ = self.shared.kick.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a Linux guest in the lab boots: the lab's own kernel, an initrd made for it, and a disk.
+//!
+//! They lie beside the lab's kernel in `target/lab/cache/kernel`, which the lab sees under the same path.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::initramfs::Archive;
+use super::packages::Parts;
+use super::script::quote_path;
+
+/// The modules that the guest loads; those that they need come by themselves.
+pub const MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "virtio_rng"];
+
+/// The guest's initrd.
+pub const INITRD: &str = "guest-initrd";
+/// A disk for it, of [`DISK_SIZE`] bytes that follow from nothing but their places.
+pub const DISK: &str = "guest-disk";
+
+const DISK_SIZE: usize = 16 << 20;
+
+/// The initrd: busybox, these modules in the order of their loading, and guest-init.sh.
+pub fn initrd(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.directory("bin")?;
+    archive.directory("modules")?;
+    archive.file("bin/busybox", busybox)?;
+    let mut order = String::new();
+    for (name, content) in modules {
+        archive.file(&format!("modules/{name}"), content)?;
+        order += name;
+        order.push('\n');
+    }
+    archive.file("order", order.as_bytes())?;
+    archive.file("init", include_bytes!("guest-init.sh"))?;
+    archive.finish()
+}
+
+/// The disk: a generator's output (xorshift64), so that each sector is another.
+pub fn disk() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut disk = Vec::with_capacity(DISK_SIZE);
+    while disk.len() < DISK_SIZE {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        disk.extend(state.to_le_bytes());
+    }
+    disk
+}
+
+/// What the initrd was made of, besides the packages: it is made anew when that changes.
+pub fn version() -> String {
+    let sum = include_bytes!("guest-init.sh").iter().fold(0_u64, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!("{} {sum:x}", MODULES.join(" "))
+}
+
+/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
+pub fn exports(parts: &Parts) -> String {
+    let beside = |name: &str| quote_path(&parts.kernel.with_file_name(name));
+    let qemu: Vec<_> = parts
+        .qemu
+        .command_line()
+        .into_iter()
+        .map(|word| quote_path(Path::new(&word)))
+        .collect();
+    format!(
+        "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
+         export IRQ_TEST_QEMU=\"env {}\"\n",
+        quote_path(&parts.kernel),
+        beside(INITRD),
+        beside(DISK),
+        qemu.join(" ")
+    )
+}
