@@ -355,8 +355,14 @@ fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
 mod tests {
     use super::*;
 
+    /// Words between spaces, as a shell has them; what is in single quotes is one.
     fn parse(line: &str) -> Result<Cli, Refused> {
-        Cli::from(line.split(' ').map(OsString::from))
+        let parts = line.split('\'').enumerate();
+        let words = parts.flat_map(|(n, part)| match n % 2 {
+            0 => part.split_whitespace().collect::<Vec<_>>(),
+            _ => vec![part],
+        });
+        Cli::from(words.map(OsString::from))
     }
 
     #[test]

@@ -55,6 +55,13 @@ fn main() -> ExitCode {
         .test_within(LONG, "the_split_kick_loses_none_of_5000", &split, || {
             loses_none(Irqchip::Split, Forward::SplitKick)
         })
+        .test("the_registry_picks_the_path_and_says_why", &full, picks_a_path)
+        .test_within(LONG, "swaps_in_the_kernel_lose_none_of_5000", &full, || {
+            swaps("--irqchip kernel --controller ioapic", 5_000)
+        })
+        .test_within(LONG, "swaps_on_a_split_irqchip_lose_none", &split, || {
+            swaps("--irqchip split", 1_000)
+        })
         .test("the_program_forwards_to_the_ioapic_in_the_kernel", &full, || {
             program_forwards(&[
                 "--irqchip kernel --controller ioapic --forward kernel",
@@ -221,6 +228,42 @@ fn program_forwards(paths: &[&str]) {
         }
         assert!(object["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{object}");
     }
+}
+
+/// What nobody says, the registry finds.
+fn picks_a_path() {
+    for (irqchip, path, better) in [
+        ("kernel", "kernel loop", ["host forward"].as_slice()),
+        ("split", "split kick", &["host forward", "kernel loop"]),
+    ] {
+        let (status, object) = program(&format!("--irqchip {irqchip} --count 50"));
+        assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");
+        let forwarding = &object["forwarding"];
+        assert_eq!(
+            (&forwarding["path"], &object["forward"]),
+            (&path.into(), &"auto".into()),
+            "{object}"
+        );
+        let why_not = forwarding["why_not"].as_array().unwrap();
+        let paths: Vec<_> = why_not.iter().map(|why| why["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, better, "{object}");
+        if irqchip == "kernel" {
+            let reason = why_not[0]["reason"].as_str().unwrap();
+            assert!(reason.contains("KVM_DEV_VFIO_DEVICE_FORWARD_IRQ"), "{reason}");
+        }
+    }
+}
+
+/// The path changes every 50 interrupts, in the middle of one: each is served once, and the handler never runs for nothing.
+fn swaps(machine: &str, count: u64) {
+    let (status, object) = program(&format!("{machine} --swap-every 50 --count {count}"));
+    assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");
+    for (field, expected) in [("asserted", count), ("serviced", count), ("lost", 0), ("spurious", 0)] {
+        assert_eq!(object[field], expected, "{field}: {object}");
+    }
+    let swaps = object["swaps"]["swaps"].as_u64().unwrap();
+    assert!(swaps * 50 * 2 >= count, "{object}");
+    println!("{machine}: {swaps} changes of path: {}", object["swaps"]["cost_us"]);
 }
 
 /// The negative control: the handler serves the device and does not end the interrupt.
