@@ -9,8 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, Lowered, SourceKey, Subject};
-use kvm_irqfd::{Chip, Committed, Error, Irqchip, KvmInterrupts, MAX_ROUTES, ResampleSource, Route, Use};
+use interrupt_core::double::RecordingProducer;
+use interrupt_core::registry::{DeviceIrq, EventId, ForwardIrq, Path, Registry};
+use interrupt_core::{
+    Delivery, EoiGuard, EoiNotifier, Gsi, GuestLine, LevelSource, Listener, Lowered, SourceKey, Subject,
+};
+use kvm_irqfd::{
+    Chip, Committed, Error, HostForwarded, Irqchip, KvmInterrupts, KvmVfio, MAX_ROUTES, ResampleSource, Route, Use,
+};
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
 use testkit::harness::Suite;
 use testkit::machine::{self, Machine};
@@ -35,7 +41,7 @@ const ENTRY: u64 = LEVEL | VECTOR as u64;
 
 fn main() -> ExitCode {
     // Serial, because fds are counted.
-    Suite::new("kvm-irqfd::library")
+    let suite = Suite::new("kvm-irqfd::library")
         .serial()
         .test(
             "irqchip_is_found_by_trying",
@@ -43,6 +49,16 @@ fn main() -> ExitCode {
             irqchip_is_found_by_trying,
         )
         .test("row_2_no_irqchip", &[Need::Kvm], row_2_no_irqchip)
+        .test(
+            "the_kernel_does_not_forward",
+            &[Need::FullIrqchip],
+            the_kernel_does_not_forward,
+        )
+        .test(
+            "a_registry_goes_on_to_the_next_path_and_says_why",
+            &[Need::FullIrqchip],
+            no_host_forward_in_a_registry,
+        )
         .test(
             "row_3_split_irqchip_takes_edges_on_msi_only",
             &[Need::SplitIrqchip],
@@ -118,8 +134,10 @@ fn main() -> ExitCode {
         .test("withdrawing_lowers_one_of_two", ACCEPT, withdrawing_lowers_one_of_two)
         .test("teardown_in_both_orders_at_each_state", ACCEPT, teardown)
         .test("edge_irqfd_on_an_msi", ACCEPT, edge_irqfd_on_an_msi)
-        .test("what_happens_is_counted_and_told", FULL, counted_and_told)
-        .run()
+        .test("what_happens_is_counted_and_told", FULL, counted_and_told);
+    #[cfg(feature = "event-manager")]
+    let suite = suite.test("an_event_manager_dispatches", ACCEPT, an_event_manager_dispatches);
+    suite.run()
 }
 
 fn eventfd_of(fd: OwnedFd) -> EventFd {
@@ -131,6 +149,55 @@ fn full() -> (Machine, KvmInterrupts) {
     let machine = Machine::full();
     let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
     (machine, interrupts)
+}
+
+/// The real KVM-VFIO device, of which there is one for each VM. If a kernel comes to have the attribute this fails, and is good news.
+fn the_kernel_does_not_forward() {
+    const EBUSY: i32 = 16;
+    const ENXIO: i32 = 6;
+    let (_machine, interrupts) = full();
+    let before = fds();
+    let vfio = KvmVfio::new(interrupts.vm()).unwrap();
+    assert_eq!(KvmVfio::new(interrupts.vm()).unwrap_err().errno(), Some(EBUSY));
+    assert_eq!(vfio.can_forward().unwrap_err().errno(), Some(ENXIO));
+    let gsi = [GSI];
+    let request = ForwardIrq::new(0, 0, 0, &gsi);
+    assert_eq!(vfio.forward(&request).unwrap_err().errno(), Some(ENXIO));
+    assert_eq!(vfio.unforward(&request).unwrap_err().errno(), Some(ENXIO));
+    // A file that VFIO has nothing to do with.
+    let refused = vfio.add_file(std::fs::File::open("/dev/null").unwrap()).unwrap_err();
+    assert!(refused.errno().is_some(), "{refused}");
+    drop(vfio);
+    assert_eq!(fds(), before);
+    // Standard input has not been closed on the way, as the TEST flag would have it.
+    rustix::io::fcntl_getfd(std::io::stdin()).unwrap();
+}
+
+fn no_host_forward_in_a_registry() {
+    const ID: EventId = EventId(1);
+    let (_machine, interrupts) = full();
+    let source = Arc::new(interrupts.resample_source(GSI, "device").unwrap());
+    let line = GuestLine::kernel(source, Arc::new(interrupts.clone()));
+    let vfio = Arc::new(KvmVfio::new(interrupts.vm()).unwrap());
+    let registry = Registry::default();
+    let producer = Arc::new(RecordingProducer::new("device"));
+    producer.set_info(|info| {
+        info.irq = Some(DeviceIrq {
+            device: 0,
+            index: 0,
+            sub: 0,
+        });
+    });
+    let _line = registry
+        .add_consumer(ID, Arc::new(HostForwarded::new(line, vfio)))
+        .unwrap();
+    let _device = registry.add_producer(ID, producer).unwrap();
+    assert_eq!(registry.path(ID), Some(Path::KernelLoop));
+    let said = registry.explain()[0].to_string();
+    assert!(
+        said.contains("not host forward: this kernel has no KVM_DEV_VFIO_DEVICE_FORWARD_IRQ (ENXIO)"),
+        "{said}"
+    );
 }
 
 /// A level source and the eventfd that hears of its EOIs.
@@ -1049,4 +1116,37 @@ fn counted_and_told() {
     drop(net);
     let counts = interrupts.counts(GSI).unwrap();
     assert_eq!((counts.line.asserted, counts.reassigned), (4, 1));
+}
+
+/// As a VMM has it that runs an event-manager anyway, and nothing of ours beside.
+#[cfg(feature = "event-manager")]
+fn an_event_manager_dispatches() {
+    use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY);
+    let source = interrupts.resample_source(GSI, "device").unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _guard = interrupts.subscribe(source.key().into(), listener).unwrap();
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
+    manager.add_subscriber(Box::new(interrupts.clone()));
+
+    assert_eq!(manager.run_with_timeout(0).unwrap(), 0, "nothing to serve yet");
+    for round in 1..=3 {
+        source.assert().unwrap();
+        assert_eq!(accept(&mut machine), Some(VECTOR));
+        assert_eq!(
+            manager.run_with_timeout(0).unwrap(),
+            0,
+            "round {round}: it is in service"
+        );
+        machine.eoi();
+        assert_eq!(manager.run_with_timeout(5_000).unwrap(), 1);
+        assert_eq!(calls.load(Ordering::Relaxed), round);
+    }
+    assert_eq!(manager.run_with_timeout(0).unwrap(), 0, "and nothing is served twice");
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The state machine: brings the wires from where they are to where [`decide`] says they are to be.
 //!
-//! Every change goes through one place, [`Wiring::Parked`]: the device signals the relay, which forwards nothing, and the
+//! Every change but one goes through one place, [`Wiring::Parked`]: the device signals the relay, which forwards nothing, and the
 //! line is low. From there a device with a level is unmasked as the last step of every way out, so that whatever it asserted
 //! meanwhile is signalled again, and the old wires have nothing more to say. QEMU's INTx code has the same order
-//! (`hw/vfio/pci.c`: mask, lower, rewire, unmask).
+//! (`hw/vfio/pci.c`: mask, lower, rewire, unmask). The one is a registry's change of path on one line, which goes through
+//! [`Wiring::Held`] and leaves an interrupt that is under way alone.
 
 use std::fmt;
 use std::io;

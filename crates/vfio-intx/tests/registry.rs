@@ -238,6 +238,111 @@ fn a_path_that_fails_behind_the_registrys_back_is_found() {
     bed.world.works(3);
 }
 
+/// A line that the host forwards to, as the proposal of 2015 would have it: not what is masked or active.
+#[derive(Debug)]
+struct Host {
+    line: GuestLine,
+    device: Arc<ModelIntx>,
+    refuses: AtomicBool,
+    forwarded: AtomicBool,
+}
+
+impl Consumer for Host {
+    fn line(&self) -> &GuestLine {
+        &self.line
+    }
+    fn info(&self) -> ConsumerInfo {
+        ConsumerInfo {
+            host_forward: Ok(()),
+            ..self.line.info()
+        }
+    }
+    fn stop(&self) -> interrupt_core::Result<()> {
+        self.line.stop()
+    }
+    fn connect(&self, path: Path, producer: &dyn Producer) -> interrupt_core::Result<()> {
+        if path != Path::HostForward {
+            return self.line.connect(path, producer);
+        }
+        if self.device.is_masked() || self.refuses.load(Ordering::Relaxed) {
+            return Err(interrupt_core::Error::Os {
+                operation: "forward",
+                gsi: self.line.gsi(),
+                source: std::io::Error::from_raw_os_error(11),
+            });
+        }
+        self.forwarded.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+    fn disconnect(&self, path: Path) {
+        if path == Path::HostForward {
+            self.forwarded.store(false, Ordering::Relaxed);
+        }
+    }
+    fn start(&self) -> interrupt_core::Result<()> {
+        self.line.start()
+    }
+}
+
+#[test]
+fn the_host_is_asked_before_signalling_is_set_up_and_the_kernel_loop_is_next() {
+    let mut world = World::new(level(), SoftGuest::new());
+    world.intx.set_irq(Some(DeviceIrq {
+        device: 33,
+        index: 0,
+        sub: 0,
+    }));
+    let registry = Registry::default();
+    let host = Arc::new(Host {
+        line: world.guest.a.kernel(),
+        device: world.rig.clone(),
+        refuses: AtomicBool::new(false),
+        forwarded: AtomicBool::new(false),
+    });
+    let is_forwarded = || host.forwarded.load(Ordering::Relaxed);
+    let _device = registry.add_producer(ID, world.intx.clone()).unwrap();
+    let line = registry.add_consumer(ID, host.clone()).unwrap();
+    assert_eq!(world.intx.enable().unwrap(), State::HostForward);
+    assert!(is_forwarded());
+    world.works(3);
+    // Away and back, with an interrupt of which the host would say EAGAIN, if it were asked while INTx is set up.
+    for moment in MOMENTS {
+        assert_eq!(registry.restrict(ID, Some(Path::Relay)).unwrap(), Some(Path::Relay));
+        assert!(!is_forwarded());
+        world.works(1);
+        moment.bring_about(&mut world);
+        assert_eq!(
+            registry.restrict(ID, None).unwrap(),
+            Some(Path::HostForward),
+            "{moment:?}"
+        );
+        assert!(is_forwarded());
+        if moment.in_service() {
+            world.serve();
+            world.settle();
+            world.guest.eoi(A);
+        }
+        world.serve_all();
+        assert_eq!(world.intx.status().state, State::HostForward);
+        world.works(2);
+    }
+    // It refuses all the same.
+    registry.restrict(ID, Some(Path::Relay)).unwrap();
+    host.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(registry.restrict(ID, None).unwrap(), Some(Path::KernelLoop));
+    let said = registry.explain()[0].to_string();
+    assert!(
+        said.contains("kernel loop, ") && said.contains("not host forward: it failed") && said.contains("os error 11"),
+        "{said}"
+    );
+    world.works(2);
+    host.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(registry.changed(ID).unwrap(), Some(Path::HostForward));
+    world.works(2);
+    drop(line);
+    assert!(!is_forwarded());
+}
+
 #[test]
 fn row_128_explicit_forward_of_intx() {
     let mut world = World::new(level(), SoftGuest::new());
