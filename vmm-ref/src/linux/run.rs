@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ioevent::{IoeventBus, Window};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_irqfd::{Chip, KvmInterrupts, Route};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -23,10 +23,10 @@ use super::acpi;
 use super::args::{COMMAND_LINE, DiskArg};
 use super::boot::{self, Initrd};
 use super::cpu;
-use super::devices::{Devices, Places, virtio_max, virtio_places};
+use super::devices::{Devices, Places, virtio_places};
 use super::error::Error as LinuxError;
 use super::kernel::Kernel;
-use super::layout::{BOOT_PARAMS, SERIAL_GSI, memory_ranges};
+use super::layout::{BOOT_PARAMS, SERIAL_GSI, VIRTIO_GSIS, memory_ranges};
 use super::power::{End, Ending};
 use super::processor::Machine;
 use super::report::{DeviceAccount, Setup, Summary};
@@ -99,7 +99,8 @@ pub fn prepare(options: Options) -> Result<Prepared> {
         (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
         (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
     }
-    if options.disks.len() >= virtio_max() {
+    // The last one is the entropy device's.
+    if options.disks.len() >= VIRTIO_GSIS {
         return Err(LinuxError::TooManyDisks(options.disks.len()).into());
     }
     let mut backends: Vec<(String, Box<dyn Backend>)> = Vec::new();
@@ -172,8 +173,8 @@ pub fn run(kvm: &Kvm, prepared: Prepared, setup: Setup, input: File, output: Fil
         kernel,
         backends,
     } = prepared;
-    let most = kvm.get_nr_vcpus();
-    if usize::from(options.cpus) > most.max(kvm.check_extension_int(Cap::MaxVcpus).max(0) as usize) {
+    let most = kvm.get_max_vcpus();
+    if usize::from(options.cpus) > most {
         return Err(Error::Guest(format!(
             "this KVM has at most {most} CPUs for a guest; use --cpus {most}"
         )));
