@@ -13,44 +13,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use benches::scaling::{PAIRS, Pairs};
 use criterion::{BenchmarkId, Criterion, criterion_group};
-use interrupt_core::double::{Journal, RecordingConsumer, RecordingPin, RecordingProducer};
+use interrupt_core::double::RecordingPin;
 use interrupt_core::registry::{EventId, Path, Registry};
 use interrupt_core::{Gsi, GuestLine, LevelSource, Line, LoweredBy};
 use kvm_irqfd::{Irqchip, KvmInterrupts};
 use vfio_intx::{Intx, ModelIntx, Relay};
 
-const SIZES: [u64; 4] = [1, 16, 256, 4096];
-
 fn register(c: &mut Criterion) {
     let mut group = c.benchmark_group("register a pair");
-    for others in SIZES {
-        let registry = Registry::default();
-        let pair = |n: u64, journal: &Journal| {
-            let producer = Arc::new(RecordingProducer::with_journal("device", journal.clone()));
-            (
-                producer,
-                Arc::new(RecordingConsumer::with_journal(n as u32, journal.clone())),
-            )
-        };
-        let there: Vec<_> = (0..others)
-            .map(|n| {
-                let (producer, consumer) = pair(n, &Journal::default());
-                let producer = registry.add_producer(EventId(n), producer).unwrap();
-                (producer, registry.add_consumer(EventId(n), consumer).unwrap())
-            })
-            .collect();
-        let journal = Journal::default();
-        let (producer, consumer) = pair(others, &journal);
+    for others in PAIRS {
+        let pairs = Pairs::new(others).unwrap();
         group.bench_function(BenchmarkId::from_parameter(others), |b| {
-            b.iter(|| {
-                let device = registry.add_producer(EventId(others), producer.clone()).unwrap();
-                let line = registry.add_consumer(EventId(others), consumer.clone()).unwrap();
-                drop((device, line));
-                journal.take();
-            });
+            b.iter(|| pairs.come_and_go().unwrap());
         });
-        drop(there);
     }
     group.finish();
 }

@@ -242,6 +242,10 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
         targets: Vec::new(),
     };
     results.targets = targets::judge(&results);
+    if arguments.only.is_some() {
+        results.targets.retain(|target| target.measured.is_ok());
+        results.left_out.clear();
+    }
     Ok(results)
 }
 

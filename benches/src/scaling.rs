@@ -5,6 +5,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use interrupt_core::double::{Journal, RecordingConsumer, RecordingProducer};
+use interrupt_core::registry::{EventId, Registration, Registry};
 use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy};
 use kvm_ioctls::Kvm;
 use kvm_irqfd::{KvmInterrupts, Route, enable_split_irqchip};
@@ -19,6 +21,8 @@ use crate::results::{Series, Spread};
 pub const LINES: [u64; 6] = [1, 4, 16, 64, 256, 1024];
 /// How many sharers of one line are tried.
 pub const SHARERS: [u64; 6] = [1, 2, 4, 8, 16, 32];
+/// How many pairs of a registry are tried.
+pub const PAIRS: [u64; 5] = [1, 16, 256, 1024, 4096];
 /// How many routes are tried, beside those that a split irqchip begins with: none.
 pub const ROUTES: [u64; 7] = [1, 4, 16, 64, 256, 1024, 4096];
 
@@ -105,6 +109,66 @@ impl std::fmt::Debug for Lines {
     }
 }
 
+/// A registry with so many pairs, and one more that comes and goes.
+pub struct Pairs {
+    registry: Registry,
+    next: EventId,
+    journal: Journal,
+    producer: Arc<RecordingProducer>,
+    consumer: Arc<RecordingConsumer>,
+    _others: Vec<[Registration; 2]>,
+}
+
+impl Pairs {
+    /// So many.
+    ///
+    /// # Errors
+    /// None: each has an identity of its own.
+    pub fn new(count: u64) -> Result<Self> {
+        let (registry, journal) = (Registry::default(), Journal::default());
+        let mut others = Vec::with_capacity(count as usize);
+        for n in 0..count {
+            let (producer, consumer) = pair(n, &Journal::default());
+            let line = registry.add_consumer(EventId(n), consumer)?;
+            others.push([registry.add_producer(EventId(n), producer)?, line]);
+        }
+        let (producer, consumer) = pair(count, &journal);
+        Ok(Self {
+            registry,
+            next: EventId(count),
+            journal,
+            producer,
+            consumer,
+            _others: others,
+        })
+    }
+
+    /// Registers one more pair, which is connected by that, and takes it apart again.
+    ///
+    /// # Errors
+    /// None: it is not there yet.
+    pub fn come_and_go(&self) -> Result<()> {
+        let device = self.registry.add_producer(self.next, self.producer.clone())?;
+        let line = self.registry.add_consumer(self.next, self.consumer.clone())?;
+        drop((device, line));
+        self.journal.take();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Pairs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} pairs", self.next.0)
+    }
+}
+
+fn pair(n: u64, journal: &Journal) -> (Arc<RecordingProducer>, Arc<RecordingConsumer>) {
+    (
+        Arc::new(RecordingProducer::with_journal("device", journal.clone())),
+        Arc::new(RecordingConsumer::with_journal(n as u32, journal.clone())),
+    )
+}
+
 /// All series that can be had here.
 ///
 /// # Errors
@@ -142,6 +206,10 @@ pub fn measure(kvm: Option<&Kvm>) -> Result<Vec<Series>> {
                 nanoseconds(|| lines.round_trip())
             },
         )?,
+        over("pairs", "a pair registered and taken apart", "ns", &PAIRS, |count| {
+            let pairs = Pairs::new(count)?;
+            nanoseconds(|| pairs.come_and_go())
+        })?,
     ];
     if let Some(kvm) = kvm {
         series.push(over(

@@ -72,7 +72,7 @@ pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -
                             finding: ended_by.to_string(),
                             eoi: ended_by == EndedBy::Guest,
                         },
-                        subjects: subjects(kvm, &plain, full, interrupted),
+                        subjects: subjects(kvm, &plain, full, ended_by == EndedBy::Guest, interrupted),
                     }),
                 }
             }
@@ -95,14 +95,8 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
     let address: PciAddress = EDU.parse().map_err(anyhow::Error::msg)?;
     check(address)?;
     let way = |irqchip, forward| {
-        let source = Source::default_with(irqchip, forward);
-        Composition {
-            device: DeviceKind::Vfio(address),
-            forward,
-            source,
-            eoi: Eoi::default_of(source),
-            ..Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic)
-        }
+        let plain = Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic);
+        forwarded(DeviceKind::Vfio(address), forward, &plain)
     };
     let kernel = way(Irqchip::Kernel, Forward::Kernel);
     let ended_by = ended_by(kvm, kernel, interrupted)?;
@@ -112,9 +106,7 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
         way(Irqchip::Kernel, Forward::Relay),
         way(Irqchip::Split, Forward::SplitKick),
     ] {
-        let mut subject = of_composition(kvm, composition, 0, interrupted);
-        subject.name = format!("{}, {} irqchip", name(&composition.forward), name(&composition.irqchip));
-        subjects.push(subject);
+        subjects.push(of_composition(kvm, composition, 0, interrupted));
     }
     groups.push(Group {
         control: Control {
@@ -125,6 +117,18 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
         subjects,
     });
     Ok(())
+}
+
+/// The composition whose device is forwarded in that way.
+fn forwarded(device: DeviceKind, forward: Forward, plain: &Composition) -> Composition {
+    let source = Source::default_with(plain.irqchip, forward);
+    Composition {
+        device,
+        forward,
+        source,
+        eoi: Eoi::default_of(source),
+        ..*plain
+    }
 }
 
 fn title(composition: &Composition) -> String {
@@ -142,9 +146,20 @@ fn subjects<'a>(
     kvm: Option<&'a Kvm>,
     plain: &Composition,
     full: bool,
+    eoi: bool,
     interrupted: &'a AtomicBool,
 ) -> Vec<Subject<'a>> {
     let (mut subjects, mut floors): (Vec<Subject<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
+    let mut add = |composition: Composition| {
+        let floor = Floor::under(&composition);
+        let known = floors.iter().find(|(other, _)| *other == floor).map(|(_, at)| *at);
+        let at = known.unwrap_or(subjects.len());
+        if known.is_none() {
+            floors.push((floor, at));
+            subjects.push(of_floor(kvm, floor));
+        }
+        subjects.push(of_composition(kvm, composition, at, interrupted));
+    };
     for &source in Source::value_variants() {
         for &eoi in Eoi::value_variants() {
             for &wait in Wait::value_variants() {
@@ -157,15 +172,15 @@ fn subjects<'a>(
                 if composition.check().is_err() || !(full || is_short(&composition)) {
                     continue;
                 }
-                let floor = Floor::under(&composition);
-                let known = floors.iter().find(|(other, _)| *other == floor).map(|(_, at)| *at);
-                let at = known.unwrap_or(subjects.len());
-                if known.is_none() {
-                    floors.push((floor, at));
-                    subjects.push(of_floor(kvm, floor));
-                }
-                subjects.push(of_composition(kvm, composition, at, interrupted));
+                add(composition);
             }
+        }
+    }
+    for forward in [Forward::Kernel, Forward::SplitKick, Forward::Relay] {
+        let composition = forwarded(DeviceKind::Model, forward, plain);
+        // Where the host ends interrupts by itself, such a device is told before its handler has run, and then no more.
+        if eoi && composition.check().is_ok() {
+            add(composition);
         }
     }
     subjects
@@ -195,7 +210,11 @@ fn of_composition<'a>(
     interrupted: &'a AtomicBool,
 ) -> Subject<'a> {
     Subject {
-        name: format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
+        name: match composition.device {
+            DeviceKind::Embedded => format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
+            DeviceKind::Model => format!("model device, {}", name(&composition.forward)),
+            _ => format!("{}, {} irqchip", name(&composition.forward), name(&composition.irqchip)),
+        },
         wait: name(&composition.wait),
         floor: Some(floor),
         round_trips: Box::new(move |count| {

@@ -164,9 +164,9 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = RunArgs::default().wait)]
     pub wait: Wait,
 
-    /// Round trips to make
-    #[arg(long, value_name = "N", default_value_t = RunArgs::default().count, value_parser = count)]
-    pub count: u64,
+    /// Round trips to make [default: 10000, or 5000 with a VFIO device]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub count: Option<u64>,
 
     /// Ring the device's doorbell besides, COUNT times by PIO and COUNT times by MMIO, and time the stores
     #[arg(long, value_enum)]
@@ -241,6 +241,15 @@ impl RunArgs {
         self.irqchip.unwrap_or(Irqchip::default_of(machine))
     }
 
+    /// How many round trips to make.
+    pub fn count(&self) -> u64 {
+        self.count.unwrap_or(match self.device {
+            // It takes longer: it is a device of the lab's.
+            DeviceKind::Vfio(_) => 5_000,
+            DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => 10_000,
+        })
+    }
+
     /// What carries the device's interrupt.
     pub fn forward(&self) -> Forward {
         self.forward.unwrap_or(Forward::default_of(self.device))
@@ -278,7 +287,7 @@ impl Default for RunArgs {
             swap_every: None,
             sharers: 1,
             wait: Wait::Block,
-            count: 10_000,
+            count: None,
             doorbell: None,
             no_guest_eoi: false,
             json: false,

@@ -73,6 +73,10 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     };
     let composition = arguments.composition(machine, controller);
     composition.check().map_err(Error::Impossible)?;
+    let host_ends = eois.contains(&(controller, EndedBy::Host));
+    if host_ends && composition.device != DeviceKind::Embedded && composition.irqchip == Irqchip::Kernel {
+        return Err(Error::EndedTooEarly.into());
+    }
     if arguments.swap_every.is_some() {
         // Found out now, while nothing has been printed yet.
         let explained = explain(kvm.as_ref(), &composition)?;
@@ -88,11 +92,11 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
 
     let options = Options {
         composition,
-        count: arguments.count,
+        count: arguments.count(),
         guest_eoi: !arguments.no_guest_eoi,
         swap_every: arguments.swap_every,
     };
-    let bar = progress::bar(arguments.count);
+    let bar = progress::bar(options.count);
     let summary = run(kvm.as_ref(), &options, &interrupted, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     let summary = summary?;

@@ -80,6 +80,13 @@ pub enum Error {
     /// The registry refused.
     #[error(transparent)]
     Registry(#[from] interrupt_core::registry::Error),
+    /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for an EOI that it was
+    /// told of before that.
+    #[error(
+        "this host ends interrupts at the LAPIC before the handler has run, and a forwarded device would not be told after it; \
+         use --controller pic or --irqchip split"
+    )]
+    EndedTooEarly,
     /// There is one path only.
     #[error("--swap-every needs two paths, and there is one: {0}; use --irqchip kernel or split")]
     NothingToSwap(String),

@@ -156,29 +156,22 @@ fn number(object: &Value, field: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {field} in {object}"))
 }
 
+/// What may come on top: interrupts of a line that went low under way, and what a device raised after the guest had printed its counts.
+const SPURIOUS: u64 = 8;
+
 /// The guest's count of a line and ours: each time that a device raised its line the guest's handler ran once, and once more at most for
-/// each level that was stated again.
+/// each level that was stated again. Devices that raise their line at the same time are served by one run of the handler.
 fn assert_agrees(devices: &[&Value]) {
     let guest = &devices[0]["guest"];
     assert_eq!(guest["flow"], "fasteoi", "{guest}");
     let count = number(guest, "count");
-    let sum = |field| devices.iter().map(|device| number(device, field)).sum::<u64>();
-    let (raised, restated) = (sum("raised"), sum("restated"));
-    assert_eq!(sum("errors"), 0, "{devices:?}");
-    assert!(
-        raised > 0 && devices.iter().all(|device| number(device, "eois") > 0),
-        "{devices:?}"
-    );
-    if let [_] = devices {
-        assert!((raised..=raised + restated).contains(&count), "{devices:?}");
-    } else {
-        // Devices that raise their line at the same time are served by one run of the handler.
-        assert!(count <= raised + restated, "{devices:?}");
-        assert!(
-            count >= devices.iter().map(|device| number(device, "raised")).max().unwrap(),
-            "{devices:?}"
-        );
-    }
+    let of = |field| devices.iter().map(move |device| number(device, field));
+    assert!(of("raised").chain(of("eois")).all(|count| count > 0), "{devices:?}");
+    assert_eq!(of("errors").sum::<u64>(), 0, "{devices:?}");
+    let least = of("raised").max().unwrap();
+    let most = of("raised").chain(of("restated")).sum::<u64>();
+    let range = least.saturating_sub(SPURIOUS)..=most + SPURIOUS;
+    assert!(range.contains(&count), "{range:?}: {devices:?}");
 }
 
 /// The guest has read the disk as it was.

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
     let pic = [edu, Need::FullIrqchip, Need::GenuinePicEoi];
     let split = [edu, Need::SplitIrqchip, Need::GenuineLapicEoi];
     let user = [edu, Need::Kvm];
+    let traced = [edu, Need::FullIrqchip, Need::Host("strace", has_strace)];
     Suite::new("vmm-ref::passthrough")
         .serial()
         .test_within(LONG, "the_kernel_loop_loses_none_of_5000", &full, || {
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         .test("without_the_guests_eoi_the_8259_in_userspace_hangs", &user, || {
             hangs(&["--irqchip user --forward relay"])
         })
+        .test("the_relay_takes_at_most_five_system_calls", &traced, relay_calls)
         .test("the_handler_reaches_the_device_without_an_exit", &full, reaches_the_bar)
         .test("a_run_leaves_nothing_of_the_device_behind", &full, leaves_nothing)
         .test("a_device_in_use_is_refused_in_one_line", &full, in_use)
@@ -277,6 +279,59 @@ fn hangs(paths: &[&str]) {
             assert_eq!(object[field], expected, "{path}: {field}: {object}");
         }
     }
+}
+
+fn has_strace() -> Result<(), String> {
+    match Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("it cannot trace here: {status}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The system calls that the relay's thread makes in a run of so many interrupts.
+fn calls_of_the_relay(count: u32) -> Vec<String> {
+    let log = std::env::temp_dir().join(format!("vmm-ref-strace-{}", std::process::id()));
+    let status = Command::new("strace")
+        .args(["-f", "-qq", "-o"])
+        .arg(&log)
+        .arg(env!("CARGO_BIN_EXE_vmm-ref"))
+        .args(["run", "--device", &format!("vfio:{ADDRESS}"), "--forward", "relay"])
+        .args(["--count", &count.to_string(), "--json"])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    let text = fs::read_to_string(&log).unwrap();
+    fs::remove_file(&log).unwrap();
+    // A line is a thread's number and what it does; a call that another thread's interrupts is resumed on a second one.
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    let begun: Vec<_> = lines
+        .map(|(thread, what)| (thread, what.trim_start()))
+        .filter(|(_, what)| !what.starts_with("<..."))
+        .filter_map(|(thread, what)| Some((thread, what.split_once('(')?.0)))
+        .collect();
+    let (relay, _) = begun
+        .iter()
+        .find(|(_, call)| ["epoll_wait", "epoll_pwait", "epoll_pwait2"].contains(call))
+        .unwrap();
+    let of_relay = begun.iter().filter(|(thread, _)| thread == relay);
+    of_relay.map(|(_, call)| (*call).to_owned()).collect()
+}
+
+/// Of the whole thread, from what a long run makes more than a short one.
+fn relay_calls() {
+    const FEW: u32 = 100;
+    const MANY: u32 = 300;
+    let (few, many) = (calls_of_the_relay(FEW), calls_of_the_relay(MANY));
+    let of = |calls: &[String], name: &str| calls.iter().filter(|call| call.starts_with(name)).count() as f64;
+    let a_round = |name: &str| (of(&many, name) - of(&few, name)) / f64::from(MANY - FEW);
+    let names: std::collections::BTreeSet<_> = many.iter().collect();
+    let table: Vec<_> = names.iter().map(|name| (*name, a_round(name))).collect();
+    println!("system calls of a relayed interrupt: {:.2}: {table:?}", a_round(""));
+    // A wait that finds the next signal there already saves one.
+    assert!(a_round("") > 2.0 && a_round("") <= 5.0, "{table:?}");
+    assert_eq!(a_round("epoll_ctl"), 0.0, "{table:?}");
 }
 
 /// An access that exits ends the guest, because nobody here emulates the device. Shown by taking the BAR away.

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::cargo::Workspace;
 use crate::tally::Tally;
-use crate::{consumers, dependencies, features, platforms};
+use crate::{consumers, dependencies, features, packages, platforms};
 
 /// Runs all of it and prints the summary.
 pub fn run() -> Result<ExitCode> {
@@ -16,10 +16,11 @@ pub fn run() -> Result<ExitCode> {
     Ok(tally.exit_code())
 }
 
-/// Runs all of it: dependencies, features, the oldest compiler and aarch64, and the consumers.
+/// Runs all of it: dependencies, features, packages, the oldest compiler and aarch64, and the consumers.
 pub fn check(workspace: &Workspace) -> Result<Tally> {
     let mut tally = dependencies::run(workspace)?;
     tally.add(features::run(workspace));
+    tally.add(packages::run());
     tally.add(platforms::run(workspace)?);
     tally.add(consumers::run(workspace)?);
     Ok(tally)

@@ -24,7 +24,7 @@ struct Package {
     directory: PathBuf,
     has_doctests: bool,
     binaries: Vec<String>,
-    is_published: bool,
+    is_library: bool,
     features: Vec<String>,
 }
 
@@ -64,6 +64,8 @@ impl Workspace {
             bail!("cargo metadata failed");
         }
         let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+        let root = PathBuf::from(text(&metadata, "workspace_root")?);
+        let libraries = root.join("crates");
         let packages = array(&metadata, "packages")
             .map(|package| {
                 let manifest = Path::new(text(package, "manifest_path")?);
@@ -78,7 +80,7 @@ impl Workspace {
                         .filter(|target| has_kind(target, "bin"))
                         .filter_map(|target| Some(target.get("name")?.as_str()?.to_owned()))
                         .collect(),
-                    is_published: package.get("publish").is_some_and(Value::is_null),
+                    is_library: manifest.starts_with(&libraries),
                     features: package
                         .get("features")
                         .and_then(Value::as_object)
@@ -89,7 +91,6 @@ impl Workspace {
             })
             .collect::<Result<_>>()?;
         let target = PathBuf::from(text(&metadata, "target_directory")?);
-        let root = PathBuf::from(text(&metadata, "workspace_root")?);
         Ok(Self { packages, root, target })
     }
 
@@ -112,10 +113,10 @@ impl Workspace {
         &self.root
     }
 
-    /// The packages that are published, and the features of each.
-    pub fn published(&self) -> impl Iterator<Item = (&str, &[String])> {
-        let published = self.packages.iter().filter(|package| package.is_published);
-        published.map(|package| (package.name.as_str(), package.features.as_slice()))
+    /// The packages of `crates/`, which VMMs take, and the features of each.
+    pub fn libraries(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let libraries = self.packages.iter().filter(|package| package.is_library);
+        libraries.map(|package| (package.name.as_str(), package.features.as_slice()))
     }
 
     /// The directory that cargo builds in.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What each published crate brings along: prints it, and holds it to what the crate's README promises.
+//! What each crate that VMMs take brings along: prints it, and holds it to what the crate's README promises.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,10 +32,11 @@ const CORE_MAY_USE: [&str; 1] = ["thiserror"];
 
 /// Checks the whole workspace.
 pub fn run(workspace: &Workspace) -> Result<Tally> {
-    let graph = Graph::new(&workspace.resolved()?)?;
-    println!("\n     Dependencies of the published crates, with all features, beside build and test");
+    let libraries = workspace.libraries().map(|(name, _)| name).collect();
+    let graph = Graph::new(&workspace.resolved()?, &libraries)?;
+    println!("\n     Dependencies of the crates, with all features, beside build and test");
     let mut tally = Tally::default();
-    for package in &graph.published {
+    for package in &graph.libraries {
         println!("{}", graph.describe(package));
         let readme = package.directory.join("README.md");
         let readme = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
@@ -50,14 +51,14 @@ pub fn run(workspace: &Workspace) -> Result<Tally> {
 }
 
 struct Graph {
-    published: Vec<Published>,
+    libraries: Vec<Library>,
     /// Name and version of each package, by id.
     names: BTreeMap<String, (String, String)>,
     /// What each package uses when it runs, by id.
     uses: BTreeMap<String, Vec<String>>,
 }
 
-struct Published {
+struct Library {
     id: String,
     name: String,
     directory: PathBuf,
@@ -66,10 +67,10 @@ struct Published {
 }
 
 impl Graph {
-    fn new(metadata: &Value) -> Result<Self> {
+    fn new(metadata: &Value, libraries: &BTreeSet<&str>) -> Result<Self> {
         let members: BTreeSet<&str> = array(metadata, "workspace_members").filter_map(Value::as_str).collect();
         let mut graph = Self {
-            published: Vec::new(),
+            libraries: Vec::new(),
             names: BTreeMap::new(),
             uses: BTreeMap::new(),
         };
@@ -82,10 +83,9 @@ impl Graph {
             if array(package, "targets").any(is_macro) {
                 macros.insert(id);
             }
-            // `publish` is null for "anywhere", and an empty list for `false`.
-            if members.contains(id) && package.get("publish").is_some_and(Value::is_null) {
+            if members.contains(id) && libraries.contains(name) {
                 let manifest = PathBuf::from(text(package, "manifest_path")?);
-                graph.published.push(Published {
+                graph.libraries.push(Library {
                     id: id.to_owned(),
                     name: name.to_owned(),
                     directory: manifest.parent().map(PathBuf::from).unwrap_or_default(),
@@ -106,12 +106,12 @@ impl Graph {
                 .map(str::to_owned);
             graph.uses.insert(text(node, "id")?.to_owned(), used.collect());
         }
-        graph.published.sort_by(|a, b| a.name.cmp(&b.name));
+        graph.libraries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(graph)
     }
 
     /// Everything that is linked into a program that uses the package, without itself.
-    fn behind(&self, package: &Published) -> BTreeSet<&(String, String)> {
+    fn behind(&self, package: &Library) -> BTreeSet<&(String, String)> {
         let (mut found, mut open) = (BTreeSet::new(), vec![&package.id]);
         while let Some(id) = open.pop() {
             for used in self.uses.get(id).into_iter().flatten() {
@@ -123,7 +123,7 @@ impl Graph {
         found
     }
 
-    fn describe(&self, package: &Published) -> String {
+    fn describe(&self, package: &Library) -> String {
         let (direct, further): (Vec<_>, Vec<_>) = self
             .behind(package)
             .into_iter()
@@ -141,7 +141,7 @@ impl Graph {
         )
     }
 
-    fn check(&self, package: &Published, readme: &str) -> Result<(), String> {
+    fn check(&self, package: &Library, readme: &str) -> Result<(), String> {
         if package.name == CORE {
             let more: Vec<_> = package
                 .direct
@@ -157,7 +157,7 @@ impl Graph {
             }
         }
         let siblings = self
-            .published
+            .libraries
             .iter()
             .map(|other| &other.name)
             .filter(|name| *name != CORE);
@@ -243,10 +243,10 @@ where
 mod tests {
     use super::*;
 
-    /// One published crate `name` with these dependencies, and nothing else.
+    /// One crate `name` with these dependencies, and nothing else.
     fn graph(name: &str, direct: &[&str]) -> Graph {
         Graph {
-            published: vec![Published {
+            libraries: vec![Library {
                 id: name.to_owned(),
                 name: name.to_owned(),
                 directory: PathBuf::new(),
@@ -259,7 +259,7 @@ mod tests {
 
     fn check(name: &str, direct: &[&str], readme: &str) -> Result<(), String> {
         let graph = graph(name, direct);
-        graph.check(&graph.published[0], readme)
+        graph.check(&graph.libraries[0], readme)
     }
 
     #[test]

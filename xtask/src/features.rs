@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Builds each published crate without features, with each of them alone, and with all of them. Cargo unites the features of
+//! Builds each crate of `crates/` without features, with each of them alone, and with all of them. Cargo unites the features of
 //! whatever it builds together, so that a workspace's own build hides a feature that forgot to ask for another.
 
 use crate::cargo::{Workspace, cargo};
@@ -9,7 +9,7 @@ use crate::tally::Tally;
 pub fn run(workspace: &Workspace) -> Tally {
     println!("\n     Each feature alone, and all together");
     let mut tally = Tally::default();
-    for (package, features) in workspace.published() {
+    for (package, features) in workspace.libraries() {
         let alone = features
             .iter()
             .map(|feature| (format!("{package} with {feature}"), Some(feature)));

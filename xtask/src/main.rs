@@ -8,6 +8,7 @@ mod consumers;
 mod dependencies;
 mod features;
 mod lab;
+mod packages;
 mod platforms;
 mod program;
 mod tally;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Builds the published crates with the oldest compiler that they promise to work with, and for aarch64.
+//! Builds the crates of `crates/` with the oldest compiler that they promise to work with, and for aarch64.
 //!
 //! Debian packages that compiler, with the standard library of either architecture. Nothing is installed: the packages are
 //! fetched and unpacked under `target/rustc-<version>`, which works without root.
@@ -99,14 +99,14 @@ impl Compiler {
         command.env("RUSTC", &self.program)
     }
 
-    /// Builds every published crate, with all features.
+    /// Builds every one of them, with all features.
     fn check(&self, workspace: &Workspace, target: Option<&str>) -> Result<(), String> {
         let mut command = cargo();
         command
             .args(["check", "--quiet", "--locked", "--all-features"])
             .env("RUSTFLAGS", "-Dwarnings")
             .env("CARGO_TARGET_DIR", workspace.target().join("platforms"));
-        for (package, _) in workspace.published() {
+        for (package, _) in workspace.libraries() {
             if target.is_none() || !X86_ALONE.contains(&package) {
                 command.args(["--package", package]);
             }

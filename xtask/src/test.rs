@@ -19,11 +19,11 @@ use crate::{adoption, program};
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
 /// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
 ///
-/// Then come what adopters rely on: each published crate's dependencies and features, the oldest compiler and aarch64, and
+/// Then come what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
 /// the packages of `consumers/`.
 ///
-/// Last, the tests that need KVM or VFIO run once more in the lab, an emulated PC that has both. Where there can be no lab
-/// that is one skip; with CI=true in the environment it is a failure.
+/// Last, the tests that need KVM or VFIO are built with --release and run in the lab, an emulated PC that has both. Where
+/// there can be no lab that is one skip; with CI=true in the environment it is a failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

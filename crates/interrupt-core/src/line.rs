@@ -140,7 +140,7 @@ const FIRST_EPOCH: u64 = 1;
 #[derive(Debug)]
 struct Contribution {
     key: SourceKey,
-    label: String,
+    label: Box<str>,
     lowered_by: LoweredBy,
     /// See [`Drive::asserting`]. Written under the drive lock only, which also orders it.
     mark: AtomicU64,
@@ -217,7 +217,7 @@ impl<P: Pin> Line<P> {
     pub fn source(self: &Arc<Self>, label: impl Into<String>, lowered_by: LoweredBy) -> LineSource<P> {
         let contribution = Arc::new(Contribution {
             key: SourceKey::new(self.gsi),
-            label: label.into(),
+            label: label.into().into_boxed_str(),
             lowered_by,
             mark: AtomicU64::new(LOW),
             asserted: Counter::new(0),

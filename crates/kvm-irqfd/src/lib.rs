@@ -64,6 +64,8 @@ mod resample;
 mod routes;
 mod routing;
 mod split;
+#[cfg(feature = "event-manager")]
+mod subscriber;
 #[cfg(feature = "vm-superio")]
 mod superio;
 mod wait;

@@ -41,7 +41,7 @@ const ENTRY: u64 = LEVEL | VECTOR as u64;
 
 fn main() -> ExitCode {
     // Serial, because fds are counted.
-    Suite::new("kvm-irqfd::library")
+    let suite = Suite::new("kvm-irqfd::library")
         .serial()
         .test(
             "irqchip_is_found_by_trying",
@@ -134,8 +134,10 @@ fn main() -> ExitCode {
         .test("withdrawing_lowers_one_of_two", ACCEPT, withdrawing_lowers_one_of_two)
         .test("teardown_in_both_orders_at_each_state", ACCEPT, teardown)
         .test("edge_irqfd_on_an_msi", ACCEPT, edge_irqfd_on_an_msi)
-        .test("what_happens_is_counted_and_told", FULL, counted_and_told)
-        .run()
+        .test("what_happens_is_counted_and_told", FULL, counted_and_told);
+    #[cfg(feature = "event-manager")]
+    let suite = suite.test("an_event_manager_dispatches", ACCEPT, an_event_manager_dispatches);
+    suite.run()
 }
 
 fn eventfd_of(fd: OwnedFd) -> EventFd {
@@ -1114,4 +1116,37 @@ fn counted_and_told() {
     drop(net);
     let counts = interrupts.counts(GSI).unwrap();
     assert_eq!((counts.line.asserted, counts.reassigned), (4, 1));
+}
+
+/// As a VMM has it that runs an event-manager anyway, and nothing of ours beside.
+#[cfg(feature = "event-manager")]
+fn an_event_manager_dispatches() {
+    use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY);
+    let source = interrupts.resample_source(GSI, "device").unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _guard = interrupts.subscribe(source.key().into(), listener).unwrap();
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
+    manager.add_subscriber(Box::new(interrupts.clone()));
+
+    assert_eq!(manager.run_with_timeout(0).unwrap(), 0, "nothing to serve yet");
+    for round in 1..=3 {
+        source.assert().unwrap();
+        assert_eq!(accept(&mut machine), Some(VECTOR));
+        assert_eq!(
+            manager.run_with_timeout(0).unwrap(),
+            0,
+            "round {round}: it is in service"
+        );
+        machine.eoi();
+        assert_eq!(manager.run_with_timeout(5_000).unwrap(), 1);
+        assert_eq!(calls.load(Ordering::Relaxed), round);
+    }
+    assert_eq!(manager.run_with_timeout(0).unwrap(), 0, "and nothing is served twice");
 }

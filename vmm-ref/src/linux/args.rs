@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 pub struct LinuxArgs {
     /// Boot this kernel, a bzImage or an ELF vmlinux, instead of the embedded guest
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "controller", "count", "device", "eoi", "forward", "no_guest_eoi", "sharers", "wait",
+        "controller", "count", "device", "eoi", "forward", "no_guest_eoi", "sharers", "swap_every", "wait",
     ])]
     pub kernel: Option<PathBuf>,
 

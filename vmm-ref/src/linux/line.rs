@@ -2,7 +2,7 @@
 //! A device's side of its line: the causes it has for an interrupt, the level that follows from them, and the EOIs it is told of.
 //!
 //! The law of a level (design law 1 and 12): the device owns it. The line is to be high while there is a cause, and whoever is told of
-//! an EOI answers with the level that holds then. One function, [`DeviceLine::on`], decides all of it.
+//! an EOI answers with the level that holds then. One function of [`DeviceLine`] decides all of it.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

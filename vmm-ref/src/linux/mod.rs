@@ -4,10 +4,10 @@
 //! The machine is a small PC without PCI: 1 to 4 processors, an IOAPIC, a serial port, and virtio devices behind the MMIO transport.
 //! Every interrupt of a device is level-triggered and goes through this workspace: each device holds its line by a
 //! [`LevelSource`](interrupt_core::LevelSource), is told of EOIs by an [`EoiNotifier`](interrupt_core::EoiNotifier), and answers with
-//! its level ([`line`]). With `--irqchip split` Linux programs the IOAPIC of `user-irqchip`. The guest's notifications of its
+//! its level ([mod@line]). With `--irqchip split` Linux programs the IOAPIC of `user-irqchip`. The guest's notifications of its
 //! queues are events of an `ioevent` bus.
 //!
-//! [`prepare`] does what needs no KVM, [`run`] the rest.
+//! [`prepare`] does what needs no KVM, [`fn@run`] the rest.
 
 pub mod acpi;
 pub mod args;

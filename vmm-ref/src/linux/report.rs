@@ -42,6 +42,8 @@ pub struct DeviceAccount {
     /// What this side has counted.
     #[serde(flatten)]
     pub counts: Counts,
+    /// Whether the device still held its line at the end.
+    pub high: bool,
     /// What the guest has said of the line, all its devices together; `null` when it has not.
     pub guest: Option<GuestCount>,
     /// Why KVM did not take its doorbell although it was asked to; not there when it did.
@@ -117,6 +119,9 @@ impl fmt::Display for DeviceAccount {
         if errors > 0 {
             write!(f, ", {errors} levels could not be driven")?;
         }
+        if self.high {
+            write!(f, ", high at the end")?;
+        }
         if let Some(GuestCount { count, flow }) = &self.guest {
             write!(f, "; the guest counted {count} ({flow})")?;
         }
@@ -176,6 +181,7 @@ mod tests {
                 restated: 1,
                 errors: 0,
             },
+            high: false,
             guest: Some(GuestCount {
                 count: 7,
                 flow: "fasteoi".to_owned(),
@@ -186,6 +192,7 @@ mod tests {
         let disk = DeviceAccount {
             name: "virtio0 (disk d)".to_owned(),
             gsi: Gsi(16),
+            high: true,
             guest: None,
             needed_reset: Some("the chain at 3 is a loop".to_owned()),
             ..serial.clone()
@@ -220,7 +227,7 @@ mod tests {
             "host      Linux 6.18.0, kvm_amd, 2 CPUs\n\
              composed  irqchip split, source pin, doorbell trap, 2 CPUs, 256 MiB\n\
              device    ttyS0: gsi 4: raised 9, EOIs 8, restated 1; the guest counted 7 (fasteoi)\n\
-             device    virtio0 (disk d): gsi 16: raised 9, EOIs 8, restated 1; NEEDED A RESET: the chain at 3 is a loop\n\
+             device    virtio0 (disk d): gsi 16: raised 9, EOIs 8, restated 1, high at the end; NEEDED A RESET: the chain at 3 is a loop\n\
              ended     the guest switched itself off after 1.5 s, with status 3\n"
         );
     }
@@ -234,7 +241,7 @@ mod tests {
             concat!(
                 r#"{"host":"Linux 6.18.0, kvm_amd, 2 CPUs","irqchip":"split","source":"pin","doorbell":"trap","cpus":2,"#,
                 r#""memory_mib":256,"devices":[{"name":"ttyS0","gsi":4,"raised":9,"eois":8,"restated":1,"errors":0,"#,
-                r#""guest":{"count":7,"flow":"fasteoi"}}],"end":"power-off","guest_status":3,"elapsed_s":1.5}"#
+                r#""high":false,"guest":{"count":7,"flow":"fasteoi"}}],"end":"power-off","guest_status":3,"elapsed_s":1.5}"#
             )
         );
     }

@@ -11,6 +11,7 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+mount -t tracefs tracefs /sys/kernel/tracing
 
 # The log is the place to say why; without an exit status the outside shows its last lines.
 fail() {
