@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use testkit::lab::in_lab;
 
+/// How often a trace that failed is run again, to tell a difference of the chips from an accident of the host.
+const REPEATS: usize = 5;
+
 /// Steps of a trace.
 pub const STEPS: usize = 200;
 /// Traces of a run that is not limited by time.
@@ -15,7 +18,7 @@ pub const TRACES: u64 = 10_000;
 /// Runs for so many seconds instead.
 pub const SECONDS: &str = "DIFFERENTIAL_SECONDS";
 /// How many in the lab, where everything is emulated, when nothing is said.
-const LAB_SECONDS: u64 = 20;
+const LAB_SECONDS: u64 = 10;
 /// Starts at this seed, with which the run before has failed, say.
 pub const SEED: &str = "DIFFERENTIAL_SEED";
 
@@ -75,9 +78,10 @@ pub trait Pair {
 
 /// Runs as many traces as the environment says. Panics with the shortest failing trace that was found, and with its seed.
 pub fn compare<P: Pair>(name: &str, mut pair: P) {
-    let seconds = number(SECONDS).or(in_lab().then_some(LAB_SECONDS));
-    let first = number(SEED).unwrap_or(match seconds {
-        // A long run looks elsewhere each time.
+    let asked = number(SECONDS);
+    let seconds = asked.or(in_lab().then_some(LAB_SECONDS));
+    let first = number(SEED).unwrap_or(match asked {
+        // A long run looks elsewhere each time. What is run with every change does not.
         Some(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         None => 0,
     });
@@ -94,8 +98,14 @@ pub fn compare<P: Pair>(name: &str, mut pair: P) {
         let trace: Vec<_> = (0..STEPS).map(|_| P::draw(&mut rng)).collect();
         if let Err(difference) = pair.run(&trace, &mut flaws) {
             let (trace, difference) = shorten(&mut pair, trace, difference);
+            let again = (0..REPEATS)
+                .filter(|_| pair.run(&trace, &mut Flaws::new()).is_err())
+                .count();
             let steps: String = trace.iter().map(|op| format!("    {op:?}\n")).collect();
-            panic!("{name}: {SEED}={seed} fails:\n{steps}  {}", difference.what);
+            panic!(
+                "{name}: {SEED}={seed} fails, and {again} times of {REPEATS} again:\n{steps}  {}",
+                difference.what
+            );
         }
         traces += 1;
     }
