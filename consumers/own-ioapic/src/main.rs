@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A VMM that has an IOAPIC of its own, as firecracker and cloud-hypervisor do, and no KVM type in it. It wants what that lacks:
-//! a device that can ask to be told of an EOI. It keeps its redirection table, and takes `Line` for each pin.
+//! a device that can ask to be told of an EOI, and somebody who brings a device's interrupt and a line together. It keeps its
+//! redirection table, and takes `Line` for each pin and the registry.
 //!
 //! Everything here but `Line` and the trait is the VMM's own code.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use interrupt_core::double::RecordingProducer;
+use interrupt_core::registry::{self, EventId, Path, Registry};
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy, Pin,
-    Result, Subject,
+    Delivery, EoiGuard, EoiNotifier, Error, Gsi, GuestLine, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
+    Pin, Result, Subject,
 };
 
 const PINS: u32 = 24;
@@ -148,9 +151,33 @@ fn main() -> Result<()> {
         .subscribe(Gsi(99).into(), Listener::callback(|_| {}))
         .unwrap_err();
     assert_eq!(error.errno(), Some(2), "{error}");
-    println!(
-        "{} interrupts from an IOAPIC of the VMM's own, with its devices told of each EOI",
-        3
+    println!("3 interrupts from an IOAPIC of the VMM's own, with its devices told of each EOI");
+    bring_together(Arc::new(ioapic))
+}
+
+/// A device's interrupt and a line of this IOAPIC find each other by the eventfd that they share, in either order. This IOAPIC is
+/// in no kernel, so that the interrupt is relayed, and the registry says so.
+fn bring_together(ioapic: Arc<OwnIoapic>) -> Result<()> {
+    const EVENT: EventId = EventId(7);
+    let refused = |error: registry::Error| panic!("{error}");
+    let source = Arc::new(ioapic.source(Gsi(5), "passthrough"));
+    let line = GuestLine::relay(source, ioapic, "the VMM has its own IOAPIC");
+    let device = Arc::new(RecordingProducer::new("passthrough"));
+    let registry = Registry::default();
+
+    let line_is_here = registry.add_consumer(EVENT, Arc::new(line)).unwrap_or_else(refused);
+    assert_eq!(registry.path(EVENT), None, "there is no device yet");
+    let device_is_here = registry.add_producer(EVENT, device.clone()).unwrap_or_else(refused);
+    assert_eq!(registry.path(EVENT), Some(Path::Relay));
+    for explanation in registry.explain() {
+        println!("{explanation}");
+    }
+    drop(line_is_here);
+    assert_eq!(
+        registry.path(EVENT),
+        None,
+        "and neither does one that has lost its line lead anywhere"
     );
+    drop(device_is_here);
     Ok(())
 }

@@ -15,8 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use super::acpi::VirtioDevice;
 use super::console::Console;
 use super::layout::{
-    COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_GSIS, VIRTIO_WINDOW,
-    VIRTIO_WINDOWS,
+    COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_WINDOW, VIRTIO_WINDOWS,
 };
 use super::line::DeviceLine;
 use super::power::{Ending, Power};
@@ -79,11 +78,6 @@ pub fn virtio_places(count: usize, share_irq: bool) -> Vec<VirtioDevice> {
         shared: share_irq,
     };
     (0..count).map(place).collect()
-}
-
-/// The most virtio devices: as many as there are pins, and windows for as many sharers.
-pub const fn virtio_max() -> usize {
-    VIRTIO_GSIS
 }
 
 impl Devices {

@@ -88,8 +88,8 @@ pub enum Error {
         /// Its size in bytes.
         size: u64,
     },
-    /// There are as many lines as pins.
-    #[error("{0} disks: there are lines for 7 and the entropy device; use fewer --disk, or --share-irq")]
+    /// There are as many virtio devices as pins for them.
+    #[error("{0} disks: this machine has places for 7, and for the entropy device; use fewer --disk")]
     TooManyDisks(usize),
     /// The LAPIC would have to be in this process.
     #[error(

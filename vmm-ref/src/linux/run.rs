@@ -11,8 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ioevent::{IoeventBus, Window};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use kvm_irqfd::KvmInterrupts;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_irqfd::{Chip, KvmInterrupts, Route};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,10 +23,10 @@ use super::acpi;
 use super::args::{COMMAND_LINE, DiskArg};
 use super::boot::{self, Initrd};
 use super::cpu;
-use super::devices::{Devices, Places, virtio_max, virtio_places};
+use super::devices::{Devices, Places, virtio_places};
 use super::error::Error as LinuxError;
 use super::kernel::Kernel;
-use super::layout::{BOOT_PARAMS, memory_ranges};
+use super::layout::{BOOT_PARAMS, SERIAL_GSI, VIRTIO_GSIS, memory_ranges};
 use super::power::{End, Ending};
 use super::processor::Machine;
 use super::report::{DeviceAccount, Setup, Summary};
@@ -99,7 +99,8 @@ pub fn prepare(options: Options) -> Result<Prepared> {
         (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
         (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
     }
-    if options.disks.len() >= virtio_max() {
+    // The last one is the entropy device's.
+    if options.disks.len() >= VIRTIO_GSIS {
         return Err(LinuxError::TooManyDisks(options.disks.len()).into());
     }
     let mut backends: Vec<(String, Box<dyn Backend>)> = Vec::new();
@@ -172,8 +173,8 @@ pub fn run(kvm: &Kvm, prepared: Prepared, setup: Setup, input: File, output: Fil
         kernel,
         backends,
     } = prepared;
-    let most = kvm.get_nr_vcpus();
-    if usize::from(options.cpus) > most.max(kvm.check_extension_int(Cap::MaxVcpus).max(0) as usize) {
+    let most = kvm.get_max_vcpus();
+    if usize::from(options.cpus) > most {
         return Err(Error::Guest(format!(
             "this KVM has at most {most} CPUs for a guest; use --cpus {most}"
         )));
@@ -186,7 +187,10 @@ pub fn run(kvm: &Kvm, prepared: Prepared, setup: Setup, input: File, output: Fil
     let interrupts = KvmInterrupts::new(Arc::clone(&vm))?;
     let controllers = match options.irqchip {
         Irqchip::Split => Controllers::split(interrupts.clone())?,
-        Irqchip::Kernel | Irqchip::User => Controllers::Kernel(interrupts.clone()),
+        Irqchip::Kernel | Irqchip::User => {
+            without_8259(&interrupts)?;
+            Controllers::Kernel(interrupts.clone())
+        }
     };
     let doorbells = match options.doorbell {
         Doorbell::Ioeventfd => IoeventBus::kvm(Arc::clone(&vm)),
@@ -266,6 +270,19 @@ fn processor(kvm: &Kvm, vm: &VmFd, id: u8, cpus: u8, kernel: &Kernel) -> Result<
         cpu::start_at(&vcpu, kernel.entry, BOOT_PARAMS)?;
     }
     Ok(vcpu)
+}
+
+/// The guest is told that there is no 8259. The kernel's pair is there, nobody sets it up, and it would inject vectors of its own: the
+/// one line that leads to both leads to the IOAPIC alone.
+fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
+    let mut routing = interrupts.routing();
+    let pin = Route::Pin {
+        chip: Chip::Ioapic,
+        pin: SERIAL_GSI.0,
+    };
+    routing.set(SERIAL_GSI, &[pin])?;
+    routing.commit()?;
+    Ok(())
 }
 
 fn account(devices: &Devices, asked: Doorbell) -> Vec<DeviceAccount> {

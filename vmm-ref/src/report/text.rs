@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 use interrupt_core::registry::Explanation;
 
 use super::Report;
-use crate::composition::{Composition, name};
+use crate::composition::{Composition, DeviceKind, name};
 use crate::doorbell;
 use crate::explain::Explained;
 use crate::guest::Controller;
@@ -52,7 +52,16 @@ fn register(controller: Controller) -> &'static str {
 /// # Errors
 /// Those of `out`.
 pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<()> {
-    line(out, "composed", &composition.to_string())
+    line(out, "composed", &composition.to_string())?;
+    // Others have theirs chosen, which is said when it has been.
+    if composition.device == DeviceKind::Embedded {
+        line(
+            out,
+            "path",
+            "none to choose: the embedded device holds its line itself (--device model does not)",
+        )?;
+    }
+    Ok(())
 }
 
 /// What happened.

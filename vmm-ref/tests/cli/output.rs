@@ -61,6 +61,7 @@ pub fn text_lines() {
         ("EOI ", "LAPIC: "),
         ("EOI ", "8259: "),
         ("composed ", "source resample, eoi resamplefd, sharers 1, wait block"),
+        ("path ", "none to choose: the embedded device holds its line itself"),
         ("trace #1 ", "handler "),
         ("trace #2 ", "handler "),
         ("trace #3 ", "handler "),
