@@ -18,7 +18,7 @@ use user_irqchip::Ioapic;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::error::Error;
-use super::layout::{ACPI, COM1, HIGH_START, SERIAL_GSI, SLEEP_CONTROL};
+use super::layout::{ACPI, COM1, HIGH_START, I8042, SERIAL_GSI, SLEEP_CONTROL};
 
 const OEM: [u8; 6] = *b"VMMREF";
 const OEM_TABLE: [u8; 8] = *b"LINUX   ";
@@ -36,6 +36,10 @@ pub const S5: u8 = 5;
 pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// The sleep type begins at this bit.
 pub const SLEEP_TYPE_SHIFT: u8 = 2;
+
+/// The keyboard controller's command port, from its first port on, and its command that resets the machine.
+const RESET_PORT: u16 = 4;
+const RESET: u8 = 0xfe;
 
 /// A virtio device as the DSDT describes it.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +96,11 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
-        .flag(Flags::Headless);
+        .flag(Flags::Headless)
+        .flag(Flags::ResetRegSup);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.reset_reg = register(I8042 + RESET_PORT);
+    fadt.reset_value = RESET;
     fadt.sleep_control_reg = register(SLEEP_CONTROL);
     fadt.sleep_status_reg = register(SLEEP_CONTROL + 1);
     fadt.finalize()
