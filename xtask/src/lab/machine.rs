@@ -46,6 +46,21 @@ impl fmt::Display for TimeLimitStruck {
 
 impl Error for TimeLimitStruck {}
 
+/// The error of a PC that stopped. What runs in it cannot do that to a processor: it is the emulator's doing.
+#[derive(Debug)]
+pub struct Hung {
+    log: PathBuf,
+}
+
+impl fmt::Display for Hung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (silence, log) = (SILENCE.as_secs(), self.log.display());
+        write!(f, "the PC has hung: no sign of life for {silence} s; see {log}")
+    }
+}
+
+impl Error for Hung {}
+
 fn stage(booted: bool) -> &'static str {
     if booted {
         "while the command ran"
@@ -163,11 +178,10 @@ impl Lab {
             if booted && announced.is_none() && alive.elapsed() >= SILENCE {
                 qemu.kill();
                 drain(events);
-                let (silence, log) = (SILENCE.as_secs(), self.log());
-                bail!(
-                    "the PC has hung: no sign of life for {silence} s; see {}",
-                    log.display()
-                );
+                // Apart, because another boot may follow.
+                let log = self.log().with_file_name("hung.log");
+                fs::copy(self.log(), &log).with_context(|| format!("{}", log.display()))?;
+                bail!(Hung { log });
             }
             match events.recv_timeout(Duration::from_millis(100)) {
                 Ok(Event::Up) => {
