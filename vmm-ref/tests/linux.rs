@@ -68,6 +68,7 @@ fn main() -> ExitCode {
             &split,
             killed,
         )
+        .test_within(BOOT, "a_kernel_that_panics_resets_the_machine", &full, panics)
         .run()
 }
 
@@ -321,4 +322,22 @@ fn killed() {
         );
         thread::yield_now();
     }
+}
+
+/// Without an initrd and without a root.
+fn panics() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
+        .args(["run", "--json", "--cmdline", "console=ttyS0 panic=-1 quiet", "--kernel"])
+        .arg(variable("IRQ_TEST_GUEST_KERNEL").unwrap())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let console = String::from_utf8_lossy(&output.stderr);
+    assert!(console.contains("Kernel panic"), "{console}");
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &object["end"]),
+        (Some(1), &Value::from("reset")),
+        "{object}"
+    );
 }

@@ -18,7 +18,7 @@ use user_irqchip::Ioapic;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::error::Error;
-use super::layout::{ACPI, COM1, HIGH_START, I8042, SERIAL_GSI, SLEEP_CONTROL};
+use super::layout::{ACPI, COM1, I8042, RESET_VECTOR, SERIAL_GSI, SLEEP_CONTROL};
 
 const OEM: [u8; 6] = *b"VMMREF";
 const OEM_TABLE: [u8; 8] = *b"LINUX   ";
@@ -66,9 +66,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice]
         table.to_aml_bytes(&mut bytes);
         let at = next;
         next = (at + bytes.len() as u64).next_multiple_of(64);
-        if next > HIGH_START {
+        if next > RESET_VECTOR {
             return Err(Error::BootParameters(
-                "the ACPI tables do not fit below 1 MiB".to_owned(),
+                "the ACPI tables do not fit below the reset vector".to_owned(),
             ));
         }
         write(memory, at, &bytes).map(|()| at)
@@ -173,6 +173,7 @@ fn level_high(gsi: Gsi, shared: bool) -> aml::Interrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::layout::HIGH_START;
 
     #[test]
     fn every_line_is_declared_level_and_high() {

@@ -12,7 +12,9 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::error::{Error, Size};
 use super::kernel::Kernel;
-use super::layout::{ACPI, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, GAP_START, HIGH_START, usable_ranges};
+use super::layout::{
+    ACPI, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, GAP_START, HIGH_START, RESET_VECTOR, usable_ranges,
+};
 
 const PAGE: u64 = 4096;
 
@@ -82,6 +84,19 @@ fn place(start: u64, memory_size: u64, limit: u64, size: u64, path: &Path) -> Re
             end,
         }),
     }
+}
+
+/// Writes what a BIOS has at the reset vector: a jump there resets the machine. Linux makes it, for want of anything better, when
+/// there is no keyboard controller by the ACPI tables.
+///
+/// # Errors
+/// [`Error::BootParameters`].
+pub fn write_reset_vector(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    // mov al, 0xfe; out 0x64, al; halted: hlt; jmp halted
+    const CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+    memory
+        .write_slice(&CODE, GuestAddress(RESET_VECTOR))
+        .map_err(|error| Error::BootParameters(error.to_string()))
 }
 
 /// Writes the command line and the boot parameters.

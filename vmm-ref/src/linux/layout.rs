@@ -20,6 +20,8 @@ pub const COMMAND_LINE_MAX: usize = 2048;
 pub const LOW_END: u64 = 0xa_0000;
 /// ACPI tables begin with the root pointer, which a kernel looks for from here to [`HIGH_START`].
 pub const ACPI: u64 = 0xe_0000;
+/// Where a processor starts after a reset, and where a kernel jumps that resets the machine as a BIOS does.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The first byte above the first MiB: a bzImage is loaded here.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Memory ends here and goes on at [`ABOVE_GAP`]; devices are in between.

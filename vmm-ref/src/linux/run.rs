@@ -121,6 +121,7 @@ pub fn prepare(options: Options) -> Result<Prepared> {
         None => None,
     };
     let command_line = options.cmdline.as_deref().unwrap_or(COMMAND_LINE);
+    boot::write_reset_vector(&memory)?;
     boot::write_parameters(&memory, size, &kernel, initrd, command_line)?;
     acpi::write_tables(&memory, options.cpus, &virtio_places(backends.len(), options.share_irq))?;
     cpu::write_tables(&memory)?;
