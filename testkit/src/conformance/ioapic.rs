@@ -12,6 +12,17 @@ use crate::lab::{self, repeats};
 use crate::need::Need;
 use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
 
+/// With one CPU nothing happens during an EOI. In the lab, which has one, this row also stops the emulated PC when nothing else runs on
+/// the build machine: three times out of three.
+const TWO_CPUS: Need = Need::Host("two CPUs", two_cpus);
+
+fn two_cpus() -> Result<(), String> {
+    match thread::available_parallelism() {
+        Ok(cpus) if cpus.get() < 2 => Err("this host has one CPU".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// Kernels before 6.4 inject at unmask instead of asking the sources to restate.
 const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
 
@@ -20,7 +31,7 @@ rows! { dyn Rig;
     row_27_one_round [] TIME_LIMIT;
     row_28_triggers_before_the_eoi_are_one [] TIME_LIMIT;
     row_29_a_thousand_rounds [] TIME_LIMIT;
-    row_30_retrigger_from_another_thread_during_eoi [] Duration::from_secs(300);
+    row_30_retrigger_from_another_thread_during_eoi [TWO_CPUS] Duration::from_secs(300);
     row_31_masked_pin_waits [] TIME_LIMIT;
     row_32_unmask_asks_instead_of_injecting [UNMASK_RESAMPLE] TIME_LIMIT;
     row_34_oneshot_mask_eoi_unmask [UNMASK_RESAMPLE] TIME_LIMIT;

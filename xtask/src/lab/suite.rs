@@ -61,8 +61,7 @@ fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>>
 }
 
 /// How many times the PC may hang before that is a failure. The emulator loses an interrupt now and then, most likely one that
-/// comes while an exit for an open interrupt window is due: seen in one of four runs of the suite, in a test that waits for such
-/// exits.
+/// comes while an exit for an open interrupt window is due: seen in tests that wait for such exits.
 const HANGS: usize = 2;
 
 /// Runs the suite's programs of `packages` in the lab and counts what they report. Their output appears as it comes. When the
