@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The lab, an emulated PC (`cargo xtask lab`), as a test sees it: everything is there, and everything takes long.
 
-use std::time::Duration;
-
 /// Whether this is the lab, which sets `IRQ_TEST_LAB`.
 pub fn in_lab() -> bool {
     std::env::var_os("IRQ_TEST_LAB").is_some()
@@ -12,9 +10,4 @@ pub fn in_lab() -> bool {
 /// that a test is about.
 pub fn repeats(count: u64) -> u64 {
     if in_lab() { (count / 10).max(1) } else { count }
-}
-
-/// How long to do what is done for as long as there is time: `time`, and a sixth of that in the lab.
-pub fn time(time: Duration) -> Duration {
-    if in_lab() { time / 6 } else { time }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
-use crate::lab::{self, repeats};
+use crate::lab::repeats;
 use crate::need::Need;
 use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
 
@@ -139,12 +139,11 @@ impl Drop for StopOnDrop {
 /// assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
 ///
 /// The threads spin, so that the assertion does meet the EOI. On a host with less than two idle CPUs that makes a round a
-/// matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had, or ten
-/// seconds in the lab.
+/// matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had.
 pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     const ROUNDS: u64 = 100_000;
     const AT_LEAST: u64 = 100;
-    let time = lab::time(Duration::from_secs(60));
+    let time = Duration::from_secs(60);
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line: Arc<dyn ResampleLine> = rig.bind_resample(PIN).into();
     let stop = Arc::new(AtomicBool::new(false));
