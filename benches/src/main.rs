@@ -95,7 +95,7 @@ fn main() -> ExitCode {
 fn operation(name: &str, count: u64) -> Result<()> {
     let operation = Operation::of(name).with_context(|| format!("no operation {name}"))?;
     let mut ready = operation.ready()?;
-    (0..count).try_for_each(|_| ready())
+    ready(count)
 }
 
 fn run(arguments: &Arguments) -> Result<u8> {
