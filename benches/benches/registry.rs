@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use benches::scaling::{PAIRS, Pairs};
 use criterion::{BenchmarkId, Criterion, criterion_group};
-use interrupt_core::double::RecordingPin;
-use interrupt_core::registry::{EventId, Path, Registry};
-use interrupt_core::{Gsi, GuestLine, LevelSource, Line, LoweredBy};
+use interrupt_core::forward::GuestLine;
+use interrupt_core::forward::{EventfdId, Path, Registry};
+use interrupt_core::testing::RecordingPin;
+use interrupt_core::{Gsi, LevelSource, Line, LoweredBy};
 use kvm_irqfd::{Irqchip, KvmInterrupts};
 use vfio_intx::{Intx, ModelIntx, Relay};
 
@@ -38,7 +39,7 @@ struct Relayed {
     line: Arc<Line<RecordingPin>>,
     relay: Relay,
     _intx: Arc<Intx>,
-    _registered: Option<(Registry, [interrupt_core::registry::Registration; 2])>,
+    _registered: Option<(Registry, [interrupt_core::forward::Registration; 2])>,
 }
 
 impl Relayed {
@@ -51,8 +52,8 @@ impl Relayed {
         let guest = GuestLine::relay(source, line.clone(), "the bench");
         let registered = if registry {
             let registry = Registry::default();
-            let device = registry.add_producer(EventId(1), intx.clone()).unwrap();
-            let line = registry.add_consumer(EventId(1), Arc::new(guest)).unwrap();
+            let device = registry.add_producer(EventfdId(1), intx.clone()).unwrap();
+            let line = registry.add_consumer(EventfdId(1), Arc::new(guest)).unwrap();
             Some((registry, [device, line]))
         } else {
             intx.set_line(Some(guest)).unwrap();
@@ -111,7 +112,7 @@ fn round_trips() {
 
 fn changes_of_path() {
     const CHANGES: usize = 2_000;
-    const ID: EventId = EventId(1);
+    const ID: EventfdId = EventfdId(1);
     let vm = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
         Ok(vm) => Arc::new(vm),
         Err(error) => return println!("left out: change of path: {error}"),
@@ -139,7 +140,7 @@ fn changes_of_path() {
             assert_eq!(came, Some(path));
         }
         let start = Instant::now();
-        source.withdraw().unwrap();
+        source.force_deassert().unwrap();
         times[2].push(start.elapsed());
     }
     for (what, times) in ["to relay", "to kernel loop", "resample irqfd off and on"]

@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::results::{Figures, PerRoundTrip, Spread};
 
 /// Something that makes round trips.
-pub struct Subject<'a> {
+pub struct EoiScope<'a> {
     /// What it is.
     pub name: String,
     /// How it waits.
@@ -20,7 +20,7 @@ pub struct Subject<'a> {
     pub round_trips: Box<dyn FnMut(u64) -> Result<Latency> + 'a>,
 }
 
-impl std::fmt::Debug for Subject<'_> {
+impl std::fmt::Debug for EoiScope<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, {}", self.name, self.wait)
     }
@@ -40,7 +40,7 @@ pub struct Extent {
 /// # Errors
 /// The first round trip that fails.
 pub fn in_turns(
-    subjects: &mut [Subject<'_>],
+    subjects: &mut [EoiScope<'_>],
     extent: Extent,
     counters: &mut Counters,
     on_step: &mut dyn FnMut(),
@@ -84,7 +84,7 @@ pub fn ratio(of: &[f64], over: &[f64]) -> Spread {
 }
 
 /// What a long run costs more than a short one, so that setting up and tearing down do not count.
-fn per_round_trip(subject: &mut Subject<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
+fn per_round_trip(subject: &mut EoiScope<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
     let mut of = |count| {
         let before = counters.read();
         (subject.round_trips)(count)?;

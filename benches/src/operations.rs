@@ -149,7 +149,7 @@ pub const ALL: [Operation; 8] = [
 pub struct Taker;
 
 impl MsiOutput for Taker {
-    fn deliver(&self, _: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+    fn send_msi(&self, _: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
         black_box(message);
         Ok(Delivery::Delivered(1))
     }

@@ -5,8 +5,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interrupt_core::double::{Journal, RecordingConsumer, RecordingProducer};
-use interrupt_core::registry::{EventId, Registration, Registry};
+use interrupt_core::forward::{EventfdId, Registration, Registry};
+use interrupt_core::testing::{Journal, RecordingConsumer, RecordingProducer};
 use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy};
 use kvm_ioctls::Kvm;
 use kvm_irqfd::{KvmInterrupts, Route, enable_split_irqchip};
@@ -112,7 +112,7 @@ impl std::fmt::Debug for Lines {
 /// A registry with so many pairs, and one more that comes and goes.
 pub struct Pairs {
     registry: Registry,
-    next: EventId,
+    next: EventfdId,
     journal: Journal,
     producer: Arc<RecordingProducer>,
     consumer: Arc<RecordingConsumer>,
@@ -129,13 +129,13 @@ impl Pairs {
         let mut others = Vec::with_capacity(count as usize);
         for n in 0..count {
             let (producer, consumer) = pair(n, &Journal::default());
-            let line = registry.add_consumer(EventId(n), consumer)?;
-            others.push([registry.add_producer(EventId(n), producer)?, line]);
+            let line = registry.add_consumer(EventfdId(n), consumer)?;
+            others.push([registry.add_producer(EventfdId(n), producer)?, line]);
         }
         let (producer, consumer) = pair(count, &journal);
         Ok(Self {
             registry,
-            next: EventId(count),
+            next: EventfdId(count),
             journal,
             producer,
             consumer,

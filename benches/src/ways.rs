@@ -13,7 +13,7 @@ use vmm_ref::run::{Options, Outcome, run};
 
 use crate::Result;
 use crate::floor::{Floor, Path};
-use crate::measure::Subject;
+use crate::measure::EoiScope;
 use crate::results::{Control, LeftOut};
 
 /// One irqchip and controller: its negative control, and all ways through it.
@@ -22,7 +22,7 @@ pub struct Group<'a> {
     /// How its EOIs were found to be.
     pub control: Control,
     /// The floors first, each before what stands on it.
-    pub subjects: Vec<Subject<'a>>,
+    pub subjects: Vec<EoiScope<'a>>,
 }
 
 /// What there is to measure.
@@ -148,8 +148,8 @@ fn subjects<'a>(
     full: bool,
     eoi: bool,
     interrupted: &'a AtomicBool,
-) -> Vec<Subject<'a>> {
-    let (mut subjects, mut floors): (Vec<Subject<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
+) -> Vec<EoiScope<'a>> {
+    let (mut subjects, mut floors): (Vec<EoiScope<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
     let mut add = |composition: Composition| {
         let floor = Floor::under(&composition);
         let known = floors.iter().find(|(other, _)| *other == floor).map(|(_, at)| *at);
@@ -186,7 +186,7 @@ fn subjects<'a>(
     subjects
 }
 
-fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
+fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> EoiScope<'_> {
     let path = match floor.path {
         Path::Resample => "bare irqfd and resamplefd",
         Path::Line => "bare KVM_IRQ_LINE and resamplefd",
@@ -195,7 +195,7 @@ fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
         Path::Thread => "a thread woken and an eventfd",
         Path::Intx(_) => "bare VFIO and irqfd, in the kernel",
     };
-    Subject {
+    EoiScope {
         name: path.to_owned(),
         wait: if floor.polls { "busy poll" } else { "blocking read" }.to_owned(),
         floor: None,
@@ -208,8 +208,8 @@ fn of_composition<'a>(
     composition: Composition,
     floor: usize,
     interrupted: &'a AtomicBool,
-) -> Subject<'a> {
-    Subject {
+) -> EoiScope<'a> {
+    EoiScope {
         name: match composition.device {
             DeviceKind::Embedded => format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
             DeviceKind::Model => format!("model device, {}", name(&composition.forward)),

@@ -149,8 +149,8 @@ struct Waking {
 }
 
 impl MsiOutput for Waking {
-    fn deliver(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
-        let delivered = self.apics.deliver(gsi, message);
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+        let delivered = self.apics.send_msi(gsi, message);
         self.processor.wake();
         delivered
     }

@@ -105,7 +105,7 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use interrupt_core::Gsi;
-    use interrupt_core::double::RecordingSource;
+    use interrupt_core::testing::RecordingSource;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;

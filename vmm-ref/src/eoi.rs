@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, LevelSource, Listener, Subject};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, LevelSource, Listener};
 use kvm_irqfd::{KvmInterrupts, Waiter};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -72,7 +72,7 @@ impl Eois {
     ///
     /// # Errors
     /// Those of the notifier, and of making an eventfd.
-    pub fn by_eventfd(notifier: &dyn EoiNotifier, subjects: &[Subject], waiter: Waiter) -> Result<Self> {
+    pub fn by_eventfd(notifier: &dyn EoiNotifier, subjects: &[EoiScope], waiter: Waiter) -> Result<Self> {
         // Blocking, which saves the sleeping wait a poll.
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(system("eventfd"))?);
         let guards = subjects
@@ -104,7 +104,7 @@ impl Eois {
     ///
     /// # Errors
     /// Those of the notifier.
-    pub fn by_dispatch(interrupts: &KvmInterrupts, subject: Subject, waiter: Waiter) -> Result<Self> {
+    pub fn by_dispatch(interrupts: &KvmInterrupts, subject: EoiScope, waiter: Waiter) -> Result<Self> {
         let told = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&told);
         let guard = interrupts.subscribe(
@@ -229,6 +229,6 @@ fn system(step: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
 }
 
 /// The subjects of a line's sources.
-pub fn keys(sources: &[Arc<dyn LevelSource>]) -> Vec<Subject> {
+pub fn keys(sources: &[Arc<dyn LevelSource>]) -> Vec<EoiScope> {
     sources.iter().map(|source| source.key().into()).collect()
 }

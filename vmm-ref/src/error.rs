@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The registry refused.
     #[error(transparent)]
-    Registry(#[from] interrupt_core::registry::Error),
+    Registry(#[from] interrupt_core::forward::Error),
     /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for an EOI that it was
     /// told of before that.
     #[error(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the registry of a composition says, without a run.
 
-use interrupt_core::registry::{Explanation, Path};
+use interrupt_core::forward::{Explanation, Path};
 use kvm_ioctls::Kvm;
 
 use crate::composition::{Composition, Impossible};

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use interrupt_core::registry::Consumer;
-use interrupt_core::{GuestLine, LevelSource};
+use interrupt_core::LevelSource;
+use interrupt_core::forward::Consumer;
+use interrupt_core::forward::GuestLine;
 use kvm_irqfd::{HostForwarded, KvmVfio, WaitMode, Waiter};
 
 use crate::composition::{Composition, DeviceKind, Eoi, Source, Wait};

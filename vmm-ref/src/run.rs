@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interrupt_core::registry::Explanation;
+use interrupt_core::forward::Explanation;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 

@@ -8,11 +8,12 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::double::RecordingProducer;
-use interrupt_core::registry::{self, EventId, Path, Registry};
+use interrupt_core::forward::GuestLine;
+use interrupt_core::forward::{self, EventfdId, Path, Registry};
+use interrupt_core::testing::RecordingProducer;
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, Error, Gsi, GuestLine, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
-    Pin, Result, Subject,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
+    Pin, Result,
 };
 
 const PINS: u32 = 24;
@@ -46,7 +47,7 @@ impl Pin for OwnPin {
 
     fn deliver(&self, vector: Option<u8>) -> Result<Delivery> {
         let Some(vector) = vector else {
-            return Ok(Delivery::Held);
+            return Ok(Delivery::Pending);
         };
         self.sent.lock().unwrap().push(vector);
         Ok(Delivery::Delivered(1))
@@ -94,7 +95,7 @@ impl OwnIoapic {
 }
 
 impl EoiNotifier for OwnIoapic {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         match self.lines.get(subject.gsi().0 as usize) {
             Some(line) => line.subscribe(subject, listener),
             None => Err(Error::NotFound {
@@ -158,8 +159,8 @@ fn main() -> Result<()> {
 /// A device's interrupt and a line of this IOAPIC find each other by the eventfd that they share, in either order. This IOAPIC is
 /// in no kernel, so that the interrupt is relayed, and the registry says so.
 fn bring_together(ioapic: Arc<OwnIoapic>) -> Result<()> {
-    const EVENT: EventId = EventId(7);
-    let refused = |error: registry::Error| panic!("{error}");
+    const EVENT: EventfdId = EventfdId(7);
+    let refused = |error: forward::Error| panic!("{error}");
     let source = Arc::new(ioapic.source(Gsi(5), "passthrough"));
     let line = GuestLine::relay(source, ioapic, "the VMM has its own IOAPIC");
     let device = Arc::new(RecordingProducer::new("passthrough"));

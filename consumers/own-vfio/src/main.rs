@@ -9,9 +9,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{
-    DeviceInterrupt, Error, Gsi, InterruptInfo, Level, Line, LoweredBy, Result, double::RecordingPin,
-};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::{Error, Gsi, Level, Line, LoweredBy, Result, testing::RecordingPin};
 use vfio_intx::irq_set::{INTX, IrqInfo};
 use vfio_intx::{GuestLine, Intx, State};
 use vmm_sys_util::eventfd::EventFd;

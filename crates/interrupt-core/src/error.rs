@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::{Gsi, Subject};
+use crate::{EoiScope, Gsi};
 
 // The errno values that the traits promise, spelled here because the crate has no libc.
 const ENOENT: i32 = 2;
@@ -20,7 +20,7 @@ pub enum Error {
         /// What was tried.
         operation: &'static str,
         /// What it was tried on.
-        subject: Subject,
+        subject: EoiScope,
     },
     /// No such source or line here: the key is of another notifier, its source is gone, or the GSI has no line.
     /// `errno` is ENOENT.
@@ -29,7 +29,7 @@ pub enum Error {
         /// What was tried.
         operation: &'static str,
         /// What it was tried on.
-        subject: Subject,
+        subject: EoiScope,
     },
     /// The path cannot do this at all, on any try. `errno` is EOPNOTSUPP.
     #[error("{operation} on {gsi} is not possible: {reason}")]

@@ -32,17 +32,7 @@ pub enum Delivery {
     /// The line was high already; nothing new happened.
     Coalesced,
     /// The controller took note of the level but sends nothing now: the pin is masked, or in service.
-    Held,
-}
-
-/// When a contribution that a device has ended leaves the line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lowered {
-    /// It has left the line already.
-    Now,
-    /// It leaves the line at the next EOI, because the path has no way to lower a line from outside (a resample irqfd).
-    /// An interrupt that was on its way is still taken by the guest, as on hardware when the cause ends late.
-    AtEoi,
+    Pending,
 }
 
 /// Who ends a source's contribution in the ordinary course.

@@ -6,13 +6,13 @@
 //! * a [`LevelSource`] holds, or does not hold, a line;
 //! * an [`EoiNotifier`] tells whoever asked that a line was sampled;
 //! * a forwarder carries a device's interrupt to a line and the line's EOI back to the device. The device shows it a
-//!   [`DeviceInterrupt`].
+//!   [`forward::DeviceInterrupt`].
 //!
-//! A [`registry::Registry`] finds the best forwarder by itself: devices' interrupts and guests' lines register in any order, and are
+//! A [`forward::Registry`] finds the best forwarder by itself: devices' interrupts and guests' lines register in any order, and are
 //! connected by the best path that both can do.
 //!
 //! The traits are object-safe, `Send` and `Sync`; a VMM keeps them as `Arc<dyn ..>`. Nothing here knows a hypervisor, starts a
-//! thread or needs an async runtime. [`Line`] joins several sources on one pin, and [`double`] has a test double of each
+//! thread or needs an async runtime. [`Line`] joins several sources on one pin, and [`testing`] has a test double of each
 //! trait.
 //!
 //! # What an EOI is
@@ -44,7 +44,7 @@
 //! use std::sync::Arc;
 //! use std::sync::atomic::{AtomicU32, Ordering};
 //! use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Result};
-//! use interrupt_core::double::RecordingPin;
+//! use interrupt_core::testing::RecordingPin;
 //!
 //! /// Wants one interrupt for each request.
 //! struct Device {
@@ -87,35 +87,26 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-mod device;
-pub mod double;
 mod eoi;
 mod error;
+pub mod forward;
 mod gsi;
-mod guest_line;
-mod key;
 mod level;
 mod line;
-mod listeners;
 mod msi;
 mod pin;
-mod published;
-pub mod registry;
 mod source;
 mod sync;
+pub mod testing;
 
-pub use device::{DeviceInterrupt, InterruptInfo};
-pub use eoi::{EoiGuard, EoiNotifier, Listener, Subject};
+pub use eoi::{EoiGuard, EoiNotifier, EoiScope, Listener, Listeners};
 pub use error::{Error, Result};
 pub use gsi::Gsi;
-pub use guest_line::{GuestLine, LineEnd};
-pub use key::SourceKey;
-pub use level::{Delivery, Level, Lowered, LoweredBy};
+pub use level::{Delivery, Level, LoweredBy};
 pub use line::{Line, LineCounts, LineSource};
-pub use listeners::Listeners;
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;
-pub use source::LevelSource;
+pub use source::{LevelSource, SourceKey};
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicU64 as Counter;
 
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::{
-    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, LevelSource, Listener, Listeners, Lowered, LoweredBy, Pin,
-    Result, SourceKey, Subject,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Listener, Listeners, LoweredBy, Pin,
+    Result, SourceKey,
 };
 
 /// The one owner of a GSI that this process drives: the wired-OR of its sources, and the listeners of its EOIs.
@@ -20,7 +20,7 @@ use crate::{
 /// take no lock that adding a source or a listener takes.
 ///
 /// ```
-/// use interrupt_core::{Gsi, LevelSource, Level, Line, LoweredBy, double::RecordingPin};
+/// use interrupt_core::{Gsi, LevelSource, Level, Line, LoweredBy, testing::RecordingPin};
 ///
 /// let line = Line::new(Gsi(11), RecordingPin::default());
 /// let serial = line.source("serial", LoweredBy::Device);
@@ -192,7 +192,7 @@ impl<P: Pin> Line<P> {
     /// What has happened on the line. It takes the line's lock for as long as an assertion does.
     ///
     /// ```
-    /// use interrupt_core::{Gsi, LevelSource, Line, LoweredBy, double::RecordingPin};
+    /// use interrupt_core::{Gsi, LevelSource, Line, LoweredBy, testing::RecordingPin};
     ///
     /// let line = Line::new(Gsi(11), RecordingPin::default());
     /// let serial = line.source("serial", LoweredBy::Eoi);
@@ -357,13 +357,13 @@ impl<P: Pin> Line<P> {
 }
 
 impl<P: Pin> EoiNotifier for Line<P> {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         // Subscribed first and looked up second: a source that goes meanwhile either ends the listener or is missed here,
         // and a refused listener is dropped without a lock held, since it may own a source of this very line.
         let guard = self.listeners.subscribe(subject, listener)?;
         let here = match subject {
-            Subject::Gsi(gsi) => gsi == self.gsi,
-            Subject::Source(key) => lock(&self.contributions)
+            EoiScope::Gsi(gsi) => gsi == self.gsi,
+            EoiScope::Source(key) => lock(&self.contributions)
                 .iter()
                 .any(|contribution| contribution.key == key),
         };
@@ -461,11 +461,11 @@ impl<P: Pin> LevelSource for LineSource<P> {
         self.line.assert(&self.contribution)
     }
 
-    fn deassert(&self) -> Result<Lowered> {
-        self.line.deassert(&self.contribution).map(|()| Lowered::Now)
+    fn deassert(&self) -> Result<()> {
+        self.line.deassert(&self.contribution)
     }
 
-    fn withdraw(&self) -> Result<()> {
+    fn force_deassert(&self) -> Result<()> {
         self.line.deassert(&self.contribution)
     }
 
@@ -493,7 +493,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::double::RecordingPin;
+    use crate::testing::RecordingPin;
 
     fn line() -> Arc<Line<RecordingPin>> {
         Line::new(Gsi(5), RecordingPin::default())
@@ -621,7 +621,7 @@ mod tests {
         let (here, there) = (line(), line());
         let stranger = there.source("stranger", LoweredBy::Eoi);
         let gone = here.source("gone", LoweredBy::Eoi).key();
-        for subject in [stranger.key().into(), gone.into(), Subject::Gsi(Gsi(6))] {
+        for subject in [stranger.key().into(), gone.into(), EoiScope::Gsi(Gsi(6))] {
             let error = here.subscribe(subject, Listener::callback(|_| {})).unwrap_err();
             assert_eq!(error.errno(), Some(2), "{error}");
         }

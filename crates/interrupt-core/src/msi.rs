@@ -33,7 +33,7 @@ pub trait MsiOutput: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Whatever kept the message from being sent; it counts as taken by nobody.
-    fn deliver(&self, gsi: Gsi, message: Msi) -> Result<Delivery>;
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery>;
 
     /// The interrupt of `gsi` is this message from now on, or none. Called when the address or the data has changed and the
     /// pin is unmasked, and not for a mask, an unmask or an entry that is written again. No message of `gsi` is sent

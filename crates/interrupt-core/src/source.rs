@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The level source: one device's contribution to one line.
+//! The level source, one device's contribution to one line, and the key that names it.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Delivery, Gsi, Lowered, Result, SourceKey};
+use crate::{Delivery, Gsi, Result};
 
 /// One device's contribution to the wired-OR of one GSI.
 ///
@@ -28,20 +29,21 @@ pub trait LevelSource: fmt::Debug + Send + Sync {
     /// [`Error::Os`](crate::Error::Os) when the system call behind it fails; the source is then not asserted.
     fn assert(&self) -> Result<Delivery>;
 
-    /// Ends the contribution in the ordinary course: the device's cause is gone. The answer says whether the line has
-    /// lost it already, or loses it at the next EOI.
+    /// Ends the contribution in the ordinary course: the device's cause is gone. A path that cannot lower its line from
+    /// outside (a resample irqfd) loses the contribution at the next EOI; an interrupt that is under way then is still taken
+    /// by the guest, as on hardware when the cause ends late.
     ///
     /// # Errors
     /// [`Error::Os`](crate::Error::Os) when the system call behind it fails; the contribution counts as ended, and the
     /// next operation on the line tries to drive the level that then holds.
-    fn deassert(&self) -> Result<Lowered>;
+    fn deassert(&self) -> Result<()>;
 
     /// Ends the contribution now, on every path and at any price: for a device reset or a hot unplug. Other sources of the
     /// line may be asked to restate their level through their EOI listeners.
     ///
     /// # Errors
     /// As for [`deassert`](Self::deassert).
-    fn withdraw(&self) -> Result<()>;
+    fn force_deassert(&self) -> Result<()>;
 
     /// The eventfd whose write asserts the line without this process taking part, where the path has one. It can be given
     /// to VFIO, to vhost or to another process; it stays the source's, and lives as long as the source.
@@ -50,5 +52,39 @@ pub trait LevelSource: fmt::Debug + Send + Sync {
     /// The line's number.
     fn gsi(&self) -> Gsi {
         self.key().gsi()
+    }
+}
+
+/// Names one level source for as long as the process lives.
+///
+/// The 2012 proposal returned such a key from the registration of a level irqfd and took it to bind an EOI eventfd.
+/// Keys are never used twice, so that a key that outlived its source cannot reach another one; the number of an fd or the
+/// kernel's own eventfd id would be recycled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    gsi: Gsi,
+    id: u64,
+}
+
+impl SourceKey {
+    /// A key for a new source on `gsi`, different from every key made before.
+    pub fn new(gsi: Gsi) -> Self {
+        // A std atomic even under a model checker: the number is an identity and orders nothing.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            gsi,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// The GSI of the source.
+    pub fn gsi(&self) -> Gsi {
+        self.gsi
+    }
+}
+
+impl fmt::Display for SourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "source #{} on {}", self.id, self.gsi)
     }
 }

@@ -4,7 +4,7 @@
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p interrupt-core --release --test loom`.
 #![cfg(loom)]
 
-use interrupt_core::double::RecordingPin;
+use interrupt_core::testing::RecordingPin;
 use interrupt_core::{EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy};
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;

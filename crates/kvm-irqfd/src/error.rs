@@ -148,7 +148,7 @@ pub enum Error {
         /// The ioctl.
         operation: &'static str,
         /// What is wrong with it.
-        source: interrupt_core::registry::Error,
+        source: interrupt_core::forward::Error,
     },
     /// The system refused something that is about no line in particular.
     #[error("{operation}: {source}")]

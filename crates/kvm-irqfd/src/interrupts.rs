@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use interrupt_core::{
-    EoiGuard, EoiNotifier, Gsi, Line, LineCounts, Listener, Listeners, LoweredBy, SourceKey, Subject,
+    EoiGuard, EoiNotifier, EoiScope, Gsi, Line, LineCounts, Listener, Listeners, LoweredBy, SourceKey,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -334,7 +334,7 @@ impl AsFd for KvmInterrupts {
 impl EoiNotifier for KvmInterrupts {
     /// An eventfd becomes KVM's own resamplefd, so that an EOI reaches it without this process. A callback is called by
     /// [`dispatch`](KvmInterrupts::dispatch).
-    fn subscribe(&self, subject: Subject, listener: Listener) -> interrupt_core::Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
         self.shared.subscribe(subject, listener)
     }
 }
@@ -452,14 +452,14 @@ impl Shared {
         }
     }
 
-    fn subscribe(self: &Arc<Self>, subject: Subject, listener: Listener) -> interrupt_core::Result<EoiGuard> {
+    fn subscribe(self: &Arc<Self>, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
         const OPERATION: &str = "subscribe";
         let gsi = subject.gsi();
         let mut state = self.state();
         let Some(line) = state.lines.get(&gsi) else {
             return match subject {
-                Subject::Gsi(_) => self.notify(&mut state, subject, listener),
-                Subject::Source(_) => Err(not_found(subject)),
+                EoiScope::Gsi(_) => self.notify(&mut state, subject, listener),
+                EoiScope::Source(_) => Err(not_found(subject)),
             };
         };
         if let Some(line) = line.irq_line() {
@@ -469,7 +469,7 @@ impl Shared {
             pumped.map_err(|error| error.into_core(OPERATION, gsi))?;
             return line.subscribe(subject, listener);
         }
-        let Subject::Source(key) = subject else {
+        let EoiScope::Source(key) = subject else {
             return self.notify(&mut state, subject, listener);
         };
         match line.find_key(key) {
@@ -525,7 +525,7 @@ impl Shared {
     fn notify(
         self: &Arc<Self>,
         state: &mut State,
-        subject: Subject,
+        subject: EoiScope,
         listener: Listener,
     ) -> interrupt_core::Result<EoiGuard> {
         let gsi = subject.gsi();
@@ -550,7 +550,7 @@ impl Shared {
     }
 
     /// Turns a listener into an eventfd that KVM can signal.
-    fn hear(self: &Arc<Self>, subject: Subject, listener: Listener) -> interrupt_core::Result<Hearing> {
+    fn hear(self: &Arc<Self>, subject: EoiScope, listener: Listener) -> interrupt_core::Result<Hearing> {
         const OPERATION: &str = "subscribe";
         let gsi = subject.gsi();
         let core = |error: Error| error.into_core(OPERATION, gsi);
@@ -620,7 +620,7 @@ impl Hearing {
     }
 }
 
-fn not_found(subject: Subject) -> interrupt_core::Error {
+fn not_found(subject: EoiScope) -> interrupt_core::Error {
     interrupt_core::Error::NotFound {
         operation: "subscribe",
         subject,

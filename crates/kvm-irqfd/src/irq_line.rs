@@ -72,7 +72,7 @@ impl IrqLinePin {
         // SAFETY: both members of the union are 32-bit integers, so that either may be read whichever was written.
         let status = unsafe { irq_level.__bindgen_anon_1.status };
         Ok(match status {
-            ..0 => Delivery::Held,
+            ..0 => Delivery::Pending,
             0 => Delivery::Coalesced,
             // Lossless: the value is positive.
             _ => Delivery::Delivered(status.unsigned_abs()),

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use interrupt_core::GuestLine;
-use interrupt_core::registry::{Consumer, ConsumerInfo, DeviceIrq, ForwardIrq, Path, Producer};
+use interrupt_core::forward::GuestLine;
+use interrupt_core::forward::{Consumer, ConsumerInfo, DeviceIrq, ForwardIrq, Path, Producer};
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -164,7 +164,7 @@ impl fmt::Debug for KvmVfio {
 
 /// The request as the proposal lays it out: `__u32 argsz, fd, index, start, count; __u32 gsi[]`. The kernel would read `count` GSIs, so
 /// that a request without as many is refused here.
-fn encode(request: &ForwardIrq<'_>) -> interrupt_core::registry::Result<Vec<u8>> {
+fn encode(request: &ForwardIrq<'_>) -> interrupt_core::forward::Result<Vec<u8>> {
     request.irqs().map(drop)?;
     let header = [
         request.argsz,
@@ -263,9 +263,9 @@ impl Consumer for HostForwarded {
 
 #[cfg(test)]
 mod tests {
-    use interrupt_core::double::{ManualNotifier, RecordingProducer, RecordingSource};
-    use interrupt_core::registry::{EventId, Registry};
-    use interrupt_core::{Delivery, Gsi, LevelSource, Lowered, SourceKey};
+    use interrupt_core::forward::{EventfdId, Registry};
+    use interrupt_core::testing::{ManualNotifier, RecordingProducer, RecordingSource};
+    use interrupt_core::{Delivery, Gsi, LevelSource, SourceKey};
     use rustix::event::{EventfdFlags, eventfd};
     use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -273,7 +273,7 @@ mod tests {
 
     const FORWARD: u64 = 1;
     const UNFORWARD: u64 = 2;
-    const ID: EventId = EventId(1);
+    const ID: EventfdId = EventfdId(1);
 
     /// A kernel that has the proposal's attributes and writes down what it is asked. As proposed, it refuses to forward what is masked
     /// or active.
@@ -329,11 +329,11 @@ mod tests {
         fn assert(&self) -> interrupt_core::Result<Delivery> {
             self.0.assert()
         }
-        fn deassert(&self) -> interrupt_core::Result<Lowered> {
+        fn deassert(&self) -> interrupt_core::Result<()> {
             self.0.deassert()
         }
-        fn withdraw(&self) -> interrupt_core::Result<()> {
-            self.0.withdraw()
+        fn force_deassert(&self) -> interrupt_core::Result<()> {
+            self.0.force_deassert()
         }
         fn trigger(&self) -> Option<BorrowedFd<'_>> {
             Some(self.1.as_fd())

@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use interrupt_core::{Delivery, LevelSource, Lowered, SourceKey};
+use interrupt_core::{Delivery, LevelSource, SourceKey};
 
 use crate::event::Event;
 use crate::interrupts::Shared;
@@ -48,13 +48,13 @@ impl LevelSource for ResampleSource {
         self.trigger.assert(self.gsi())
     }
 
-    fn deassert(&self) -> interrupt_core::Result<Lowered> {
-        Ok(Lowered::AtEoi)
+    fn deassert(&self) -> interrupt_core::Result<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> interrupt_core::Result<()> {
+    fn force_deassert(&self) -> interrupt_core::Result<()> {
         let lowered = self.shared.lower(self.gsi(), self.token);
-        lowered.map_err(|error| error.into_core("withdraw", self.gsi()))
+        lowered.map_err(|error| error.into_core("force_deassert", self.gsi()))
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use interrupt_core::{Delivery, Gsi, LevelSource, Lowered, Msi, MsiOutput, SourceKey};
+use interrupt_core::{Delivery, Gsi, LevelSource, Msi, MsiOutput, SourceKey};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, kvm_enable_cap, kvm_msi};
 use kvm_ioctls::VmFd;
 use rustix::io::Errno;
@@ -72,7 +72,7 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Re
 /// The userspace IOAPIC's messages go to the LAPICs in the kernel: the route of each pin is kept on the pin's own GSI, where KVM
 /// looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
 impl MsiOutput for KvmInterrupts {
-    fn deliver(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
         let msi = kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -145,13 +145,13 @@ impl LevelSource for SplitSource {
         self.trigger.assert(self.gsi())
     }
 
-    fn deassert(&self) -> interrupt_core::Result<Lowered> {
-        Ok(Lowered::AtEoi)
+    fn deassert(&self) -> interrupt_core::Result<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> interrupt_core::Result<()> {
+    fn force_deassert(&self) -> interrupt_core::Result<()> {
         let lowered = self.shared.lower(self.gsi(), self.token);
-        lowered.map_err(|error| error.into_core("withdraw", self.gsi()))
+        lowered.map_err(|error| error.into_core("force_deassert", self.gsi()))
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {

@@ -79,7 +79,7 @@ impl Trigger for LevelTrigger {
 mod tests {
     use std::sync::Mutex;
 
-    use interrupt_core::double::{RecordingPin, RecordingSource};
+    use interrupt_core::testing::{RecordingPin, RecordingSource};
     use interrupt_core::{EoiNotifier, Gsi, Level, Line, Listener, LoweredBy};
     use vm_superio::Serial;
 

@@ -124,7 +124,7 @@ impl Rig for LibraryRig {
             return Delivery::Delivered;
         }
         match source.assert().unwrap() {
-            Outcome::Held => Delivery::Ignored,
+            Outcome::Pending => Delivery::Ignored,
             Outcome::Coalesced => Delivery::Coalesced,
             Outcome::Delivered(_) => Delivery::Delivered,
             Outcome::Unknown => panic!("the kernel answers KVM_IRQ_LINE_STATUS"),

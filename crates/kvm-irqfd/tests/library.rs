@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use interrupt_core::double::RecordingProducer;
-use interrupt_core::registry::{DeviceIrq, EventId, ForwardIrq, Path, Registry};
-use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, Gsi, GuestLine, LevelSource, Listener, Lowered, SourceKey, Subject,
-};
+use interrupt_core::forward::GuestLine;
+use interrupt_core::forward::{DeviceIrq, EventfdId, ForwardIrq, Path, Registry};
+use interrupt_core::testing::RecordingProducer;
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, SourceKey};
 use kvm_irqfd::{
     Chip, Committed, Error, HostForwarded, Irqchip, KvmInterrupts, KvmVfio, MAX_ROUTES, ResampleSource, Route, Use,
 };
@@ -174,7 +173,7 @@ fn the_kernel_does_not_forward() {
 }
 
 fn no_host_forward_in_a_registry() {
-    const ID: EventId = EventId(1);
+    const ID: EventfdId = EventfdId(1);
     let (_machine, interrupts) = full();
     let source = Arc::new(interrupts.resample_source(GSI, "device").unwrap());
     let line = GuestLine::kernel(source, Arc::new(interrupts.clone()));
@@ -229,7 +228,7 @@ impl Device {
     }
 }
 
-fn listen(interrupts: &KvmInterrupts, subject: Subject, eoi: &OwnedFd) -> interrupt_core::Result<EoiGuard> {
+fn listen(interrupts: &KvmInterrupts, subject: EoiScope, eoi: &OwnedFd) -> interrupt_core::Result<EoiGuard> {
     interrupts.subscribe(subject, Listener::fd(eoi.try_clone().unwrap()))
 }
 
@@ -562,8 +561,8 @@ fn row_50_delivery_of_an_irq_line() {
         interrupts.irq_line_source(GSI, "b").unwrap(),
     );
     machine.set_rte(PIN, ENTRY | MASKED);
-    assert_eq!(a.assert().unwrap(), Delivery::Held, "masked");
-    assert_eq!(a.deassert().unwrap(), Lowered::Now);
+    assert_eq!(a.assert().unwrap(), Delivery::Pending, "masked");
+    a.deassert().unwrap();
     machine.set_rte(PIN, ENTRY);
     assert_eq!(a.assert().unwrap(), Delivery::Delivered(1));
     assert_eq!(b.assert().unwrap(), Delivery::Coalesced, "the line is high already");
@@ -572,7 +571,7 @@ fn row_50_delivery_of_an_irq_line() {
     assert!(machine.ioapic_irr(PIN), "b still asserts");
     b.deassert().unwrap();
     assert!(!machine.ioapic_irr(PIN));
-    assert_eq!(b.assert().unwrap(), Delivery::Held, "in service");
+    assert_eq!(b.assert().unwrap(), Delivery::Pending, "in service");
     drop(b);
     assert!(!machine.ioapic_irr(PIN), "a source that goes withdraws its level");
 }
@@ -1004,7 +1003,7 @@ fn withdrawing_lowers_one_of_two() {
     let (a, b) = (Device::new(&interrupts, GSI), Device::new(&interrupts, GSI));
     a.assert();
     eventually("the line rises", || machine.ioapic_irr(PIN));
-    a.source.as_ref().unwrap().withdraw().unwrap();
+    a.source.as_ref().unwrap().force_deassert().unwrap();
     assert!(!machine.ioapic_irr(PIN), "low at once");
     assert_eq!(b.n(), 1, "KVM keeps one assertion for both, so b is asked");
     a.n();

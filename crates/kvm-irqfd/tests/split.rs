@@ -65,7 +65,7 @@ fn row_81_one_exit() {
     let (mut machine, interrupts) = split();
     interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
     for _ in 0..100 {
-        assert_eq!(interrupts.deliver(GSI, level(VECTOR)).unwrap(), Delivery::Delivered(1));
+        assert_eq!(interrupts.send_msi(GSI, level(VECTOR)).unwrap(), Delivery::Delivered(1));
         assert_eq!(machine.accept(), Some(VECTOR));
         assert_eq!(ended(&machine.eoi()), [VECTOR]);
         assert_eq!(machine.accept(), None);
@@ -78,7 +78,7 @@ fn row_82_no_exit() {
     interrupts.set_route(GSI, Some(edge)).unwrap();
     interrupts.set_route(Gsi(24), Some(level(0x62))).unwrap();
     for (gsi, message) in [(GSI, edge), (Gsi(24), level(0x62))] {
-        interrupts.deliver(gsi, message).unwrap();
+        interrupts.send_msi(gsi, message).unwrap();
         assert_eq!(machine.accept(), Some(message.data as u8));
         assert!(ended(&machine.eoi()).is_empty());
     }
@@ -125,7 +125,7 @@ fn row_83_eoi_broadcast() {
         if offered {
             machine.wrmsr(SVR, ENABLED | SUPPRESSED | 0xff);
         }
-        interrupts.deliver(GSI, level(VECTOR)).unwrap();
+        interrupts.send_msi(GSI, level(VECTOR)).unwrap();
         assert_eq!(machine.accept(), Some(VECTOR));
         // Offered and then ignored, unless the choice was made.
         let exits = usize::from(broadcast != Some(EoiBroadcast::Suppressible));
@@ -167,7 +167,7 @@ fn a_masked_pin_waits() {
     }
     // What waits can be withdrawn.
     source.assert().unwrap();
-    source.withdraw().unwrap();
+    source.force_deassert().unwrap();
     interrupts.set_masked(GSI, false).unwrap();
     assert_eq!(machine.accept(), None);
 }
@@ -193,7 +193,7 @@ fn a_message_for_nobody() {
         address: 0xFEE0_9000,
         ..level(VECTOR)
     };
-    assert_eq!(interrupts.deliver(GSI, message).unwrap(), Delivery::Delivered(0));
+    assert_eq!(interrupts.send_msi(GSI, message).unwrap(), Delivery::Delivered(0));
     assert_eq!(machine.accept(), None);
 }
 

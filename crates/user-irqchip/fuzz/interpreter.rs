@@ -48,7 +48,7 @@ struct Output {
 }
 
 impl MsiOutput for Output {
-    fn deliver(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
         let route = self.routes.lock().unwrap()[gsi.0 as usize];
         assert_eq!(route, Some(message), "{gsi} sends what its output was not told of");
         let takers = if *self.refuses.lock().unwrap() { 0 } else { 1 };

@@ -172,7 +172,7 @@ impl LocalApics {
 }
 
 impl MsiOutput for LocalApics {
-    fn deliver(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
+    fn send_msi(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
         const BROADCAST: u8 = 0xff;
         // Bits 19:12.
         let destination = (message.address >> 12) as u8;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn taken_by(apics: &LocalApics, message: Msi) -> Delivery {
-        apics.deliver(Gsi(0), message).unwrap()
+        apics.send_msi(Gsi(0), message).unwrap()
     }
 
     /// ioapic-cases G20.

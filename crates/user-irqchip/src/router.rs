@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Msi, MsiOutput, Pin,
-    Result, Subject,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Msi,
+    MsiOutput, Pin, Result,
 };
 
 use crate::counter::Counter;
@@ -128,7 +128,7 @@ impl Pin for RoutedPin {
                 .as_ref()
                 .zip(ioapic)
                 .map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome)),
-            msi.map(|message| output.deliver(self.gsi, message)),
+            msi.map(|message| output.send_msi(self.gsi, message)),
         ];
         deliveries
             .into_iter()
@@ -139,12 +139,12 @@ impl Pin for RoutedPin {
 
 /// What became of an assertion of which this and that became.
 fn both(one: Delivery, other: Delivery) -> Delivery {
-    use Delivery::{Coalesced, Delivered, Held, Unknown};
+    use Delivery::{Coalesced, Delivered, Pending, Unknown};
     match (one, other) {
         (Delivered(one), Delivered(other)) => Delivered(one.saturating_add(other)),
         (Delivered(n), _) | (_, Delivered(n)) => Delivered(n),
         (Unknown, _) | (_, Unknown) => Unknown,
-        (Held, _) | (_, Held) => Held,
+        (Pending, _) | (_, Pending) => Pending,
         (Coalesced, Coalesced) => Coalesced,
     }
 }
@@ -350,7 +350,7 @@ fn is_msi(route: &Route) -> bool {
 }
 
 impl EoiNotifier for Router {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         self.has_eois("subscribe", subject.gsi())?;
         self.line(subject.gsi()).subscribe(subject, listener)
     }

@@ -37,7 +37,7 @@ struct Messages {
 }
 
 impl MsiOutput for Messages {
-    fn deliver(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
         self.sent.lock().unwrap().push((gsi.0, message.data));
         Ok(Delivery::Delivered(1))
     }

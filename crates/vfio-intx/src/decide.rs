@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The one function that decides whether a device's INTx is set up, held back, or carried. By which path it is carried is
-//! decided by [`registry::decide`], here and in a registry alike.
+//! decided by [`forward::decide`], here and in a registry alike.
 
-use interrupt_core::registry::{self, Consumer as _, Limits, Path, ProducerInfo};
-use interrupt_core::{GuestLine, LineEnd};
+use interrupt_core::forward::{self, Consumer as _, Limits, Path, ProducerInfo};
+use interrupt_core::forward::{GuestLine, LineEnd};
 
 use crate::state::Because;
 
@@ -69,7 +69,7 @@ pub(crate) fn decide(now: &Circumstances<'_>) -> (Wiring, Because) {
         // The line as such does not know; the registry, which asks for it, does.
         consumer.host_forward = Ok(());
     }
-    let decision = registry::decide(&now.producer, &consumer, now.limits);
+    let decision = forward::decide(&now.producer, &consumer, now.limits);
     match decision.path {
         None => (Wiring::Off, Because::NoRelay),
         Some(Path::Relay) => {

@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use interrupt_core::{Delivery, DeviceInterrupt, Error, LevelSource, SourceKey};
+use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::{Delivery, Error, LevelSource, SourceKey};
 
 use crate::eventfd;
 
@@ -118,7 +119,7 @@ impl Forward {
         match line.assert().map_err(self.trouble(Failed::Assert))? {
             // Another sharer's interrupt is in service, or the pin is masked: whether the guest still looks at this device
             // before the next EOI is not known.
-            Delivery::Held | Delivery::Coalesced if self.pulse => self.again.store(true, Ordering::Relaxed),
+            Delivery::Pending | Delivery::Coalesced if self.pulse => self.again.store(true, Ordering::Relaxed),
             // The same, when the line may have been in service since before the wires were changed.
             _ if self.pulse && self.unsure.swap(false, Ordering::Relaxed) => self.again.store(true, Ordering::Relaxed),
             _ => {}
@@ -346,7 +347,7 @@ impl Forward {
 
 #[cfg(test)]
 mod tests {
-    use interrupt_core::double::{LevelDevice, RecordingSource};
+    use interrupt_core::testing::{LevelDevice, RecordingSource};
     use interrupt_core::{Gsi, Level};
 
     use super::*;
@@ -458,7 +459,7 @@ mod tests {
         // The same line again, with a pulse that may be in service.
         forward.on_trigger().unwrap();
         forward.close();
-        b.withdraw().unwrap();
+        b.force_deassert().unwrap();
         forward.open(b.clone()).unwrap();
         assert_eq!(assertions_of_a_pulse(&forward, &b), 2);
     }

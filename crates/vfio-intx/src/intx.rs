@@ -13,8 +13,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::registry::{DeviceIrq, Limits, Now, Path, ProducerInfo};
-use interrupt_core::{DeviceInterrupt, EoiGuard, GuestLine, InterruptInfo, Listener};
+use interrupt_core::forward::{DeviceInterrupt, GuestLine, InterruptInfo};
+use interrupt_core::forward::{DeviceIrq, Limits, Now, Path, ProducerInfo};
+use interrupt_core::{EoiGuard, Listener};
 
 use crate::decide::{Circumstances, Wiring, decide};
 use crate::error::{Error, Result};
@@ -195,7 +196,7 @@ impl Intx {
     }
 
     /// Says what the host calls this interrupt, so that it can be forwarded explicitly
-    /// ([`Registry::forward`](interrupt_core::registry::Registry::forward)), or by the host. Before it is registered.
+    /// ([`Registry::forward`](interrupt_core::forward::Registry::forward)), or by the host. Before it is registered.
     pub fn set_irq(&self, irq: Option<DeviceIrq>) {
         self.shared.control().irq = irq;
     }
@@ -287,7 +288,7 @@ impl Intx {
     }
 }
 
-/// What [`Producer`](interrupt_core::registry::Producer) needs.
+/// What [`Producer`](interrupt_core::forward::Producer) needs.
 impl Intx {
     pub(crate) fn device_label(&self) -> &str {
         self.shared.device.label()
@@ -673,7 +674,7 @@ impl Shared {
                 }
             }
         }
-        self.withdraw(control);
+        self.force_deassert(control);
         control.wiring = Wiring::Parked;
         Ok(())
     }
@@ -883,7 +884,7 @@ impl Shared {
                     .set_trigger(Some(self.forward.trigger.as_fd()))
                     .or_else(|_| self.set_up_afresh(control));
                 // What was signalled meanwhile is on the line; the relay is to find it low.
-                self.withdraw(control);
+                self.force_deassert(control);
                 if let Err(worse) = back {
                     self.off(control, Because::Failed(Arc::new(worse)));
                 }
@@ -960,7 +961,7 @@ impl Shared {
         if !matches!(because, Because::NoRoute | Because::NoRelay | Because::Changing) {
             self.forward.forget();
         }
-        self.withdraw(control);
+        self.force_deassert(control);
         control.attached = None;
         control.wiring = Wiring::Off;
         if let Because::Failed(error) = &because {
@@ -978,13 +979,13 @@ impl Shared {
     /// The device signals the relay, or nobody.
     fn lower_the_astray(control: &mut Control) {
         if let Some(line) = control.astray.take() {
-            control.note(line.source().withdraw());
+            control.note(line.source().force_deassert());
         }
     }
 
-    fn withdraw(&self, control: &mut Control) {
+    fn force_deassert(&self, control: &mut Control) {
         if let Some((line, _)) = &control.attached {
-            let withdrawn = line.source().withdraw();
+            let withdrawn = line.source().force_deassert();
             control.note(withdrawn);
         }
     }

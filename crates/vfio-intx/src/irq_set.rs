@@ -7,7 +7,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use interrupt_core::{Error, InterruptInfo, Result};
+use interrupt_core::forward::InterruptInfo;
+use interrupt_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 /// The bits of [`IrqInfo::flags`] and [`IrqSet::flags`], under the kernel's names without their common prefix.
@@ -173,7 +174,7 @@ impl<'a> IrqSet<'a> {
         Self::new(flags::ACTION_UNMASK, 1, Data::Eventfd(eventfd))
     }
 
-    /// The request behind [`DeviceInterrupt::set_trigger`](interrupt_core::DeviceInterrupt::set_trigger).
+    /// The request behind [`DeviceInterrupt::set_trigger`](interrupt_core::forward::DeviceInterrupt::set_trigger).
     pub(crate) fn set_trigger(eventfd: Option<BorrowedFd<'a>>) -> Self {
         match eventfd {
             Some(_) => Self::trigger(eventfd),

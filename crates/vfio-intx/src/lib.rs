@@ -4,11 +4,11 @@
 //! * [`Intx`] is the state machine of one device: disabled, [relay](State::Relay), [kernel loop](State::KernelLoop) or
 //!   [split kick](State::SplitKick), and every way between them.
 //! * [`GuestLine`] is the guest's end: an [`interrupt_core::LevelSource`], an [`interrupt_core::EoiNotifier`], and where they are.
-//!   By which path INTx goes there is decided by [`interrupt_core::registry::decide`].
-//! * An `Intx` is a [`Producer`](interrupt_core::registry::Producer): in a [`Registry`](interrupt_core::registry::Registry) it is
+//!   By which path INTx goes there is decided by [`interrupt_core::forward::decide`].
+//! * An `Intx` is a [`Producer`](interrupt_core::forward::Producer): in a [`Registry`](interrupt_core::forward::Registry) it is
 //!   connected to its line by itself, whichever of the two comes first.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
-//! * The device's end is an [`interrupt_core::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
+//! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
 //!   descriptor, [`ModelIntx`] for no hardware at all, or your own.
 //!
 //! # When an interrupt comes while something changes
@@ -49,7 +49,7 @@ mod vfio;
 mod vfio_user;
 
 pub use error::{Error, Result};
-pub use interrupt_core::GuestLine;
+pub use interrupt_core::forward::GuestLine;
 pub use intx::Intx;
 pub use model::ModelIntx;
 pub use relay::Relay;

@@ -13,7 +13,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::{DeviceInterrupt, Error, InterruptInfo, Result};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::{Error, Result};
 
 use crate::eventfd;
 use crate::irq_set::{Data, INTX, IrqInfo, IrqSet, MSI, flags};
@@ -36,7 +37,7 @@ fn errno(errno: i32) -> io::Error {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use interrupt_core::DeviceInterrupt;
+/// use interrupt_core::forward::DeviceInterrupt;
 /// use rustix::event::{EventfdFlags, eventfd};
 /// use std::os::fd::AsFd;
 /// use vfio_intx::ModelIntx;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! INTx as one side of a registry's pair.
 
-use interrupt_core::registry::{Consumer, Now, Path, Producer, ProducerInfo};
+use interrupt_core::forward::{Consumer, Now, Path, Producer, ProducerInfo};
 use interrupt_core::{Error, Gsi, Result};
 
 use crate::intx::Intx;

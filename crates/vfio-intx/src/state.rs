@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use interrupt_core::Gsi;
-use interrupt_core::registry::{Path, WhyNot};
+use interrupt_core::forward::{Path, WhyNot};
 
 /// Where a device's INTx is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

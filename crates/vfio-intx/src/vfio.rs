@@ -9,7 +9,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use interrupt_core::{DeviceInterrupt, Error, InterruptInfo, Result};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use crate::irq_set::{Data, INTX, IrqInfo, IrqSet};

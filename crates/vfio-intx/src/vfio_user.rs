@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::{DeviceInterrupt, Error, InterruptInfo, Result};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::{Error, Result};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use vfio_user::Client;

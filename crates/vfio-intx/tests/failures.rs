@@ -12,8 +12,8 @@ use common::model_rig::{level, pulse};
 use common::new_eventfd;
 use common::rows::MOMENTS;
 use common::world::World;
-use interrupt_core::double::{ManualNotifier, RecordingSource};
-use interrupt_core::registry::WhyNot;
+use interrupt_core::forward::WhyNot;
+use interrupt_core::testing::{ManualNotifier, RecordingSource};
 use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
 use vfio_intx::irq_set::{IrqInfo, IrqSet, flags};
 use vfio_intx::{Because, Error, GuestLine, Intx, IntxState, ModelIntx, State};
@@ -448,7 +448,7 @@ fn another_handle_of_the_same_notifier_keeps_the_subscription() {
     impl EoiNotifier for Handle {
         fn subscribe(
             &self,
-            subject: interrupt_core::Subject,
+            subject: interrupt_core::EoiScope,
             listener: Listener,
         ) -> interrupt_core::Result<interrupt_core::EoiGuard> {
             self.0.subscribe(subject, listener)

@@ -17,13 +17,14 @@ use common::model_rig::level;
 use common::rows::{MOMENTS, Moment};
 use common::world::World;
 use common::{PATIENCE, new_eventfd};
-use interrupt_core::registry::{
-    Consumer, ConsumerInfo, DeviceIrq, EventId, ForwardIrq, Path, Policy, Producer, Registration, Registry,
+use interrupt_core::Gsi;
+use interrupt_core::forward::GuestLine;
+use interrupt_core::forward::{
+    Consumer, ConsumerInfo, DeviceIrq, EventfdId, ForwardIrq, Path, Policy, Producer, Registration, Registry,
 };
-use interrupt_core::{Gsi, GuestLine};
 use vfio_intx::{Intx, ModelIntx, State};
 
-const ID: EventId = EventId(1);
+const ID: EventfdId = EventfdId(1);
 
 type Hook = Box<dyn Fn() + Send>;
 
@@ -384,20 +385,20 @@ fn an_fd_number_that_is_used_again_does_not_match() {
     let world = World::new(level(), SoftGuest::new());
     let registry = Registry::default();
     let trigger = new_eventfd();
-    let (id, number) = (EventId::of(&trigger).unwrap(), trigger.as_raw_fd());
+    let (id, number) = (EventfdId::of(&trigger).unwrap(), trigger.as_raw_fd());
     let _device = registry.add_producer(id, world.intx.clone()).unwrap();
     // Somebody else holds the eventfd: its number is free, and its id is not.
     let held = trigger.try_clone().unwrap();
     drop(trigger);
     let again = (0..64).map(|_| new_eventfd()).find(|fd| fd.as_raw_fd() == number);
     if let Some(again) = again {
-        assert_ne!(EventId::of(&again).unwrap(), id);
-        let stranger = registry.add_consumer(EventId::of(&again).unwrap(), Arc::new(world.guest.b.kernel()));
+        assert_ne!(EventfdId::of(&again).unwrap(), id);
+        let stranger = registry.add_consumer(EventfdId::of(&again).unwrap(), Arc::new(world.guest.b.kernel()));
         assert_eq!(registry.path(id), None);
         drop(stranger);
     }
     let line = registry
-        .add_consumer(EventId::of(&held).unwrap(), Arc::new(world.guest.a.kernel()))
+        .add_consumer(EventfdId::of(&held).unwrap(), Arc::new(world.guest.a.kernel()))
         .unwrap();
     assert_eq!(registry.path(id), Some(Path::KernelLoop));
     drop(line);

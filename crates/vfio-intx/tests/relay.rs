@@ -15,10 +15,9 @@ use common::guest::{SoftGuest, TestLine};
 use common::model_rig::{level, pulse};
 use common::{PATIENCE, new_eventfd, open_fds, signal};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use interrupt_core::double::ManualNotifier;
-use interrupt_core::{
-    Delivery, DeviceInterrupt, Gsi, InterruptInfo, LevelSource, Lowered, Result as CoreResult, SourceKey,
-};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::testing::ManualNotifier;
+use interrupt_core::{Delivery, Gsi, LevelSource, Result as CoreResult, SourceKey};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
@@ -291,11 +290,11 @@ impl LevelSource for OneCallSource {
         Ok(Delivery::Unknown)
     }
 
-    fn deassert(&self) -> CoreResult<Lowered> {
-        Ok(Lowered::AtEoi)
+    fn deassert(&self) -> CoreResult<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> CoreResult<()> {
+    fn force_deassert(&self) -> CoreResult<()> {
         Ok(())
     }
 

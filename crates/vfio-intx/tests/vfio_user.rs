@@ -15,7 +15,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use interrupt_core::{DeviceInterrupt, Gsi, Level, Line, LoweredBy, double::RecordingPin};
+use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::{Gsi, Level, Line, LoweredBy, testing::RecordingPin};
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_intx::irq_set::{INTX, IrqSet, flags};
 use vfio_intx::{GuestLine, Intx, ModelIntx, State, VfioUserIntx};

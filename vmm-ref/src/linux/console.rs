@@ -282,7 +282,7 @@ impl Write for Output {
 mod tests {
     use std::os::fd::OwnedFd;
 
-    use interrupt_core::double::RecordingPin;
+    use interrupt_core::testing::RecordingPin;
     use interrupt_core::{Gsi, Level, Line, LoweredBy};
 
     use super::*;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, Subject};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener};
 use serde::Serialize;
 
 use crate::error::Result;
@@ -62,7 +62,7 @@ impl DeviceLine {
     /// # Errors
     /// Those of the notifier.
     pub fn listen(self: &Arc<Self>, notifier: &dyn EoiNotifier, by_gsi: bool) -> Result<EoiGuard> {
-        let subject: Subject = if by_gsi {
+        let subject: EoiScope = if by_gsi {
             self.gsi().into()
         } else {
             self.source.key().into()
@@ -137,7 +137,7 @@ impl fmt::Debug for DeviceLine {
 
 #[cfg(test)]
 mod tests {
-    use interrupt_core::double::RecordingPin;
+    use interrupt_core::testing::RecordingPin;
     use interrupt_core::{Level, Line, LoweredBy};
 
     use super::*;

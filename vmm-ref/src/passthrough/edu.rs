@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::registry::DeviceIrq;
-use interrupt_core::{Delivery, DeviceInterrupt, Gsi, LevelSource, Lowered, SourceKey};
+use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::forward::DeviceIrq;
+use interrupt_core::{Delivery, Gsi, LevelSource, SourceKey};
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 use vfio_intx::irq_set::INTX;
 use vfio_intx::{VfioIntx, VfioUserIntx};
@@ -187,11 +188,11 @@ impl LevelSource for EduPin {
     }
 
     /// The guest's handler has acknowledged, which was all.
-    fn deassert(&self) -> interrupt_core::Result<Lowered> {
-        Ok(Lowered::Now)
+    fn deassert(&self) -> interrupt_core::Result<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> interrupt_core::Result<()> {
+    fn force_deassert(&self) -> interrupt_core::Result<()> {
         self.done("acknowledge", self.bar.acknowledge())
     }
 

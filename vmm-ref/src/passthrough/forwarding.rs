@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use interrupt_core::DeviceInterrupt;
-use interrupt_core::registry::{Consumer, DeviceIrq, EventId, Explanation, Path, Registration, Registry};
+use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::forward::{Consumer, DeviceIrq, EventfdId, Explanation, Path, Registration, Registry};
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_intx::{Intx, Relay};
 
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 pub struct Forwarding {
     wanted: Forward,
     registry: Registry,
-    id: EventId,
+    id: EventfdId,
     /// `None` once it is dropped. The registrations go first: they hold INTx too.
     parts: Option<([Registration; 2], Arc<Intx>)>,
     /// Ends when INTx is dropped, with the first thing that went wrong.
@@ -82,7 +82,7 @@ impl Forwarding {
     }
 
     /// What they are known by there.
-    pub fn id(&self) -> EventId {
+    pub fn id(&self) -> EventfdId {
         self.id
     }
 
@@ -138,13 +138,13 @@ impl Forwarding {
 }
 
 /// What a device and its line have in common: the line's trigger eventfd, or one that is made for the purpose.
-fn identity(line: &dyn Consumer) -> Result<(EventId, Option<OwnedFd>)> {
+fn identity(line: &dyn Consumer) -> Result<(EventfdId, Option<OwnedFd>)> {
     let at = |step| move |source| Error::System { step, source };
     if let Some(trigger) = line.line().source().trigger() {
-        return Ok((EventId::of(trigger).map_err(at("read(/proc/self/fdinfo)"))?, None));
+        return Ok((EventfdId::of(trigger).map_err(at("read(/proc/self/fdinfo)"))?, None));
     }
     let made = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| at("eventfd")(errno.into()))?;
-    let id = EventId::of(&made).map_err(at("read(/proc/self/fdinfo)"))?;
+    let id = EventfdId::of(&made).map_err(at("read(/proc/self/fdinfo)"))?;
     Ok((id, Some(made)))
 }
 

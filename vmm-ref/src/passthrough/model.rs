@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use interrupt_core::{Delivery, DeviceInterrupt, Gsi, InterruptInfo, LevelSource, Lowered, SourceKey};
+use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::{Delivery, Gsi, LevelSource, SourceKey};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use vfio_intx::ModelIntx;
@@ -216,11 +217,11 @@ impl LevelSource for ModelPin {
     }
 
     /// The guest's handler has acknowledged.
-    fn deassert(&self) -> interrupt_core::Result<Lowered> {
-        self.withdraw().map(|()| Lowered::Now)
+    fn deassert(&self) -> interrupt_core::Result<()> {
+        self.force_deassert()
     }
 
-    fn withdraw(&self) -> interrupt_core::Result<()> {
+    fn force_deassert(&self) -> interrupt_core::Result<()> {
         self.host.device.acknowledge(u32::MAX);
         Ok(())
     }
@@ -242,7 +243,7 @@ impl fmt::Debug for ModelPin {
 pub struct PinIrqfd {
     pin: Arc<dyn LevelSource>,
     trigger: OwnedFd,
-    /// Between taking a count and asserting the pin for it nobody may withdraw.
+    /// Between taking a count and asserting the pin for it nobody may lower the line.
     injecting: Mutex<()>,
 }
 
@@ -286,14 +287,14 @@ impl LevelSource for PinIrqfd {
         Ok(Delivery::Unknown)
     }
 
-    fn deassert(&self) -> interrupt_core::Result<Lowered> {
-        Ok(Lowered::AtEoi)
+    fn deassert(&self) -> interrupt_core::Result<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> interrupt_core::Result<()> {
+    fn force_deassert(&self) -> interrupt_core::Result<()> {
         let _injecting = lock(&self.injecting);
         take(&self.trigger);
-        self.pin.withdraw()
+        self.pin.force_deassert()
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {

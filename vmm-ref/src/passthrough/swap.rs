@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use interrupt_core::registry::{EventId, Path, Registry};
+use interrupt_core::forward::{EventfdId, Path, Registry};
 use serde::Serialize;
 
 use super::Forwarding;
@@ -79,7 +79,7 @@ impl Swapper {
     }
 }
 
-fn swap(registry: &Registry, id: EventId, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
+fn swap(registry: &Registry, id: EventfdId, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
     let (mut random, mut cost, mut to) = (Random(1), Latency::new(), BTreeMap::new());
     let mut due = every;
     while !progress.is_finished() {

@@ -165,7 +165,7 @@ fn irq_line_status(kvm: &Kvm) -> Trial {
     let interrupts = KvmInterrupts::new(Arc::new(full(kvm)?))?;
     // The pin is masked after reset, and the kernel says so, if it says anything.
     match interrupts.irq_line_source(IOAPIC_ONLY, "probe")?.assert()? {
-        Delivery::Held => Ok("KVM_IRQ_LINE_STATUS says that a masked pin holds the level back".to_owned()),
+        Delivery::Pending => Ok("KVM_IRQ_LINE_STATUS says that a masked pin holds the level back".to_owned()),
         other => Err(Error::Absent(format!(
             "a level on a masked pin is answered with {other:?}"
         ))),

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use interrupt_core::registry::{Explanation, Path};
+use interrupt_core::forward::{Explanation, Path};
 use serde::Serialize;
 
 use super::Report;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use interrupt_core::registry::Explanation;
+use interrupt_core::forward::Explanation;
 
 use super::Report;
 use crate::composition::{Composition, DeviceKind, name};

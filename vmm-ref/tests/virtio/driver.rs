@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use interrupt_core::double::RecordingPin;
+use interrupt_core::testing::RecordingPin;
 use interrupt_core::{Gsi, Level, Line, LoweredBy};
 use vm_device::DeviceMmio as _;
 use vm_device::bus::MmioAddress;

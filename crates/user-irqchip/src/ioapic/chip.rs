@@ -140,7 +140,7 @@ impl IoapicPin {
 
     /// Sends a message. Not with the pin's lock: the receiver may end the interrupt at once.
     fn send(&self, send: Send) -> Result<Delivery> {
-        let delivered = self.chip.output.deliver(self.gsi, send.message);
+        let delivered = self.chip.output.send_msi(self.gsi, send.message);
         if matches!(delivered, Ok(Delivery::Delivered(0)) | Err(_)) {
             self.state().refused(send);
         }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use interrupt_core::{
-    EoiGuard, EoiNotifier, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, MsiOutput, Result, Subject,
+    EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, MsiOutput, Result,
 };
 
 use crate::ConfigError;
@@ -198,7 +198,7 @@ impl Ioapic {
         let pin = gsi.0.checked_sub(self.first_gsi.0);
         pin.and_then(|pin| self.lines.get(pin as usize)).ok_or(Error::NotFound {
             operation: "IOAPIC pin",
-            subject: Subject::Gsi(gsi),
+            subject: EoiScope::Gsi(gsi),
         })
     }
 
@@ -278,7 +278,7 @@ impl Ioapic {
 }
 
 impl EoiNotifier for Ioapic {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         match self.line(subject.gsi()) {
             Ok(line) => line.subscribe(subject, listener),
             Err(_) => Err(Error::NotFound {

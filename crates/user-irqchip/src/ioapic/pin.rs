@@ -149,7 +149,7 @@ impl PinState {
         }
         match self.evaluate() {
             Some(send) => Driven::Send(send),
-            None => Driven::Nothing(Delivery::Held),
+            None => Driven::Nothing(Delivery::Pending),
         }
     }
 

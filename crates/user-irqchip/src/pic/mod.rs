@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Pin, Result, Subject,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Pin, Result,
 };
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -142,7 +142,7 @@ impl Pin for PicPin {
         Ok(Outcome {
             delivery: match driven {
                 Driven::Asks => Delivery::Delivered(1),
-                Driven::Masked => Delivery::Held,
+                Driven::Masked => Delivery::Pending,
                 Driven::Nothing => Delivery::Coalesced,
             },
             rises: self.shared.update(&mut pair),
@@ -224,7 +224,7 @@ impl Pic {
         let line = self.lines.get(gsi.0 as usize);
         line.filter(|_| gsi != Gsi(CASCADE.into())).ok_or(Error::NotFound {
             operation: "8259 input",
-            subject: Subject::Gsi(gsi),
+            subject: EoiScope::Gsi(gsi),
         })
     }
 
@@ -295,7 +295,7 @@ fn acknowledge(pair: &mut Pair, counters: &Counters) -> (u8, Irqs) {
 }
 
 impl EoiNotifier for Pic {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         match self.line(subject.gsi()) {
             Ok(line) => line.subscribe(subject, listener),
             Err(_) => Err(Error::NotFound {

@@ -147,7 +147,7 @@ impl Model {
             address: 0xfee0_0000,
             data: u32::from(vector) | u32::from(level) << 15,
         };
-        self.rig.apics().deliver(Gsi(0), message).unwrap();
+        self.rig.apics().send_msi(Gsi(0), message).unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Subject};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, LoweredBy};
 use user_irqchip::{Ioapic, IoapicSource, ioapic};
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
@@ -16,7 +16,7 @@ fn source(bench: &Bench, gsi: u32, lowered_by: LoweredBy) -> Arc<IoapicSource> {
     Arc::new(bench.ioapic.source(Gsi(gsi), "device", lowered_by).unwrap())
 }
 
-fn count(bench: &Bench, subject: Subject) -> (Arc<AtomicU32>, EoiGuard) {
+fn count(bench: &Bench, subject: EoiScope) -> (Arc<AtomicU32>, EoiGuard) {
     let told = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&told);
     let listener = Listener::callback(move |_| {
@@ -62,7 +62,7 @@ fn a_key_has_one_listener() {
     let device = source(&bench, 5, LoweredBy::Eoi);
     let subscribe = |subject| bench.ioapic.subscribe(subject, Listener::callback(|_| {}));
     let guard = subscribe(device.key().into()).unwrap();
-    assert_eq!(guard.subject(), Subject::Source(device.key()));
+    assert_eq!(guard.subject(), EoiScope::Source(device.key()));
     assert_eq!(subscribe(device.key().into()).unwrap_err().errno(), Some(16));
     let stranger = Bench::new();
     let key = source(&stranger, 5, LoweredBy::Eoi).key();

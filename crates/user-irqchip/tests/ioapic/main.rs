@@ -66,7 +66,7 @@ fn refusal(operation: &'static str, gsi: Gsi) -> Error {
 }
 
 impl MsiOutput for Sink {
-    fn deliver(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
         match self.takers.lock().unwrap().unwrap_or(Some(1)) {
             None => Err(refusal("deliver", gsi)),
             Some(takers) => {

@@ -68,7 +68,7 @@ fn a_pseudo_eoi_changes_no_route() {
 fn a_line_that_is_high_at_the_first_unmask_is_sent_by_the_new_route() {
     let bench = Bench::new();
     let source = device(&bench, 5);
-    assert_eq!(source.assert().unwrap(), Delivery::Held);
+    assert_eq!(source.assert().unwrap(), Delivery::Pending);
     bench.set_entry(5, LEVEL | 0x31);
     let route = Told::Routed(5, Some((0xfee0_0000, 0x8031)));
     assert_eq!(bench.sink.take(), [route, Told::Sent(5, 0x8031)]);
@@ -82,7 +82,7 @@ fn an_illegal_entry_sends_nothing_and_is_counted() {
     // A vector below 16, then reserved delivery modes.
     for (n, entry) in (1..).zip([LEVEL | 0x0f, 0x0f, LEVEL | 0x331, 0x631]) {
         bench.set_low(5, entry);
-        assert_eq!(source.assert().unwrap(), Delivery::Held);
+        assert_eq!(source.assert().unwrap(), Delivery::Pending);
         source.deassert().unwrap();
         assert_eq!(bench.entry(5), entry, "no remote IRR");
         assert_eq!(bench.ioapic.counts().illegal_entries, n);
@@ -152,7 +152,7 @@ fn a_pin_without_its_route_waits_for_the_next_write() {
         bench.sink.refuse_routes(true);
         bench.set_low(5, entry);
         assert_eq!(bench.ioapic.counts().route_errors, 1);
-        assert_eq!(source.assert().unwrap(), Delivery::Held);
+        assert_eq!(source.assert().unwrap(), Delivery::Pending);
         assert_eq!(bench.sink.take(), []);
         bench.sink.refuse_routes(false);
         bench.set_low(5, entry);
@@ -181,7 +181,7 @@ fn an_nmi_is_an_edge_even_on_a_level_pin() {
 struct EndsAtOnce(OnceLock<Arc<Ioapic>>);
 
 impl MsiOutput for EndsAtOnce {
-    fn deliver(&self, _: Gsi, message: Msi) -> Result<Delivery> {
+    fn send_msi(&self, _: Gsi, message: Msi) -> Result<Delivery> {
         self.0.get().unwrap().eoi(message.data as u8);
         Ok(Delivery::Delivered(1))
     }

@@ -84,7 +84,7 @@ fn a_source_that_restates_a_level_pin_is_sent_once() {
         bench.ioapic.restore(&state).unwrap();
         let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
         bench.sink.take();
-        assert_eq!(device.assert().unwrap(), Delivery::Held);
+        assert_eq!(device.assert().unwrap(), Delivery::Pending);
         bench.ioapic.eoi(0x31);
         bench.set_low(5, LEVEL | 0x31);
         assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)], "{entry:#x}");

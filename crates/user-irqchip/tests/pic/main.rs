@@ -16,7 +16,7 @@ mod state;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy, Subject};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, LoweredBy};
 use user_irqchip::{Pic, PicSource};
 use vm_device::DevicePio;
 use vm_device::bus::PioAddress;
@@ -111,7 +111,7 @@ impl Bench {
         self.pic.source(Gsi(irq), "device", LoweredBy::Device).unwrap()
     }
 
-    fn count(&self, subject: Subject) -> (Arc<AtomicU32>, EoiGuard) {
+    fn count(&self, subject: EoiScope) -> (Arc<AtomicU32>, EoiGuard) {
         let told = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&told);
         let listener = Listener::callback(move |_| {

@@ -47,7 +47,7 @@ fn a_masked_edge_waits() {
     let bench = Bench::new();
     bench.outb(MASTER + 1, 0x10);
     let source = bench.source(4);
-    assert_eq!(source.assert().unwrap(), Delivery::Held);
+    assert_eq!(source.assert().unwrap(), Delivery::Pending);
     source.deassert().unwrap();
     assert_eq!((bench.take(), bench.irr()), (None, [0x10, 0]));
     bench.outb(MASTER + 1, 0);

@@ -139,7 +139,7 @@ impl Rig for UserRig {
         }
         match state_high(source) {
             Delivered::Delivered(1..) => Delivery::Delivered,
-            Delivered::Delivered(0) | Delivered::Held => Delivery::Ignored,
+            Delivered::Delivered(0) | Delivered::Pending => Delivery::Ignored,
             Delivered::Coalesced => Delivery::Coalesced,
             Delivered::Unknown => panic!("the model knows"),
         }
@@ -150,7 +150,7 @@ impl Rig for UserRig {
             address: 0xfee0_0000,
             data: vector.into(),
         };
-        self.apics.deliver(Gsi(0), message).unwrap();
+        self.apics.send_msi(Gsi(0), message).unwrap();
     }
 
     fn write_rte_low(&mut self, pin: u32, value: u32) {

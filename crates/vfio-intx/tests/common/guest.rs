@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use interrupt_core::{
-    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, Lowered, LoweredBy, Pin, Result, SourceKey,
+    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey,
 };
 use vfio_intx::{GuestLine, State};
 
@@ -144,7 +144,7 @@ impl Pin for GuestPin {
         let mut pin = self.0.lock().unwrap();
         pin.level = level;
         Ok(match level {
-            Level::High if pin.masked || pin.in_service => Delivery::Held,
+            Level::High if pin.masked || pin.in_service => Delivery::Pending,
             Level::High => Delivery::Delivered(1),
             Level::Low => Delivery::Coalesced,
         })
@@ -281,13 +281,13 @@ impl LevelSource for Irqfd {
         Ok(Delivery::Unknown)
     }
 
-    fn deassert(&self) -> Result<Lowered> {
-        Ok(Lowered::AtEoi)
+    fn deassert(&self) -> Result<()> {
+        Ok(())
     }
 
-    fn withdraw(&self) -> Result<()> {
+    fn force_deassert(&self) -> Result<()> {
         take(&self.trigger);
-        self.source.withdraw()
+        self.source.force_deassert()
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {

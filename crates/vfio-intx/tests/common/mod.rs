@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interrupt_core::DeviceInterrupt;
+use interrupt_core::forward::DeviceInterrupt;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vfio_intx::irq_set::{IrqInfo, IrqSet};
 

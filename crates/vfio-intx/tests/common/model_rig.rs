@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt_core::DeviceInterrupt;
+use interrupt_core::forward::DeviceInterrupt;
 use vfio_intx::ModelIntx;
 use vfio_intx::irq_set::{IrqInfo, IrqSet, flags};
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt_core::registry::{EventId, Path, Registration, Registry};
+use interrupt_core::forward::{EventfdId, Path, Registration, Registry};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use vfio_intx::irq_set::{IrqSet, MSI};
@@ -306,7 +306,7 @@ pub fn row_99_path_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
     }
 }
 
-const ID: EventId = EventId(1);
+const ID: EventfdId = EventfdId(1);
 
 /// A world whose device and line A are in a registry, enabled, on `path`. The line can do what leads to `best`.
 #[track_caller]
@@ -408,7 +408,7 @@ pub fn either_side_leaves_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
                 drop(_back);
                 drop(std::mem::replace(
                     &mut stays,
-                    registry.add_producer(EventId(2), world.intx.clone()).unwrap(),
+                    registry.add_producer(EventfdId(2), world.intx.clone()).unwrap(),
                 ));
                 assert!(!world.guest.is_high(A), "{what}: low when both have left");
             }

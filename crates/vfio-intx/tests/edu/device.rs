@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use interrupt_core::DeviceInterrupt;
+use interrupt_core::forward::DeviceInterrupt;
 use vfio_intx::VfioIntx;
 use vfio_intx::irq_set::{IrqInfo, IrqSet};
 use vfio_ioctls::{VfioContainer, VfioDevice};

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The EOI notifier: who asks to be told, of what, and how.
 
+mod listeners;
+mod snapshot;
+
+pub use listeners::Listeners;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,7 +15,7 @@ use crate::{Gsi, Result, SourceKey};
 
 /// What a listener wants to hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Subject {
+pub enum EoiScope {
     /// One level source. It has at most one listener, and the listener ends with the source. A source that shares its
     /// line is told of every EOI of that line.
     Source(SourceKey),
@@ -18,7 +23,7 @@ pub enum Subject {
     Gsi(Gsi),
 }
 
-impl Subject {
+impl EoiScope {
     /// The line it is about.
     pub fn gsi(&self) -> Gsi {
         match self {
@@ -28,19 +33,19 @@ impl Subject {
     }
 }
 
-impl From<SourceKey> for Subject {
+impl From<SourceKey> for EoiScope {
     fn from(key: SourceKey) -> Self {
         Self::Source(key)
     }
 }
 
-impl From<Gsi> for Subject {
+impl From<Gsi> for EoiScope {
     fn from(gsi: Gsi) -> Self {
         Self::Gsi(gsi)
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for EoiScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Source(key) => key.fmt(f),
@@ -121,7 +126,7 @@ pub trait EoiNotifier: fmt::Debug + Send + Sync {
     /// * [`Error::Os`](crate::Error::Os): the system refused what it takes.
     ///
     /// Nothing is left behind by a refusal; the listener is dropped.
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard>;
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard>;
 }
 
 /// Keeps a subscription. Dropping it ends the subscription: when the drop returns, a callback is not running on another
@@ -130,13 +135,13 @@ pub trait EoiNotifier: fmt::Debug + Send + Sync {
 /// The guard may outlive the notifier and the source; it then guards nothing.
 #[must_use = "dropping the guard ends the subscription"]
 pub struct EoiGuard {
-    subject: Subject,
+    subject: EoiScope,
     end: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl EoiGuard {
     /// A guard that runs `end` when it is dropped. `end` must not panic.
-    pub fn new(subject: Subject, end: impl FnOnce() + Send + Sync + 'static) -> Self {
+    pub fn new(subject: EoiScope, end: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self {
             subject,
             end: Some(Box::new(end)),
@@ -144,7 +149,7 @@ impl EoiGuard {
     }
 
     /// What the subscription is about.
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> EoiScope {
         self.subject
     }
 }

@@ -4,7 +4,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::{DeviceIrq, EventId, Side};
+use super::{DeviceIrq, EventfdId, Side};
 
 const EBADF: i32 = 9;
 const EAGAIN: i32 = 11;
@@ -20,7 +20,7 @@ pub enum Error {
     #[error("{id} has a {side} already ({label}); drop its registration first")]
     Busy {
         /// The identity.
-        id: EventId,
+        id: EventfdId,
         /// Which side.
         side: Side,
         /// Who is there.
@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{id}: no path from {producer} to {line}: {source}")]
     Connect {
         /// The identity.
-        id: EventId,
+        id: EventfdId,
         /// The device's side.
         producer: String,
         /// The guest's side.
@@ -43,7 +43,7 @@ pub enum Error {
     #[error("{id}: no path from {producer} to {line}: {reason}")]
     NoPath {
         /// The identity.
-        id: EventId,
+        id: EventfdId,
         /// The device's side.
         producer: String,
         /// The guest's side.
@@ -53,7 +53,7 @@ pub enum Error {
     },
     /// Nobody is registered under this identity. ENOENT.
     #[error("{0} is not registered")]
-    NotFound(EventId),
+    NotFound(EventfdId),
     /// A malformed request to forward or unforward. EINVAL.
     #[error("forward: {0}")]
     Malformed(String),

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use interrupt_core::Gsi;
-use interrupt_core::double::{RecordingConsumer, RecordingProducer};
-use interrupt_core::registry::{DeviceIrq, Error, EventId, ForwardIrq, Path, Policy, Registration, Registry};
+use interrupt_core::forward::{DeviceIrq, Error, EventfdId, ForwardIrq, Path, Policy, Registration, Registry};
+use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
 
 use super::{ID, World};
 
@@ -147,7 +147,7 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
     let mut producers = Vec::new();
     let mut registrations = Vec::new();
     for sub in 0..3 {
-        let id = EventId(100 + u64::from(sub));
+        let id = EventfdId(100 + u64::from(sub));
         let producer = Arc::new(RecordingProducer::new(format!("vector {sub}")));
         producer.set_info(|info| info.irq = irq(MSIX, sub));
         registrations.push(registry.add_producer(id, producer.clone()).unwrap());
@@ -158,7 +158,7 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
         );
         producers.push(producer);
     }
-    let paths = || [0, 1, 2].map(|sub| registry.path(EventId(100 + sub)).unwrap());
+    let paths = || [0, 1, 2].map(|sub| registry.path(EventfdId(100 + sub)).unwrap());
     let gsis = [Gsi(24), Gsi(25), Gsi(26)];
     let all = ForwardIrq::new(DEVICE, MSIX, 0, &gsis);
     // The last one is masked, found before anything is done.

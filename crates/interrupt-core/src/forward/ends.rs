@@ -5,7 +5,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 
 use super::{ConsumerInfo, Path, ProducerInfo};
-use crate::{Error, Gsi, GuestLine, Result};
+use crate::forward::GuestLine;
+use crate::{Error, Gsi, Result};
 
 /// What the host calls a device's interrupt: the coordinates of VFIO_DEVICE_SET_IRQS, and of the 2015 proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Test doubles: one for each trait, for the tests of devices, of forwarders and of VMMs.
 
-mod sides;
+mod forward;
 
-pub use sides::{Journal, RecordingConsumer, RecordingProducer};
+pub use forward::{Journal, RecordingConsumer, RecordingProducer};
 
 use std::fmt;
 use std::fs::File;
@@ -11,9 +11,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::forward::{DeviceInterrupt, InterruptInfo};
 use crate::{
-    Delivery, DeviceInterrupt, EoiGuard, EoiNotifier, Error, Gsi, InterruptInfo, Level, LevelSource, Listener,
-    Listeners, Lowered, Pin, Result, SourceKey, Subject,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Listener, Listeners, Pin, Result,
+    SourceKey,
 };
 
 /// The errno of a refusal that a test asked for: EIO.
@@ -159,12 +160,12 @@ impl LevelSource for RecordingSource {
         })
     }
 
-    fn deassert(&self) -> Result<Lowered> {
+    fn deassert(&self) -> Result<()> {
         lock(&self.state).level = Level::Low;
-        Ok(Lowered::Now)
+        Ok(())
     }
 
-    fn withdraw(&self) -> Result<()> {
+    fn force_deassert(&self) -> Result<()> {
         self.deassert().map(drop)
     }
 
@@ -178,7 +179,7 @@ impl LevelSource for RecordingSource {
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
 /// use std::sync::Arc;
-/// use interrupt_core::{EoiNotifier, Gsi, Listener, double::ManualNotifier};
+/// use interrupt_core::{EoiNotifier, Gsi, Listener, testing::ManualNotifier};
 ///
 /// let notifier = ManualNotifier::default();
 /// let told = Arc::new(AtomicU32::new(0));
@@ -218,7 +219,7 @@ impl ManualNotifier {
 }
 
 impl EoiNotifier for ManualNotifier {
-    fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         self.line(subject.gsi()).subscribe(subject, listener)
     }
 }

@@ -4,14 +4,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{EventId, Path};
-use crate::{Gsi, LineEnd};
+use super::{EventfdId, Path};
+use crate::Gsi;
+use crate::forward::LineEnd;
 
 /// The answer to "by which path, since when, and why not by a better one". It displays as one sentence.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// The identity.
-    pub id: EventId,
+    pub id: EventfdId,
     /// The device's side, if it is registered.
     pub producer: Option<String>,
     /// The guest's side, if it is registered: the line, the source's label, and where it ends.

@@ -11,13 +11,13 @@ use crate::sync::{AtomicUsize, Mutex, Ordering, RwLock, lock, spin_loop};
 ///
 /// A reader meets a writer only when it read `current` before a switch and arrives after it; it then looks again.
 #[derive(Debug)]
-pub(crate) struct Published<T: ?Sized> {
+pub(crate) struct Snapshot<T: ?Sized> {
     current: AtomicUsize,
     places: [RwLock<Arc<T>>; 2],
     writer: Mutex<()>,
 }
 
-impl<T: ?Sized> Published<T> {
+impl<T: ?Sized> Snapshot<T> {
     pub(crate) fn new(value: Arc<T>) -> Self {
         Self {
             current: AtomicUsize::new(0),

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use interrupt_core::LineEnd;
-use interrupt_core::double::{RecordingConsumer, RecordingProducer};
-use interrupt_core::registry::{Error, EventId, Path, Registry};
+use interrupt_core::forward::LineEnd;
+use interrupt_core::forward::{Error, EventfdId, Path, Registry};
+use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{ID, World};
@@ -47,10 +47,10 @@ fn row_123_connected_once_in_either_order_in_the_bracket() {
 #[test]
 fn row_124_a_dup_is_the_same_and_a_number_that_is_used_again_is_not() {
     let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let (id, number) = (EventId::of(&fd).unwrap(), fd.as_raw_fd());
+    let (id, number) = (EventfdId::of(&fd).unwrap(), fd.as_raw_fd());
     let dup = rustix::io::fcntl_dupfd_cloexec(&fd, 100).unwrap();
     assert_ne!(dup.as_raw_fd(), number);
-    assert_eq!(EventId::of(&dup).unwrap(), id);
+    assert_eq!(EventfdId::of(&dup).unwrap(), id);
 
     let world = World::new();
     let producer = world.registry.add_producer(id, world.producer.clone()).unwrap();
@@ -64,12 +64,12 @@ fn row_124_a_dup_is_the_same_and_a_number_that_is_used_again_is_not() {
         }
         std::mem::forget(other);
     };
-    let other_id = EventId::of(&other).unwrap();
+    let other_id = EventfdId::of(&other).unwrap();
     assert_ne!(other_id, id);
     let _stranger = world.registry.add_consumer(other_id, world.consumer.clone()).unwrap();
     assert_eq!((world.registry.path(id), world.registry.path(other_id)), (None, None));
     drop(producer);
-    let error = EventId::of(File::open("/dev/null").unwrap()).unwrap_err();
+    let error = EventfdId::of(File::open("/dev/null").unwrap()).unwrap_err();
     assert!(error.to_string().contains("no eventfd"), "{error}");
 }
 
@@ -312,16 +312,16 @@ fn many_identities_do_not_disturb_each_other() {
     let pairs: Vec<_> = (0..64)
         .map(|n| {
             let producer = Arc::new(RecordingProducer::new(format!("device {n}")));
-            let device = registry.add_producer(EventId(n), producer.clone()).unwrap();
+            let device = registry.add_producer(EventfdId(n), producer.clone()).unwrap();
             let line = registry
-                .add_consumer(EventId(n), Arc::new(RecordingConsumer::new(n as u32)))
+                .add_consumer(EventfdId(n), Arc::new(RecordingConsumer::new(n as u32)))
                 .unwrap();
             (producer, device, line)
         })
         .collect();
-    registry.restrict(EventId(5), Some(Path::Relay)).unwrap();
+    registry.restrict(EventfdId(5), Some(Path::Relay)).unwrap();
     for (n, pair) in registry.explain().iter().enumerate() {
-        assert_eq!(pair.id, EventId(n as u64));
+        assert_eq!(pair.id, EventfdId(n as u64));
         let expected = if n == 5 { Path::Relay } else { Path::KernelLoop };
         assert_eq!(pair.path, Some(expected));
     }

@@ -6,23 +6,23 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use crate::published::Published;
+use super::snapshot::Snapshot;
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, lock, thread_local};
-use crate::{EoiGuard, Error, Gsi, Listener, Result, SourceKey, Subject};
+use crate::{EoiGuard, EoiScope, Error, Gsi, Listener, Result, SourceKey};
 
 /// The listeners of one line. EOI notifiers keep one for each line and call [`notify`](Self::notify).
 ///
 /// Handles are cheap to clone and share one list.
 #[derive(Clone)]
 pub struct Listeners {
-    list: Arc<Published<[Arc<Entry>]>>,
+    list: Arc<Snapshot<[Arc<Entry>]>>,
 }
 
 impl Listeners {
     /// No listeners.
     pub fn new() -> Self {
         Self {
-            list: Arc::new(Published::new(Arc::new([]))),
+            list: Arc::new(Snapshot::new(Arc::new([]))),
         }
     }
 
@@ -30,10 +30,10 @@ impl Listeners {
     ///
     /// # Errors
     /// [`Error::Busy`] when `subject` is a source that has its listener already.
-    pub fn subscribe(&self, subject: Subject, listener: Listener) -> Result<EoiGuard> {
+    pub fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         let entry = Arc::new(Entry::new(subject, listener));
         self.list.try_update(|list| {
-            let taken = |old: &Arc<Entry>| old.subject == subject && matches!(subject, Subject::Source(_));
+            let taken = |old: &Arc<Entry>| old.subject == subject && matches!(subject, EoiScope::Source(_));
             if list.iter().any(taken) {
                 return Err(Error::Busy {
                     operation: "subscribe",
@@ -48,7 +48,7 @@ impl Listeners {
 
     /// Ends the subscription to a source that is going, as if its guard were dropped. The guard then guards nothing.
     pub fn end_source(&self, key: SourceKey) {
-        let of_source = |entry: &&Arc<Entry>| entry.subject == Subject::Source(key);
+        let of_source = |entry: &&Arc<Entry>| entry.subject == EoiScope::Source(key);
         let found = self.list.load().iter().find(of_source).cloned();
         if let Some(entry) = found {
             self.remove(&entry);
@@ -118,7 +118,7 @@ impl fmt::Debug for Listeners {
 
 /// One subscription.
 struct Entry {
-    subject: Subject,
+    subject: EoiScope,
     listener: Listener,
     /// How many calls of the listener are under way, on all threads, and [`ENDED`]. One word, so that a call and the end of
     /// the subscription are always in one order.
@@ -131,7 +131,7 @@ struct Entry {
 const ENDED: usize = 1 << (usize::BITS - 1);
 
 impl Entry {
-    fn new(subject: Subject, listener: Listener) -> Self {
+    fn new(subject: EoiScope, listener: Listener) -> Self {
         Self {
             subject,
             listener,
@@ -213,7 +213,7 @@ mod tests {
 
     const GSI: Gsi = Gsi(11);
 
-    fn counter(listeners: &Listeners, subject: Subject) -> (Arc<AtomicUsize>, EoiGuard) {
+    fn counter(listeners: &Listeners, subject: EoiScope) -> (Arc<AtomicUsize>, EoiGuard) {
         let count = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&count);
         let listener = Listener::callback(move |_| {

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::DeviceIrq;
-use crate::{Error, InterruptInfo, LineEnd};
+use crate::Error;
+use crate::forward::{InterruptInfo, LineEnd};
 
 /// A way from a device's interrupt to a guest's line, and of the line's EOI back to the device. Best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,9 +13,9 @@ use std::os::fd::{AsFd, AsRawFd};
 /// of it for as long, which a source does with its trigger; the two that meet in a [`Registry`](super::Registry) under one number
 /// then mean one eventfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EventId(pub u64);
+pub struct EventfdId(pub u64);
 
-impl EventId {
+impl EventfdId {
     /// The number of the eventfd behind `fd`, by /proc/self/fdinfo ("eventfd-id", since Linux 5.2).
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl EventId {
     }
 }
 
-impl fmt::Display for EventId {
+impl fmt::Display for EventfdId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "eventfd #{}", self.0)
     }

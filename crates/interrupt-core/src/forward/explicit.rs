@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
-use super::pair::{Pair, Wanted};
-use super::{DeviceIrq, Error, EventId, Path, Registry, Result, error, lock};
+use super::connection::{Pair, Wanted};
+use super::registry::{error, lock};
+use super::{DeviceIrq, Error, EventfdId, Path, Registry, Result};
 use crate::Gsi;
 
 /// Which interrupts go to which lines: the proposal's `kvm_vfio_dev_irq`. Interrupt `start + n` of `index` goes to `gsis[n]`.
@@ -76,7 +77,7 @@ impl<'a> ForwardIrq<'a> {
 
 /// One interrupt of a request, with the pair that it is the producer of.
 struct Ordered {
-    id: EventId,
+    id: EventfdId,
     pair: Arc<Mutex<Pair>>,
     irq: DeviceIrq,
     gsi: Gsi,

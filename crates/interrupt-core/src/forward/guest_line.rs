@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{EoiNotifier, Gsi, LevelSource, Subject};
+use crate::{EoiNotifier, EoiScope, Gsi, LevelSource};
 
 /// Where a device's interrupt goes: its contribution to one line, and the notifier of that line's EOIs.
 ///
@@ -15,7 +15,7 @@ use crate::{EoiNotifier, Gsi, LevelSource, Subject};
 /// A kernel loop and a split kick are wired the same way: the device signals the source's trigger eventfd, and the notifier
 /// signals the device's unmask eventfd. They differ in who the notifier is, and what it is asked for. Whoever puts a machine
 /// together knows that, and says it by the constructor. Which path is then taken is for
-/// [`registry::decide`](crate::registry::decide).
+/// [`forward::decide`](crate::forward::decide).
 ///
 /// With KVM's in-kernel irqchip, `source` is a `kvm_irqfd::ResampleSource` and `notifier` the `kvm_irqfd::KvmInterrupts`; on a
 /// split irqchip, a `kvm_irqfd::SplitSource` and the userspace IOAPIC.
@@ -24,7 +24,7 @@ pub struct GuestLine {
     source: Arc<dyn LevelSource>,
     notifier: Arc<dyn EoiNotifier>,
     /// What to ask the notifier for.
-    subject: Subject,
+    subject: EoiScope,
     end: LineEnd,
 }
 
@@ -95,7 +95,7 @@ impl GuestLine {
     }
 
     /// What the notifier is asked for.
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> EoiScope {
         self.subject
     }
 

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::{ManualNotifier, RecordingSource, Refusals, lock};
-use crate::registry::{Consumer, ConsumerInfo, Now, Path, Producer, ProducerInfo};
-use crate::{Error, Gsi, GuestLine, InterruptInfo, LineEnd, Result};
+use crate::forward::{Consumer, ConsumerInfo, Now, Path, Producer, ProducerInfo};
+use crate::forward::{GuestLine, InterruptInfo, LineEnd};
+use crate::{Error, Gsi, Result};
 
 /// What was called, in order. Both sides of a pair may write into one.
 #[derive(Clone, Debug, Default)]

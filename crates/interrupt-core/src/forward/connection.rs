@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Consumer, Decision, EventId, Explanation, Limits, Path, Policy, Producer, WhyNot, decide};
+use super::{Consumer, Decision, EventfdId, Explanation, Limits, Path, Policy, Producer, WhyNot, decide};
 use crate::{Error, Gsi};
 
 /// Which path is asked for.
@@ -38,7 +38,7 @@ pub(super) enum Fault {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Pair {
-    id: EventId,
+    id: EventfdId,
     pub(super) producer: Option<Arc<dyn Producer>>,
     pub(super) consumer: Option<Arc<dyn Consumer>>,
     pub(super) wanted: Wanted,
@@ -53,7 +53,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(id: EventId, policy: Policy) -> Self {
+    pub(super) fn new(id: EventfdId, policy: Policy) -> Self {
         Self {
             id,
             producer: None,

@@ -10,10 +10,10 @@ mod random;
 
 use std::sync::Arc;
 
-use interrupt_core::double::{Journal, RecordingConsumer, RecordingProducer};
-use interrupt_core::registry::{EventId, Registration, Registry};
+use interrupt_core::forward::{EventfdId, Registration, Registry};
+use interrupt_core::testing::{Journal, RecordingConsumer, RecordingProducer};
 
-const ID: EventId = EventId(7);
+const ID: EventfdId = EventfdId(7);
 
 /// A registry and one of each side, which write into one journal. Neither is registered yet.
 struct World {

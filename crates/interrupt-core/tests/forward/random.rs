@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Anything in any order, with any step failing, against a model that says in a few lines what must hold.
 
-use interrupt_core::LineEnd;
-use interrupt_core::registry::Consumer as _;
-use interrupt_core::registry::{Limits, Path, Producer, Registration, decide};
+use interrupt_core::forward::Consumer as _;
+use interrupt_core::forward::LineEnd;
+use interrupt_core::forward::{Limits, Path, Producer, Registration, decide};
 use proptest::prelude::*;
 
 use super::{ID, World};

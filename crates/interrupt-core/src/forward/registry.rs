@@ -1,51 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The registry that finds out by itself how a device's interrupt gets to a guest's line.
-//!
-//! In 2015 the answer to an explicit "forward this IRQ" ioctl was: "Is there no way to do this automatically? If they compare notes
-//! through a central registry, they can figure out that the interrupt needs to be forwarded." This is that registry, for a
-//! VMM. A device's interrupt ([`Producer`]) and a guest's line ([`Consumer`]) register in any order under the identity of the
-//! eventfd that they share ([`EventId`]); when both are there they are connected by the best [`Path`] that both can do, and when what
-//! they can do changes ([`Registry::changed`]), by another. [`decide`] is the one function that chooses; [`TABLE`] is what it goes by.
-//! [`Registry::explain`] says what was chosen and why. [`Registry::forward`] and [`Registry::unforward`] are the explicit calls.
-//!
-//! # The order of a change
-//!
-//! As in Linux's `virt/lib/irqbypass.c`, with the two sides' stops and starts around every change:
-//!
-//! 1. **stop the producer**: the device is masked, and signals nothing that reaches the line;
-//! 2. **stop the consumer**: what was under way through the old wires is lowered;
-//! 3. **connect** the producer by the new path, then the consumer;
-//! 4. **start the consumer**;
-//! 5. **start the producer**: the device is unmasked, and a level that it holds is signalled anew, through the new wires.
-//!
-//! Nothing is lost, because whatever was dropped in 2 is stated again in 5; nothing is doubled, because it was dropped. When a step
-//! fails, what was done is undone, and the next best path is tried; at the end of that is the relay. If not even that can be had, the path
-//! from before is taken up again, and if that fails too the producer leads nowhere. It is masked in none of these cases.
-//!
-//! # Locks
-//!
-//! Each identity has a lock of its own, under which both sides' methods are called: they must not call the registry for the
-//! same identity. Registering looks at no other identity. None of it is on the path of an interrupt.
-
-mod error;
-mod explain;
-mod forward;
-mod id;
-mod pair;
-mod path;
-mod sides;
+//! A table of connections, one for each eventfd, whose two ends register in any order.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use error::{Error, Result};
-pub use explain::Explanation;
-pub use forward::ForwardIrq;
-pub use id::EventId;
-use pair::{Fault, Pair, Wanted};
-pub use path::{ConsumerInfo, Decision, Limits, Needs, Path, ProducerInfo, TABLE, WhyNot, decide};
-pub use sides::{Consumer, DeviceIrq, Now, Producer};
+use super::connection::{Fault, Pair, Wanted};
+use super::{Consumer, Error, EventfdId, Explanation, Path, Producer, Result};
 
 /// What a pair does that nobody has asked anything of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,27 +36,27 @@ impl fmt::Display for Side {
     }
 }
 
-/// See the [module](self). Clones are handles to the same.
+/// A table of connections between devices and lines, see the [module](super). Clones are handles to the same table.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use interrupt_core::double::{RecordingConsumer, RecordingProducer};
-/// use interrupt_core::registry::{EventId, Path, Registry};
+/// use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
+/// use interrupt_core::forward::{EventfdId, Path, Registry};
 ///
 /// let registry = Registry::default();
 /// let (device, line) = (Arc::new(RecordingProducer::new("device")), Arc::new(RecordingConsumer::new(11)));
 ///
-/// let line_is_here = registry.add_consumer(EventId(42), line)?;
-/// let device_is_here = registry.add_producer(EventId(42), device)?;
-/// assert_eq!(registry.path(EventId(42)), Some(Path::KernelLoop));
+/// let line_is_here = registry.add_consumer(EventfdId(42), line)?;
+/// let device_is_here = registry.add_producer(EventfdId(42), device)?;
+/// assert_eq!(registry.path(EventfdId(42)), Some(Path::KernelLoop));
 /// for pair in registry.explain() {
 ///     println!("{pair}"); // device to gsi 11: kernel loop, irqchip in the kernel; for 0.001 s, never changed; not host forward: ..
 /// }
 ///
 /// drop(line_is_here);
-/// assert_eq!(registry.path(EventId(42)), None);
+/// assert_eq!(registry.path(EventfdId(42)), None);
 /// # drop(device_is_here);
-/// # Ok::<(), interrupt_core::registry::Error>(())
+/// # Ok::<(), interrupt_core::forward::Error>(())
 /// ```
 #[derive(Clone, Default)]
 pub struct Registry {
@@ -105,11 +66,11 @@ pub struct Registry {
 #[derive(Default)]
 struct Shared {
     policy: Policy,
-    pairs: Mutex<HashMap<EventId, Arc<Mutex<Pair>>>>,
+    pairs: Mutex<HashMap<EventfdId, Arc<Mutex<Pair>>>>,
 }
 
 /// Takes a lock. A panic can come only from a side's own method; what is connected is written down as it is done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -129,7 +90,7 @@ impl Registry {
     /// # Errors
     /// [`Error::Busy`]; [`Error::Connect`] and [`Error::NoPath`] when the line is there and no path can be had. It is not
     /// registered then.
-    pub fn add_producer(&self, id: EventId, producer: Arc<dyn Producer>) -> Result<Registration> {
+    pub fn add_producer(&self, id: EventfdId, producer: Arc<dyn Producer>) -> Result<Registration> {
         self.add(id, Newcomer::Producer(producer))
     }
 
@@ -137,7 +98,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`add_producer`](Self::add_producer).
-    pub fn add_consumer(&self, id: EventId, consumer: Arc<dyn Consumer>) -> Result<Registration> {
+    pub fn add_consumer(&self, id: EventfdId, consumer: Arc<dyn Consumer>) -> Result<Registration> {
         self.add(id, Newcomer::Consumer(consumer))
     }
 
@@ -145,7 +106,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Connect`], [`Error::NoPath`].
-    pub fn changed(&self, id: EventId) -> Result<Option<Path>> {
+    pub fn changed(&self, id: EventfdId) -> Result<Option<Path>> {
         self.on(id, |pair| {
             let outcome = pair.reconsider();
             outcome.map_err(|fault| error(id, pair, fault)).map(|()| pair.path())
@@ -157,7 +118,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`changed`](Self::changed).
-    pub fn restrict(&self, id: EventId, only: Option<Path>) -> Result<Option<Path>> {
+    pub fn restrict(&self, id: EventfdId, only: Option<Path>) -> Result<Option<Path>> {
         let wanted = only.map_or(Wanted::Best, Wanted::Only);
         self.on(id, |pair| self.want(id, pair, wanted).map(|()| pair.path()))
     }
@@ -166,12 +127,12 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub fn possible(&self, id: EventId) -> Result<Vec<Path>> {
+    pub fn possible(&self, id: EventfdId) -> Result<Vec<Path>> {
         self.on(id, |pair| Ok(pair.possible()))
     }
 
     /// The path of an identity, if it has one.
-    pub fn path(&self, id: EventId) -> Option<Path> {
+    pub fn path(&self, id: EventfdId) -> Option<Path> {
         self.on(id, |pair| Ok(pair.path())).ok().flatten()
     }
 
@@ -182,7 +143,7 @@ impl Registry {
         all.into_iter().map(|(_, pair)| lock(&pair).explain()).collect()
     }
 
-    fn all(&self) -> impl Iterator<Item = (EventId, Arc<Mutex<Pair>>)> + use<> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (EventfdId, Arc<Mutex<Pair>>)> + use<> {
         let pairs: Vec<_> = {
             let pairs = lock(&self.shared.pairs);
             pairs.iter().map(|(id, pair)| (*id, Arc::clone(pair))).collect()
@@ -190,7 +151,7 @@ impl Registry {
         pairs.into_iter()
     }
 
-    fn on<R>(&self, id: EventId, act: impl FnOnce(&mut Pair) -> Result<R>) -> Result<R> {
+    fn on<R>(&self, id: EventfdId, act: impl FnOnce(&mut Pair) -> Result<R>) -> Result<R> {
         let pair = lock(&self.shared.pairs).get(&id).map(Arc::clone);
         match pair {
             Some(pair) => act(&mut lock(&pair)),
@@ -198,12 +159,12 @@ impl Registry {
         }
     }
 
-    fn want(&self, id: EventId, pair: &mut Pair, wanted: Wanted) -> Result<()> {
+    pub(super) fn want(&self, id: EventfdId, pair: &mut Pair, wanted: Wanted) -> Result<()> {
         pair.wanted = wanted;
         pair.reconsider().map_err(|fault| error(id, pair, fault))
     }
 
-    fn add(&self, id: EventId, newcomer: Newcomer) -> Result<Registration> {
+    fn add(&self, id: EventfdId, newcomer: Newcomer) -> Result<Registration> {
         let side = newcomer.side();
         loop {
             let shared = Arc::clone(&self.shared);
@@ -235,7 +196,7 @@ impl fmt::Debug for Registry {
     }
 }
 
-fn error(id: EventId, pair: &Pair, fault: Fault) -> Error {
+pub(super) fn error(id: EventfdId, pair: &Pair, fault: Fault) -> Error {
     let producer = pair.producer.as_ref().map(|producer| producer.label().to_owned());
     let line = pair.consumer.as_ref().map(|consumer| consumer.line().to_string());
     let (producer, line) = (producer.unwrap_or_default(), line.unwrap_or_default());
@@ -269,7 +230,7 @@ impl Newcomer {
         }
     }
 
-    fn enter(&self, id: EventId, pair: &mut Pair) -> Result<()> {
+    fn enter(&self, id: EventfdId, pair: &mut Pair) -> Result<()> {
         let there = match self {
             Self::Producer(_) => pair.producer.as_ref().map(|producer| producer.label().to_owned()),
             Self::Consumer(_) => pair.consumer.as_ref().map(|consumer| consumer.line().to_string()),
@@ -291,14 +252,14 @@ impl Newcomer {
 #[must_use = "dropping the registration ends it"]
 pub struct Registration {
     shared: Arc<Shared>,
-    id: EventId,
+    id: EventfdId,
     pair: Arc<Mutex<Pair>>,
     side: Side,
 }
 
 impl Registration {
     /// The identity.
-    pub fn id(&self) -> EventId {
+    pub fn id(&self) -> EventfdId {
         self.id
     }
 }

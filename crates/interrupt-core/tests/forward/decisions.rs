@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use interrupt_core::registry::{ConsumerInfo, DeviceIrq, Limits, Path, ProducerInfo, decide};
-use interrupt_core::{InterruptInfo, LineEnd};
+use interrupt_core::forward::{ConsumerInfo, DeviceIrq, Limits, Path, ProducerInfo, decide};
+use interrupt_core::forward::{InterruptInfo, LineEnd};
 
 fn producer(level: bool, unmask_fd: bool, relay: bool) -> ProducerInfo {
     ProducerInfo {
