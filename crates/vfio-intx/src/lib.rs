@@ -31,34 +31,30 @@
 #![deny(unsafe_code)]
 
 mod decide;
+mod device;
 mod error;
 mod eventfd;
 mod forward;
 mod intx;
-pub mod irq_set;
-mod model;
 mod producer;
 mod relay;
 mod saved;
 mod state;
 #[cfg(feature = "event-manager")]
 mod subscriber;
-#[cfg(feature = "vfio")]
-mod vfio;
-#[cfg(feature = "vfio-user")]
-mod vfio_user;
 
+pub use device::irq_set;
+pub use device::model::ModelIntx;
+#[cfg(feature = "vfio")]
+pub use device::vfio::VfioIntx;
+#[cfg(feature = "vfio-user")]
+pub use device::vfio_user::VfioUserIntx;
 pub use error::{Error, Result};
 pub use interrupt_core::forward::GuestLine;
 pub use intx::Intx;
-pub use model::ModelIntx;
 pub use relay::Relay;
 pub use saved::IntxState;
 pub use state::{Because, Fallback, State, Status};
-#[cfg(feature = "vfio")]
-pub use vfio::VfioIntx;
-#[cfg(feature = "vfio-user")]
-pub use vfio_user::VfioUserIntx;
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]

@@ -24,7 +24,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use vfio_user::Client;
 
-use crate::irq_set::{Data, INTX, IrqInfo, IrqSet};
+use super::irq_set::{Data, INTX, IrqInfo, IrqSet};
 
 const GET_IRQ_INFO: u16 = 7;
 const SET_IRQS: u16 = 8;

@@ -13,7 +13,7 @@ use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
 use interrupt_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
-use crate::irq_set::{Data, INTX, IrqInfo, IrqSet};
+use super::irq_set::{Data, INTX, IrqInfo, IrqSet};
 
 /// The `_IO(';', 100 + n)` of `linux/vfio.h`; bindgen makes no constants of them.
 const fn ioctl_number(n: u32) -> libc::Ioctl {

@@ -16,8 +16,8 @@ use std::time::Duration;
 use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
 use interrupt_core::{Error, Result};
 
+use super::irq_set::{Data, INTX, IrqInfo, IrqSet, MSI, flags};
 use crate::eventfd;
-use crate::irq_set::{Data, INTX, IrqInfo, IrqSet, MSI, flags};
 
 const EBUSY: i32 = 16;
 const ENODEV: i32 = 19;

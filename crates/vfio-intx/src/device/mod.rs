@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device's end of INTx: VFIO's request format, and the devices that take such requests.
+
+pub mod irq_set;
+pub(crate) mod model;
+#[cfg(feature = "vfio")]
+pub(crate) mod vfio;
+#[cfg(feature = "vfio-user")]
+pub(crate) mod vfio_user;
