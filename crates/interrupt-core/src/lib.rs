@@ -1,89 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The vocabulary of a VMM's interrupts: what a device, an interrupt controller and a forwarder say to each other.
+//! The vocabulary of a VMM's interrupts: what devices, interrupt controllers and forwarders say to each other.
 //!
-//! Three things that are usually bundled are kept apart here, so that each can be exchanged without the others noticing:
-//!
-//! * a [`LevelSource`] holds, or does not hold, a line;
-//! * an [`EoiNotifier`] tells whoever asked that a line was sampled;
-//! * a forwarder carries a device's interrupt to a line and the line's EOI back to the device. The device shows it a
-//!   [`forward::DeviceInterrupt`].
-//!
-//! A [`forward::Registry`] finds the best forwarder by itself: devices' interrupts and guests' lines register in any order, and are
-//! connected by the best path that both can do.
-//!
-//! The traits are object-safe, `Send` and `Sync`; a VMM keeps them as `Arc<dyn ..>`. Nothing here knows a hypervisor, starts a
-//! thread or needs an async runtime. [`Line`] joins several sources on one pin, and [`testing`] has a test double of each
-//! trait.
-//!
-//! # What an EOI is
-//!
-//! Everywhere in this workspace, *EOI* is the moment at which **the guest** ends an interrupt **at its interrupt
-//! controller**: its write to the LAPIC's EOI register, to the IOAPIC's, or of OCW2 to an 8259 (for an 8259 with auto-EOI, the
-//! acknowledge cycle). It is not the injection, not the start of the handler, and not the device's own acknowledge register.
-//!
-//! * **The line is low already.** When a listener is told, what the EOI lowers has been lowered
-//!   ([`LoweredBy::Eoi`]), so that a listener which asserts produces a new interrupt, and none is swallowed.
-//! * **Being told means "state your level now"**, and never "your interrupt was serviced". A listener answers by
-//!   asserting its source if its cause persists, and by nothing otherwise. It is told of EOIs that were for another sharer of
-//!   its line, for another pin with the same vector, for a pin that is masked or idle, and, with KVM since Linux 6.4, at an
-//!   unmask.
-//! * **An extra one is harmless** by that rule. A listener that counts interrupts must count elsewhere.
-//! * **One that is missed is not harmless**: a listener must not lose its answer to a race of its own. A source that asserts
-//!   *before* the EOI is lowered with the others, and told; one that asserts *after* being told makes a new interrupt. There
-//!   is no moment between the two.
-//! * **A signal that arrives while the interrupt is disabled** is a matter of level. While a pin is masked or in
-//!   service, an assertion waits in the line. While a device's interrupt is masked, the device keeps its level and signals at
-//!   the unmask if the level still holds then. An edge has no level to keep: a masked edge is lost, as on hardware.
-//!
-//! # Example
-//!
-//! A device that is written against the traits alone. Which controller its line ends at, and whether the EOI comes
-//! from the kernel or from a model, is for the VMM to choose.
+//! A device holds a [`LevelInterrupt`]. The VMM makes it from a [`LevelSource`] and an [`EoiNotifier`], and so chooses
+//! the interrupt controller and the way in which EOIs come back; the device does not change.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use std::sync::atomic::{AtomicU32, Ordering};
-//! use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Result};
-//! use interrupt_core::testing::RecordingPin;
+//! use interrupt_core::{Gsi, Level, LevelInterrupt, Line, LoweredBy, Result, testing::RecordingPin};
 //!
-//! /// Wants one interrupt for each request.
+//! /// Wants one interrupt for each request that it has received.
 //! struct Device {
-//!     line: Arc<dyn LevelSource>,
-//!     requests: AtomicU32,
+//!     interrupt: LevelInterrupt,
+//!     requests: u32,
 //! }
 //!
 //! impl Device {
-//!     fn request(&self) -> Result<()> {
-//!         self.requests.fetch_add(1, Ordering::Relaxed);
-//!         self.line.assert().map(drop)
+//!     const REQUEST: u32 = 1 << 0;
+//!
+//!     fn receive(&mut self) -> Result<()> {
+//!         self.requests += 1;
+//!         self.interrupt.raise(Self::REQUEST)
 //!     }
-//!     /// The answer to an EOI: asserts again while there is a cause.
-//!     fn state_level(&self) {
-//!         if self.requests.load(Ordering::Relaxed) > 0 {
-//!             self.line.assert().ok();
+//!
+//!     /// The guest's driver takes one request.
+//!     fn take(&mut self) -> Result<()> {
+//!         self.requests -= 1;
+//!         if self.requests == 0 {
+//!             self.interrupt.clear(Self::REQUEST)?;
 //!         }
+//!         Ok(())
 //!     }
 //! }
 //!
 //! # fn main() -> Result<()> {
+//! // A line of a controller in this process. With KVM, source and notifier come from its backend instead.
 //! let line = Line::new(Gsi(11), RecordingPin::default());
-//! let device = Arc::new(Device {
-//!     line: Arc::new(line.source("device", LoweredBy::Eoi)),
-//!     requests: AtomicU32::new(0),
-//! });
-//! let listener = Arc::clone(&device);
-//! let _guard: EoiGuard = line.subscribe(
-//!     device.line.key().into(),
-//!     Listener::callback(move |_| listener.state_level()),
-//! )?;
+//! let source = Arc::new(line.source("device", LoweredBy::Eoi));
+//! let mut device = Device { interrupt: LevelInterrupt::new(source, &*line)?, requests: 0 };
 //!
-//! device.request()?;
-//! device.request()?;
-//! device.requests.fetch_sub(1, Ordering::Relaxed); // the guest's handler serves one of the two
-//! assert_eq!(line.eoi()?, Level::High, "the other one is still there");
+//! device.receive()?;
+//! device.receive()?;
+//! device.take()?;
+//! assert_eq!(line.eoi()?, Level::High, "one request is left, so the interrupt was asserted again");
+//! device.take()?;
+//! assert_eq!(line.eoi()?, Level::Low);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # The three parts
+//!
+//! Most VMMs bundle three things that this crate keeps apart, so that each can be exchanged alone:
+//!
+//! * a level source ([`LevelSource`]) is one device's contribution to a line;
+//! * an EOI notifier ([`EoiNotifier`]) tells its listeners that the guest has ended the interrupt of a line;
+//! * a forwarder ([`forward`]) carries a physical device's interrupt to a line, and the line's EOI back to the device.
+//!
+//! The traits are object-safe, `Send` and `Sync`; a VMM keeps them as `Arc<dyn ..>`. This crate knows no hypervisor,
+//! starts no thread and needs no async runtime. Those who write an interrupt controller implement [`Pin`], and use a
+//! [`Line`] for each pin: the wired-OR of its sources, and the listeners of its EOIs. [`testing`] has a test double of
+//! each trait.
+//!
+//! # What an EOI is
+//!
+//! In this workspace *EOI* is the moment at which **the guest** ends an interrupt **at its interrupt controller**: the
+//! guest's write to the LAPIC's EOI register, to the IOAPIC's EOI register, or of OCW2 to an 8259 (for an 8259 with
+//! auto-EOI, the acknowledge cycle). EOI does not mean the injection, the start of the guest's handler, or a write to
+//! the device's own acknowledge register.
+//!
+//! * **The line is low already.** The contributions that an EOI lowers ([`LoweredBy::Eoi`]) are lowered before any
+//!   listener is told. A listener that asserts makes a new interrupt.
+//! * **The notification means "state your level now".** A listener asserts its source if the cause persists, and does
+//!   nothing otherwise. Listeners are also told of EOIs that another source of the line, or another pin with the same
+//!   vector, has caused, and of EOIs of a masked or idle pin. KVM since Linux 6.4 also notifies at an unmask.
+//! * **An extra notification is harmless** by that rule. Do not count interrupts by notifications.
+//! * **A missing notification is an error**, and this workspace has no race that loses one. A source that asserts
+//!   before the EOI is lowered by the EOI, and told; a source that asserts after it was told makes a new interrupt.
+//! * **A level that is asserted while the interrupt is masked or in service** waits in the line. While a physical
+//!   device's interrupt is masked, the device keeps its level, and signals at the unmask if the level still holds then.
+//!   An edge has no level to keep: an edge at a masked pin is lost, as on hardware.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -93,6 +88,7 @@ pub mod forward;
 mod gsi;
 mod irqchip;
 mod level;
+mod level_interrupt;
 mod line;
 mod msi;
 mod pin;
@@ -105,6 +101,7 @@ pub use error::{Error, Result};
 pub use gsi::Gsi;
 pub use irqchip::Irqchip;
 pub use level::{Delivery, Level, LoweredBy};
+pub use level_interrupt::{InterruptCounts, LevelInterrupt};
 pub use line::{Line, LineCounts, LineSource};
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;

@@ -59,7 +59,7 @@ struct Drive {
     driven: Level,
     /// See [`LineCounts`]. Counted where the lock is held anyway, so that they cost no access of their own.
     asserted: u64,
-    restated: u64,
+    reasserted: u64,
     idle_eois: u64,
 }
 
@@ -70,8 +70,8 @@ pub struct LineCounts {
     /// How often a source has begun to assert. Asserting an asserting source is not counted.
     pub asserted: u64,
     /// Of those, how often it was a source that the EOI before had lowered: its cause persisted, or it had another one. And how
-    /// often a level was driven once more by [`Line::restate`].
-    pub restated: u64,
+    /// often a level was driven once more by [`Line::reassert`].
+    pub reasserted: u64,
     /// How many EOIs there were.
     pub eois: u64,
     /// Of those, how many found the line low: the EOI of another pin with the same vector, one of a masked pin, or one that came
@@ -83,13 +83,13 @@ impl fmt::Display for LineCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             asserted,
-            restated,
+            reasserted,
             eois,
             idle_eois,
         } = self;
         write!(
             f,
-            "asserted {asserted} times ({restated} restated), {eois} EOIs ({idle_eois} while low)"
+            "asserted {asserted} times ({reasserted} reasserted), {eois} EOIs ({idle_eois} while low)"
         )
     }
 }
@@ -98,7 +98,7 @@ impl Drive {
     fn counts(&self) -> LineCounts {
         LineCounts {
             asserted: self.asserted,
-            restated: self.restated,
+            reasserted: self.reasserted,
             eois: self.epoch - FIRST_EPOCH,
             idle_eois: self.idle_eois,
         }
@@ -161,7 +161,7 @@ impl<P: Pin> Line<P> {
                 epoch: FIRST_EPOCH,
                 driven: Level::Low,
                 asserted: 0,
-                restated: 0,
+                reasserted: 0,
                 idle_eois: 0,
             }),
             high: AtomicBool::new(false),
@@ -201,7 +201,7 @@ impl<P: Pin> Line<P> {
     /// serial.assert()?; // its cause persists
     /// line.eoi()?;
     /// line.eoi()?; //      another pin's, with the same vector
-    /// assert_eq!(line.counts().to_string(), "asserted 2 times (1 restated), 3 EOIs (1 while low)");
+    /// assert_eq!(line.counts().to_string(), "asserted 2 times (1 reasserted), 3 EOIs (1 while low)");
     /// # Ok::<(), interrupt_core::Error>(())
     /// ```
     pub fn counts(&self) -> LineCounts {
@@ -258,14 +258,14 @@ impl<P: Pin> Line<P> {
     ///
     /// # Errors
     /// The pin's.
-    pub fn restate(&self) -> Result<Delivery> {
+    pub fn reassert(&self) -> Result<Delivery> {
         let mut drive = lock(&self.drive);
         if drive.level() == Level::Low {
             return Ok(Delivery::Coalesced);
         }
         let outcome = self.pin.drive(Level::High)?;
         drive.driven = Level::High;
-        drive.restated += 1;
+        drive.reasserted += 1;
         drop(drive);
         self.pin.deliver(outcome)
     }
@@ -315,7 +315,7 @@ impl<P: Pin> Line<P> {
         let outcome = self.settle(&mut drive);
         if outcome.is_ok() {
             drive.asserted += 1;
-            drive.restated += u64::from(before != LOW && before + 1 == mark);
+            drive.reasserted += u64::from(before != LOW && before + 1 == mark);
             let asserted = contribution.asserted.load(Ordering::Relaxed);
             contribution.asserted.store(asserted + 1, Ordering::Relaxed);
         } else {
@@ -529,10 +529,10 @@ mod tests {
         line.eoi().unwrap();
         line.eoi().unwrap(); // with nothing asserted
         disk.assert().unwrap(); // an EOI passed it by: another cause
-        line.restate().unwrap();
+        line.reassert().unwrap();
         let expected = LineCounts {
             asserted: 4,
-            restated: 2,
+            reasserted: 2,
             eois: 3,
             idle_eois: 1,
         };
@@ -668,12 +668,12 @@ mod tests {
     }
 
     #[test]
-    fn restating_drives_a_high_level_again_and_a_low_one_not() {
+    fn reasserting_drives_a_high_level_again_and_a_low_one_not() {
         let line = line();
         let source = line.source("device", LoweredBy::Device);
-        line.restate().unwrap();
+        line.reassert().unwrap();
         source.assert().unwrap();
-        line.restate().unwrap();
+        line.reassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High, Level::High]);
     }
 

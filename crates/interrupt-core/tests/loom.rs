@@ -5,7 +5,7 @@
 #![cfg(loom)]
 
 use interrupt_core::testing::RecordingPin;
-use interrupt_core::{EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy};
+use interrupt_core::{EoiNotifier, Gsi, Level, LevelInterrupt, LevelSource, Line, LineSource, Listener, LoweredBy};
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -167,5 +167,61 @@ fn a_listener_added_during_an_eoi_hears_the_next() {
         line.eoi().unwrap();
         assert_eq!(told.load(Ordering::SeqCst), before + 1);
         drop(guard);
+    });
+}
+
+/// A line whose device has one [`LevelInterrupt`].
+fn interrupt(lowered_by: LoweredBy) -> (Arc<Line<RecordingPin>>, Arc<LevelInterrupt>) {
+    let line = Line::new(GSI, RecordingPin::default());
+    let source = Arc::new(line.source("device", lowered_by));
+    let interrupt = LevelInterrupt::new(source, &*line).unwrap();
+    (line, Arc::new(interrupt))
+}
+
+/// Of two threads at one interrupt, one drives for both: the last level is never driven before an earlier one.
+#[test]
+fn the_last_level_of_an_interrupt_is_driven_last() {
+    loom::model(|| {
+        let (line, interrupt) = interrupt(LoweredBy::Device);
+        let clearer = Arc::clone(&interrupt);
+        let other = thread::spawn(move || clearer.clear(1).unwrap());
+        interrupt.raise(1).unwrap();
+        other.join().unwrap();
+        let level = if interrupt.causes() == 0 {
+            Level::Low
+        } else {
+            Level::High
+        };
+        assert_eq!(line.level(), level);
+        check_pin(&line);
+    });
+}
+
+#[test]
+fn an_eoi_that_meets_a_raise_leaves_the_level_of_the_causes() {
+    loom::model(|| {
+        let (line, interrupt) = interrupt(LoweredBy::Eoi);
+        interrupt.raise(1).unwrap();
+        let processor = Arc::clone(&line);
+        let other = thread::spawn(move || processor.eoi().unwrap());
+        interrupt.raise(2).unwrap();
+        interrupt.clear(1).unwrap();
+        other.join().unwrap();
+        assert_eq!((interrupt.causes(), line.level()), (2, Level::High));
+        check_pin(&line);
+    });
+}
+
+#[test]
+fn an_eoi_that_meets_the_last_clear_leaves_the_line_low() {
+    loom::model(|| {
+        let (line, interrupt) = interrupt(LoweredBy::Eoi);
+        interrupt.raise(1).unwrap();
+        let processor = Arc::clone(&line);
+        let other = thread::spawn(move || processor.eoi().unwrap());
+        interrupt.clear(1).unwrap();
+        other.join().unwrap();
+        assert_eq!(line.level(), Level::Low);
+        check_pin(&line);
     });
 }

@@ -32,7 +32,7 @@ impl Target {
         match self {
             Self::Listeners(gsi, listeners) => listeners.notify(*gsi),
             Self::Line(line) => match line.upgrade() {
-                Some(line) if line.eoi()? == Level::High => line.restate().map(drop),
+                Some(line) if line.eoi()? == Level::High => line.reassert().map(drop),
                 _ => Ok(()),
             },
         }

@@ -191,7 +191,7 @@ impl Ioapic {
     /// States the lines that are high: the pins may have another idea of them now.
     fn restate(&self) {
         for line in self.lines.iter().filter(|line| line.level() == Level::High) {
-            self.chip.counters.send_errors.count_error(line.restate());
+            self.chip.counters.send_errors.count_error(line.reassert());
         }
     }
 }

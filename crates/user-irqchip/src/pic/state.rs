@@ -96,7 +96,7 @@ impl Pic {
         self.shared.raise(rises);
         for line in self.lines.iter().filter(|line| line.level() == Level::High) {
             // Stating a level to an 8259 cannot fail.
-            line.restate().ok();
+            line.reassert().ok();
         }
     }
 }

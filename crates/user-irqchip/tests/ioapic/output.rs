@@ -107,7 +107,7 @@ fn a_message_that_nobody_takes_does_not_wait_for_an_eoi() {
     assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | 0x31);
     assert_eq!(bench.ioapic.counts().refused_messages, 1);
     bench.sink.set_takers(Some(1));
-    assert_eq!(source.line().restate().unwrap(), Delivery::Delivered(1));
+    assert_eq!(source.line().reassert().unwrap(), Delivery::Delivered(1));
     assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | REMOTE_IRR | 0x31);
 }
 

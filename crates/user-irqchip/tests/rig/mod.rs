@@ -57,7 +57,7 @@ impl UserRig {
 
     /// States the level of a GSI's line once more, if it is high.
     pub fn restate(&self, gsi: u32) {
-        self.ioapic.line(Gsi(gsi)).unwrap().restate().unwrap();
+        self.ioapic.line(Gsi(gsi)).unwrap().reassert().unwrap();
     }
 
     fn write(&self, register: u32, value: u32) {
@@ -70,7 +70,7 @@ impl UserRig {
 /// States a level that may be stated already, as KVM_IRQ_LINE and a trigger do that drive the line each time.
 fn state_high<P: Pin>(source: &LineSource<P>) -> Delivered {
     match source.assert().unwrap() {
-        Delivered::Coalesced => source.line().restate().unwrap(),
+        Delivered::Coalesced => source.line().reassert().unwrap(),
         delivered => delivered,
     }
 }
