@@ -154,11 +154,7 @@ impl MsiOutput for Taker {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_route(&self, _: Gsi, _: Option<Msi>) -> interrupt_core::Result<()> {
-        Ok(())
-    }
-
-    fn set_masked(&self, _: Gsi, _: bool) -> interrupt_core::Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> interrupt_core::Result<()> {
         Ok(())
     }
 }

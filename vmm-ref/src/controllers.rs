@@ -155,11 +155,7 @@ impl MsiOutput for Waking {
         delivered
     }
 
-    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> interrupt_core::Result<()> {
-        self.apics.set_route(gsi, message)
-    }
-
-    fn set_masked(&self, gsi: Gsi, masked: bool) -> interrupt_core::Result<()> {
-        self.apics.set_masked(gsi, masked)
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
+        self.apics.set_pin(gsi, message, masked)
     }
 }

@@ -8,7 +8,8 @@ use crate::{Delivery, Gsi, Result};
 /// A message-signalled interrupt: what a device writes to memory, and what an IOAPIC sends for one of its pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Msi {
-    /// Where it is written; on x86 0xFEE0_0000 with the destination in bits 19:12.
+    /// The address it is written to. On x86: 0xFEE0_0000, the destination's bits 7:0 in bits 19:12, and its bits 14:8 in
+    /// bits 11:5 (KVM_FEATURE_MSI_EXT_DEST_ID).
     pub address: u64,
     /// What is written; on x86 the vector in bits 7:0 and the trigger mode in bit 15.
     pub data: u32,
@@ -20,35 +21,31 @@ impl fmt::Display for Msi {
     }
 }
 
-/// Where a userspace IOAPIC sends its messages: the kernel's local APICs on a split irqchip, or a model of them.
+/// Where a userspace IOAPIC sends its messages: the kernel's local APICs on a split irqchip, or a model of local APICs.
 ///
-/// It is here and not beside the IOAPIC, so that a hypervisor's backend can be one without knowing the IOAPIC. `gsi` is
+/// The trait is in this crate, so that a hypervisor's backend can implement the trait without knowing the IOAPIC. `gsi` is
 /// always the pin's own: on a split irqchip KVM raises the EOI exit for no other.
 pub trait MsiOutput: fmt::Debug + Send + Sync {
-    /// Sends the interrupt of `gsi` now. `message` is what [`set_route`](Self::set_route) was told last, so that an output
-    /// whose routes are programmed beforehand only pulls the trigger. Called without a lock; the receiver may end the
-    /// interrupt before this returns.
+    /// Sends the interrupt of `gsi` now. `message` is the one of the last [`set_pin`](Self::set_pin), so that an output whose
+    /// routes are programmed beforehand only pulls the trigger. Called without a lock; the receiver may end the interrupt
+    /// before this returns.
     ///
-    /// [`Delivery::Delivered`] with 0 says that no processor took it; the IOAPIC then does not wait for an EOI.
+    /// [`Delivery::Delivered`] with 0 says that no processor took the message; the IOAPIC then does not wait for an EOI.
     ///
     /// # Errors
-    /// Whatever kept the message from being sent; it counts as taken by nobody.
+    /// The error that kept the message from being sent; no processor is taken to have it.
     fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery>;
 
-    /// The interrupt of `gsi` is this message from now on, or none. Called when the address or the data has changed and the
-    /// pin is unmasked, and not for a mask, an unmask or an entry that is written again. No message of `gsi` is sent
-    /// meanwhile: what comes up waits until this returns. It must not access the IOAPIC's registers.
+    /// Programs the pin of `gsi`: its message (or none), and whether the guest masks it. The IOAPIC calls this when one of
+    /// the two changes, and not for an entry that is written again. It sends no message of `gsi` until this returns; an
+    /// interrupt that comes up meanwhile waits. This must not access the IOAPIC's registers, and must not end an interrupt.
+    ///
+    /// A masked pin keeps the message that it had, because the interrupt in service was sent by that message. The IOAPIC
+    /// sends nothing for a masked pin in any case: `masked` is for an output that lets others send the pin's message without
+    /// the IOAPIC (an irqfd on the pin's GSI). Such an output holds those others back while `masked` is set.
     ///
     /// # Errors
-    /// Whatever kept the route from being changed. The pin then sends nothing until its entry is written again and this
-    /// succeeds.
-    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> Result<()>;
-
-    /// The guest has masked the pin of `gsi`, or unmasked it. Called when the mask changes, after [`set_route`](Self::set_route)
-    /// when one write of the entry does both. The IOAPIC sends nothing for a masked pin in any case; this is for an output that
-    /// lets others send the pin's message without the IOAPIC (an irqfd on the pin's GSI), and that has to hold them back now.
-    ///
-    /// # Errors
-    /// Whatever kept those others from being held back or let through.
-    fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()>;
+    /// The error that kept the pin from being programmed. The pin then sends nothing until its entry is written again and
+    /// this succeeds.
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()>;
 }

@@ -432,16 +432,23 @@ impl Shared {
     /// The guest has masked or unmasked a pin of the userspace IOAPIC.
     pub(crate) fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()> {
         let mut state = self.state();
-        if let Some(unmasked) = state.unmasked.get_mut(gsi.0 as usize) {
-            *unmasked = !masked;
+        let Some(unmasked) = state.unmasked.get_mut(gsi.0 as usize) else {
+            return Ok(());
+        };
+        if std::mem::replace(unmasked, !masked) != masked {
+            return Ok(());
         }
-        match state.lines.get(&gsi) {
-            Some(line) if line.has_split_source() => {
-                line.deassign_all(&self.vm, gsi)?;
-                state.put_on(&self.vm, gsi)
-            }
+        let assigned = match state.lines.get(&gsi) {
+            Some(line) if line.has_split_source() => line
+                .deassign_all(&self.vm, gsi)
+                .and_then(|()| state.put_on(&self.vm, gsi)),
             _ => Ok(()),
+        };
+        // After an error the next call tries again.
+        if let (Err(_), Some(unmasked)) = (&assigned, state.unmasked.get_mut(gsi.0 as usize)) {
+            *unmasked = masked;
         }
+        assigned
     }
 
     /// Lowers what an irqfd asserts.

@@ -73,6 +73,7 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Re
 /// looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
 impl MsiOutput for KvmInterrupts {
     fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+        let message = for_kvm(message);
         let msi = kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -88,20 +89,40 @@ impl MsiOutput for KvmInterrupts {
         }
     }
 
-    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> interrupt_core::Result<()> {
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
         let route = message.map(|message| Route::Msi {
-            address: message.address,
+            address: for_kvm(message).address,
             data: message.data,
             device: None,
         });
-        let mut routing = self.routing();
-        let changed = routing.set(gsi, route.as_slice()).and_then(|()| routing.commit());
-        changed.map(drop).map_err(|error| error.into_core("set route", gsi))
+        let set_route = || {
+            // A mask alone is no change of the routing table, and costs no copy of it.
+            if self.shared().state().routes.get(gsi) == route.as_slice() {
+                return Ok(());
+            }
+            let mut routing = self.routing();
+            routing.set(gsi, route.as_slice())?;
+            routing.commit().map(drop)
+        };
+        let set_masked = || self.shared().set_masked(gsi, masked);
+        // A pin that is masked is held back before its route changes; one that is unmasked has its route first.
+        let programmed = if masked {
+            set_masked().and_then(|()| set_route())
+        } else {
+            set_route().and_then(|()| set_masked())
+        };
+        programmed.map_err(|error| error.into_core("set pin", gsi))
     }
+}
 
-    fn set_masked(&self, gsi: Gsi, masked: bool) -> interrupt_core::Result<()> {
-        let changed = self.shared().set_masked(gsi, masked);
-        changed.map_err(|error| error.into_core("mask", gsi))
+/// The message as KVM reads it. An IOAPIC writes bits 14:8 of a destination to bits 11:5 of the address
+/// (KVM_FEATURE_MSI_EXT_DEST_ID); KVM takes them from bits 46:40, if the VM has 32-bit APIC IDs (KVM_CAP_X2APIC_API).
+fn for_kvm(message: Msi) -> Msi {
+    const EXTENDED: u64 = 0x7f << 5;
+    let extended = (message.address & EXTENDED) << 35; // 5 to 40
+    Msi {
+        address: message.address & !EXTENDED | extended,
+        ..message
     }
 }
 

@@ -63,7 +63,7 @@ fn ended(exits: &[Exit]) -> Vec<u8> {
 
 fn row_81_one_exit() {
     let (mut machine, interrupts) = split();
-    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
     for _ in 0..100 {
         assert_eq!(interrupts.send_msi(GSI, level(VECTOR)).unwrap(), Delivery::Delivered(1));
         assert_eq!(machine.accept(), Some(VECTOR));
@@ -75,8 +75,8 @@ fn row_81_one_exit() {
 fn row_82_no_exit() {
     let (mut machine, interrupts) = split();
     let edge = Msi { data: 0x61, ..level(0) };
-    interrupts.set_route(GSI, Some(edge)).unwrap();
-    interrupts.set_route(Gsi(24), Some(level(0x62))).unwrap();
+    interrupts.set_pin(GSI, Some(edge), false).unwrap();
+    interrupts.set_pin(Gsi(24), Some(level(0x62)), false).unwrap();
     for (gsi, message) in [(GSI, edge), (Gsi(24), level(0x62))] {
         interrupts.send_msi(gsi, message).unwrap();
         assert_eq!(machine.accept(), Some(message.data as u8));
@@ -119,7 +119,7 @@ fn row_83_eoi_broadcast() {
         }
         let mut machine = builder.build().unwrap();
         let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
-        interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
         let offered = machine.rdmsr(LVR) & OFFERED != 0;
         assert_eq!(offered, broadcast != Some(EoiBroadcast::Always), "{broadcast:?}");
         if offered {
@@ -136,8 +136,7 @@ fn row_83_eoi_broadcast() {
 fn an_irqfd_asserts() {
     let (mut machine, interrupts) = split();
     let source = interrupts.split_source(GSI, "device", None).unwrap();
-    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
-    interrupts.set_masked(GSI, false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
     for _ in 0..100 {
         source.assert().unwrap();
         assert_eq!(machine.accept(), Some(VECTOR), "an MSI is injected within the write");
@@ -145,7 +144,7 @@ fn an_irqfd_asserts() {
         assert_eq!(machine.accept(), None);
     }
     // The guest moves the pin to another vector.
-    interrupts.set_route(GSI, Some(level(0x52))).unwrap();
+    interrupts.set_pin(GSI, Some(level(0x52)), false).unwrap();
     source.assert().unwrap();
     assert_eq!(machine.accept(), Some(0x52));
     assert_eq!(ended(&machine.eoi()), [0x52]);
@@ -153,37 +152,37 @@ fn an_irqfd_asserts() {
 
 fn a_masked_pin_waits() {
     let (mut machine, interrupts) = split();
-    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), true).unwrap();
     let source = interrupts.split_source(GSI, "device", None).unwrap();
     for round in 0..3 {
         source.assert().unwrap();
         source.assert().unwrap();
         assert_eq!(machine.accept(), None, "masked, round {round}");
-        interrupts.set_masked(GSI, false).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
         assert_eq!(accept(&mut machine), Some(VECTOR), "round {round}");
         assert_eq!(ended(&machine.eoi()), [VECTOR]);
         assert_eq!(machine.accept(), None, "once, round {round}");
-        interrupts.set_masked(GSI, true).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), true).unwrap();
     }
     // What waits can be withdrawn.
     source.assert().unwrap();
     source.force_deassert().unwrap();
-    interrupts.set_masked(GSI, false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
     assert_eq!(machine.accept(), None);
 }
 
 fn a_pin_without_a_route_waits() {
     let (mut machine, interrupts) = split();
-    interrupts.set_masked(GSI, false).unwrap();
+    interrupts.set_pin(GSI, None, false).unwrap();
     let source = interrupts.split_source(GSI, "device", None).unwrap();
     source.assert().unwrap();
-    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR));
     machine.eoi();
-    interrupts.set_route(GSI, None).unwrap();
+    interrupts.set_pin(GSI, None, false).unwrap();
     source.assert().unwrap();
     assert_eq!(machine.accept(), None);
-    interrupts.set_route(GSI, Some(level(0x52))).unwrap();
+    interrupts.set_pin(GSI, Some(level(0x52)), false).unwrap();
     assert_eq!(accept(&mut machine), Some(0x52));
 }
 
@@ -202,7 +201,7 @@ fn refusals_leave_nothing() {
     let before = fds();
     let source = interrupts.split_source(GSI, "device", None).unwrap();
     assert_eq!(fds(), before + 1, "the trigger");
-    interrupts.set_route(GSI, Some(level(VECTOR))).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
     assert!(matches!(interrupts.edge_irqfd(GSI), Err(Error::MixedUse { .. })));
     let second = interrupts.split_source(GSI, "sharer", None).unwrap();
     drop((source, second));

@@ -42,26 +42,28 @@ impl<'a> Input<'a> {
 /// Sends to nobody, and knows what it was told.
 #[derive(Debug, Default)]
 struct Output {
-    routes: Mutex<[Option<Msi>; PINS as usize]>,
+    /// The message of each pin, and whether it is unmasked.
+    pins: Mutex<[(Option<Msi>, bool); PINS as usize]>,
     /// Whether there is a processor that takes messages.
     refuses: Mutex<bool>,
 }
 
 impl MsiOutput for Output {
     fn send_msi(&self, gsi: Gsi, message: Msi) -> Result<Delivery> {
-        let route = self.routes.lock().unwrap()[gsi.0 as usize];
-        assert_eq!(route, Some(message), "{gsi} sends what its output was not told of");
+        let pin = self.pins.lock().unwrap()[gsi.0 as usize];
+        assert_eq!(
+            pin,
+            (Some(message), true),
+            "{gsi} sends what its output was not told of"
+        );
         let takers = if *self.refuses.lock().unwrap() { 0 } else { 1 };
         Ok(Delivery::Delivered(takers))
     }
 
-    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> Result<()> {
-        let before = std::mem::replace(&mut self.routes.lock().unwrap()[gsi.0 as usize], message);
-        assert_ne!(before, message, "{gsi} is told of nothing new");
-        Ok(())
-    }
-
-    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
+        let pin = (message, !masked);
+        let before = std::mem::replace(&mut self.pins.lock().unwrap()[gsi.0 as usize], pin);
+        assert_ne!(before, pin, "{gsi} is told of nothing new");
         Ok(())
     }
 }
@@ -253,10 +255,11 @@ impl Chips {
             let asks = is_level && !entry.is_masked() && self.ioapic.levels() & 1 << gsi.0 != 0;
             let waits = asks && !entry.remote_irr() && entry.message().is_some();
             assert!(!waits || !self.delivers, "{gsi}: a level is lost, {:#x}", entry.bits());
-            let route = self.output.routes.lock().unwrap()[gsi.0 as usize];
+            let (message, unmasked) = self.output.pins.lock().unwrap()[gsi.0 as usize];
+            assert_eq!(unmasked, !entry.is_masked(), "{gsi}: {:#x}", entry.bits());
             assert!(
-                entry.is_masked() || route == entry.message(),
-                "{gsi}: {route:?}, {:#x}",
+                entry.is_masked() || message == entry.message(),
+                "{gsi}: {message:?}, {:#x}",
                 entry.bits()
             );
         }

@@ -24,6 +24,12 @@ pub enum ConfigError {
         /// The number of pins.
         pins: u8,
     },
+    /// The ID is not 0 to 15.
+    #[error("an IOAPIC has an ID of 0 to 15, not {id}")]
+    Id {
+        /// The ID asked for.
+        id: u8,
+    },
 }
 
 /// A saved state that cannot be restored. The chip is as it was, except after [`StateError::Route`].

@@ -174,17 +174,18 @@ impl LocalApics {
 impl MsiOutput for LocalApics {
     fn send_msi(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
         const BROADCAST: u8 = 0xff;
-        // Bits 19:12.
-        let destination = (message.address >> 12) as u8;
+        let [destination, ..] = (message.address >> 12).to_le_bytes();
+        // Bits 14:8 of a destination, which is then none of these processors.
+        let is_extended = message.address >> 5 & 0x7f != 0;
         let is_logical = message.address & 1 << 2 != 0;
         let [vector, mode, ..] = message.data.to_le_bytes();
         let is_level = message.data & 1 << 15 != 0;
 
         let is_meant = |processor: usize, apic: &LocalApic| {
             if is_logical {
-                apic.logical_id & destination != 0
+                !is_extended && apic.logical_id & destination != 0
             } else {
-                destination == BROADCAST || usize::from(destination) == processor
+                !is_extended && (destination == BROADCAST || usize::from(destination) == processor)
             }
         };
         let meant = self
@@ -206,13 +207,8 @@ impl MsiOutput for LocalApics {
         Ok(Delivery::Delivered(taken as u32))
     }
 
-    fn set_route(&self, _gsi: Gsi, _message: Option<Msi>) -> Result<()> {
-        // Messages come as they are; there is nothing to program.
-        Ok(())
-    }
-
-    fn set_masked(&self, _gsi: Gsi, _masked: bool) -> Result<()> {
-        // Nobody but the IOAPIC sends a pin's message.
+    fn set_pin(&self, _gsi: Gsi, _message: Option<Msi>, _masked: bool) -> Result<()> {
+        // A message carries all that a local APIC needs, and only the IOAPIC sends messages of its pins.
         Ok(())
     }
 }

@@ -245,7 +245,7 @@ impl Router {
         }
         let target = self.target(&line, route)?;
         if let Some(message) = target.msi {
-            self.controllers.msi.set_route(gsi, Some(message))?;
+            self.controllers.msi.set_pin(gsi, Some(message), false)?;
         }
         let replaced = line.while_low(|| lock(&line.pin().targets).replace(target))?;
         // Without a lock: the guard's end waits for a listener that may want this line.
@@ -261,7 +261,7 @@ impl Router {
         let line = self.line(gsi);
         let removed = line.while_low(|| std::mem::take(&mut *lock(&line.pin().targets)))?;
         if removed.msi.is_some() {
-            self.controllers.msi.set_route(gsi, None)?;
+            self.controllers.msi.set_pin(gsi, None, true)?;
         }
         Ok(())
     }

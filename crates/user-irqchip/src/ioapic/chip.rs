@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{Delivery, Gsi, Level, MsiOutput, Pin, Result};
 
-use super::pin::{Driven, PinState, Send};
+use super::pin::{Driven, PinState, Programmed, Send};
 use crate::counter::Counter;
 use crate::sync::lock;
 
@@ -22,7 +22,7 @@ pub struct Counts {
     pub refused_messages: u64,
     /// Messages that the output could not send, beside those whose error went to the asserting device.
     pub send_errors: u64,
-    /// Routes that the output would not be told. Such a pin sends nothing until its entry is written again.
+    /// Refused calls of [`MsiOutput::set_pin`]. Such a pin sends nothing until its entry is written again.
     pub route_errors: u64,
     /// Listeners that could not be told of an EOI, because their eventfd could not be written.
     pub listener_errors: u64,
@@ -110,10 +110,6 @@ impl IoapicPin {
         pin
     }
 
-    pub(super) fn gsi(&self) -> Gsi {
-        self.gsi
-    }
-
     pub(super) fn state(&self) -> MutexGuard<'_, PinState> {
         lock(&self.state)
     }
@@ -136,6 +132,17 @@ impl IoapicPin {
 
     fn bit(&self) -> u64 {
         1 << self.number
+    }
+
+    /// Tells the output what the pin is to send, and that it may send again. Counts an error.
+    pub(super) fn program(&self, program: Programmed) -> Result<()> {
+        let Programmed { message, masked } = program;
+        let told = self.chip.output.set_pin(self.gsi, message, masked);
+        match &told {
+            Ok(()) => self.state().programmed(program),
+            Err(_) => self.chip.counters.route_errors.count(),
+        }
+        told
     }
 
     /// Sends a message. Not with the pin's lock: the receiver may end the interrupt at once.

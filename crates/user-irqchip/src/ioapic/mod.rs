@@ -58,6 +58,7 @@ pub struct IoapicBuilder {
     pins: u8,
     first_gsi: Gsi,
     version: Version,
+    id: u8,
     pause: Option<PauseHook>,
 }
 
@@ -73,6 +74,13 @@ impl IoapicBuilder {
     #[must_use]
     pub fn first_gsi(mut self, gsi: Gsi) -> Self {
         self.first_gsi = gsi;
+        self
+    }
+
+    /// The IOAPIC's ID after a reset, 0 to 15; the ACPI table (MADT) has the same one. 0 unless this is called.
+    #[must_use]
+    pub fn id(mut self, id: u8) -> Self {
+        self.id = id;
         self
     }
 
@@ -96,12 +104,13 @@ impl IoapicBuilder {
     /// Makes the chip, as after power-on: all pins masked, all lines low.
     ///
     /// # Errors
-    /// [`ConfigError::Pins`] and [`ConfigError::Gsis`].
+    /// [`ConfigError::Pins`], [`ConfigError::Gsis`] and [`ConfigError::Id`].
     pub fn build(self, output: Arc<dyn MsiOutput>) -> std::result::Result<Ioapic, ConfigError> {
         let Self {
             pins,
             first_gsi,
             version,
+            id,
             pause,
         } = self;
         if !(1..=Ioapic::MAX_PINS).contains(&pins) {
@@ -109,6 +118,9 @@ impl IoapicBuilder {
         }
         if first_gsi.0.checked_add(u32::from(pins)).is_none() {
             return Err(ConfigError::Gsis { first_gsi, pins });
+        }
+        if id > regs::MAX_ID {
+            return Err(ConfigError::Id { id });
         }
         let chip = Arc::new(Chip::new(output));
         let line = |number: u8| {
@@ -122,7 +134,8 @@ impl IoapicBuilder {
             version,
             pause,
             select: AtomicU8::new(0),
-            id: AtomicU8::new(0),
+            id: AtomicU8::new(id),
+            reset_id: id,
             writes: Mutex::new(()),
         })
     }
@@ -149,7 +162,7 @@ impl fmt::Debug for IoapicBuilder {
 ///
 /// # Locks
 /// Asserting, ending and sending take the locks of the one line and the one pin, and allocate nothing. Writes of entries go
-/// one at a time, also while [`MsiOutput::set_route`] runs; levels and EOIs do not wait for them. Listeners, messages and the
+/// one at a time, also while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for them. Listeners, messages and the
 /// pause hook are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
@@ -159,6 +172,7 @@ pub struct Ioapic {
     pause: Option<PauseHook>,
     select: AtomicU8,
     id: AtomicU8,
+    reset_id: u8,
     /// Held from the write of an entry until the output knows of it, so that it is told in the order of the writes.
     writes: Mutex<()>,
 }
@@ -178,6 +192,7 @@ impl Ioapic {
             pins: 24,
             first_gsi: Gsi(0),
             version: Version::default(),
+            id: 0,
             pause: None,
         }
     }

@@ -12,13 +12,11 @@ use super::regs::{Half, RedirectionEntry, Trigger};
 /// the device must get to run something else.
 pub(crate) const EOIS_BEFORE_PAUSE: u32 = 10_000;
 
-/// What the output was told of the pin.
+/// What the output is told of a pin: the arguments of [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    /// It knows this message, or that there is none.
-    Known(Option<Msi>),
-    /// It is being told, or would not be told. Nothing is sent meanwhile.
-    Changing,
+pub(crate) struct Programmed {
+    pub(crate) message: Option<Msi>,
+    pub(crate) masked: bool,
 }
 
 /// A message to be sent.
@@ -70,7 +68,10 @@ pub(crate) struct PinState {
     restored: bool,
     /// A rising edge has not been sent yet, because the route is changing.
     edge: bool,
-    route: Route,
+    /// What the output was told last.
+    programmed: Programmed,
+    /// The output is being told something else, or refused to be. The pin sends nothing meanwhile.
+    stale: bool,
     /// EOIs in a row that found the line high.
     eois: u32,
     /// A pause is being made.
@@ -86,7 +87,11 @@ impl PinState {
             line: Level::Low,
             restored: false,
             edge: false,
-            route: Route::Known(None),
+            programmed: Programmed {
+                message: None,
+                masked: true,
+            },
+            stale: false,
             eois: 0,
             paused: false,
             sent: 0,
@@ -113,9 +118,9 @@ impl PinState {
             self.edge = false;
             return None;
         }
-        let Route::Known(route) = self.route else {
+        if self.stale {
             return None;
-        };
+        }
         // An edge that waited while the pin became a level pin is part of the level.
         let edge = std::mem::take(&mut self.edge);
         let is_level = self.entry.trigger() == Trigger::Level;
@@ -124,7 +129,7 @@ impl PinState {
         } else {
             edge
         };
-        let message = route.filter(|_| wanted)?;
+        let message = self.programmed.message.filter(|_| wanted)?;
         self.paused = false;
         self.sent = self.sent.wrapping_add(1);
         self.entry.set_remote_irr(is_level);
@@ -153,29 +158,32 @@ impl PinState {
         }
     }
 
-    /// The guest writes half of the entry. When the answer is a message, or none, then the output has to be told of it before
-    /// [`rerouted`](Self::rerouted) is called; until then the pin sends nothing.
-    pub(crate) fn write(&mut self, half: Half, value: u32) -> Option<Option<Msi>> {
+    /// The guest writes half of the entry. The answer is what the output has to be told before
+    /// [`programmed`](Self::programmed) is called; until then the pin sends nothing.
+    pub(crate) fn write(&mut self, half: Half, value: u32) -> Option<Programmed> {
         self.entry = self.entry.written(half, value);
-        self.reroute()
+        // A masked pin keeps its message: the interrupt in service was sent by it.
+        let message = if self.entry.is_masked() {
+            self.programmed.message
+        } else {
+            self.entry.message()
+        };
+        self.program(message)
     }
 
-    /// What the output has to be told. A masked pin keeps its old route: what is in service ends by it, and a guest that
-    /// masks, moves and restores an entry costs no change at all.
-    fn reroute(&mut self) -> Option<Option<Msi>> {
-        let message = self.entry.message();
-        if self.entry.is_masked() || self.route == Route::Known(message) {
-            return None;
-        }
-        self.route = Route::Changing;
-        Some(message)
+    fn program(&mut self, message: Option<Msi>) -> Option<Programmed> {
+        let wanted = Programmed {
+            message,
+            masked: self.entry.is_masked(),
+        };
+        self.stale |= wanted != self.programmed;
+        self.stale.then_some(wanted)
     }
 
-    /// The output knows the message, or would not be told of it.
-    pub(crate) fn rerouted(&mut self, message: Option<Msi>, told: bool) {
-        if told {
-            self.route = Route::Known(message);
-        }
+    /// The output has been told.
+    pub(crate) fn programmed(&mut self, told: Programmed) {
+        self.programmed = told;
+        self.stale = false;
     }
 
     /// The second half of a write of the entry, when the output knows what it has to know.
@@ -240,14 +248,15 @@ impl PinState {
     }
 
     pub(crate) fn save(&self) -> SavedPin {
-        // Spelled out, so that a new field is decided on. `restored` is true of any saved line; the route follows from the
-        // entry; the count of EOIs and a pause begin anew, at worst sending an interrupt a few milliseconds early.
+        // Spelled out, so that a new field is decided on. `restored` is true of any saved line; what the output knows
+        // follows from the entry; the count of EOIs and a pause begin anew, at worst sending an interrupt a few milliseconds early.
         let Self {
             entry,
             line,
             restored: _,
             edge,
-            route: _,
+            programmed: _,
+            stale: _,
             eois: _,
             paused: _,
             sent: _,
@@ -261,24 +270,20 @@ impl PinState {
 
     /// Takes over a saved state. The answer is that of [`write`](Self::write), except that a masked entry is routed too: an
     /// interrupt that is in service behind the mask has to find its way back.
-    pub(crate) fn restore(&mut self, saved: SavedPin) -> Option<Option<Msi>> {
+    pub(crate) fn restore(&mut self, saved: SavedPin) -> Option<Programmed> {
         let SavedPin { entry, high, edge } = saved;
         *self = Self {
             entry: RedirectionEntry::from_bits(entry),
             line: if high { Level::High } else { Level::Low },
             restored: true,
             edge,
-            route: self.route,
+            programmed: self.programmed,
+            stale: self.stale,
             eois: 0,
             paused: false,
             // Goes on counting, so that a message on its way is not mistaken for a new one.
             sent: self.sent.wrapping_add(1),
         };
-        let message = self.entry.message();
-        if self.route == Route::Known(message) {
-            return None;
-        }
-        self.route = Route::Changing;
-        Some(message)
+        self.program(self.entry.message())
     }
 }

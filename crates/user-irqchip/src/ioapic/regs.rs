@@ -22,7 +22,8 @@ pub const ARBITRATION: u8 = 0x02;
 pub const REDIRECTION_TABLE: u8 = 0x10;
 
 const ID_SHIFT: u32 = 24;
-const ID_MASK: u32 = 0xf;
+/// The greatest ID of an IOAPIC.
+pub const MAX_ID: u8 = 0xf;
 
 /// What the identification register reads for this ID (0 to 15).
 pub fn id_register(id: u8) -> u32 {
@@ -31,8 +32,7 @@ pub fn id_register(id: u8) -> u32 {
 
 /// The ID in a value written to the identification register.
 pub fn id_of(value: u32) -> u8 {
-    // Masked to four bits, so the cast loses nothing.
-    ((value >> ID_SHIFT) & ID_MASK) as u8
+    (value >> ID_SHIFT) as u8 & MAX_ID
 }
 
 /// What the version register reads: the version in bits 7:0, the number of the last pin in bits 23:16.
@@ -225,9 +225,9 @@ impl RedirectionEntry {
         self.0 & Self::MASKED != 0
     }
 
-    /// Bits 63:56.
-    pub fn destination(self) -> u8 {
-        self.0.to_le_bytes()[7]
+    /// The destination: bits 63:56, and bits 55:49 above them for guests that know KVM_FEATURE_MSI_EXT_DEST_ID.
+    pub fn destination(self) -> u16 {
+        (self.0 >> 56) as u16 | ((self.0 >> 49 & 0x7f) as u16) << 8
     }
 
     /// The message that the pin sends, whether or not it is masked. None when no local APIC would take it: an illegal
@@ -243,7 +243,10 @@ impl RedirectionEntry {
             Trigger::Edge => 0,
         };
         Some(Msi {
-            address: 0xfee0_0000 | u64::from(self.destination()) << 12 | u64::from(self.is_logical()) << 2,
+            address: 0xfee0_0000
+                | u64::from(self.destination() & 0xff) << 12
+                | u64::from(self.destination() >> 8) << 5
+                | u64::from(self.is_logical()) << 2,
             data: u32::from(self.vector()) | (self.0 & Self::DELIVERY_MODE) as u32 | trigger,
         })
     }
@@ -276,6 +279,9 @@ mod tests {
         assert_eq!((lowest_priority.address, lowest_priority.data), (0xfeea_b004, 0x8177));
         let fixed = message(0x31 | RedirectionEntry::LEVEL);
         assert_eq!((fixed.address, fixed.data), (0xfee0_0000, 0x8031));
+        // Destination 0x1234: bits 63:56 and 55:49; bit 48 is no part of it.
+        let extended = message(0x3425_0000_0000_0031);
+        assert_eq!(extended.address, 0xfee3_4240);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use interrupt_core::Level;
 
-use super::regs::{RedirectionEntry, Trigger};
+use super::regs::{self, RedirectionEntry, Trigger};
 use super::{Ioapic, IoapicPin};
 use crate::StateError;
 use crate::sync::lock;
@@ -87,6 +87,7 @@ impl Ioapic {
             pause: _,
             select,
             id,
+            reset_id: _,
             writes: _,
         } = self;
         IoapicState {
@@ -133,7 +134,7 @@ impl Ioapic {
                 here: self.lines.len(),
             });
         }
-        if *id > 0xf {
+        if *id > regs::MAX_ID {
             return Err(StateError::Impossible {
                 what: "IOAPIC ID",
                 value: u64::from(*id),
@@ -165,27 +166,14 @@ impl Ioapic {
             format: IoapicState::FORMAT,
             version: self.version.number(),
             select: 0,
-            id: 0,
+            id: self.reset_id,
             pins: vec![SavedPin::RESET; self.lines.len()],
         })
     }
 
     fn restore_pin(&self, pin: &IoapicPin, saved: SavedPin) -> Result<(), StateError> {
-        let was_masked = pin.state().entry().is_masked();
-        let reroute = pin.change(&mut pin.state(), |state| state.restore(saved));
-        let mut told = Ok(());
-        if let Some(message) = reroute {
-            told = self.chip.output.set_route(pin.gsi(), message);
-            pin.state().rerouted(message, told.is_ok());
-        }
-        let is_masked = pin.state().entry().is_masked();
-        if is_masked != was_masked {
-            told = told.and(self.chip.output.set_masked(pin.gsi(), is_masked));
-        }
-        told.map_err(|error| {
-            self.chip.counters.route_errors.count();
-            StateError::Route(error)
-        })
+        let program = pin.change(&mut pin.state(), |state| state.restore(saved));
+        program.map_or(Ok(()), |program| pin.program(program).map_err(StateError::Route))
     }
 
     /// States the lines that are high: the pins may have another idea of them now.

@@ -69,26 +69,17 @@ impl Ioapic {
         let after = {
             let _writes = lock(&self.writes);
             let mut state = pin.state();
-            let was_masked = state.entry().is_masked();
-            let reroute = pin.change(&mut state, |state| state.write(half, value));
+            let program = pin.change(&mut state, |state| state.write(half, value));
             if state.is_illegal() {
                 self.chip.counters.illegal_entries.count();
             }
-            if let Some(message) = reroute {
+            if let Some(program) = program {
                 drop(state);
-                let told = self.chip.output.set_route(pin.gsi(), message);
+                // The error is counted, and there is nobody to return it to.
+                pin.program(program).ok();
                 state = pin.state();
-                state.rerouted(message, told.is_ok());
-                self.chip.counters.route_errors.count_error(told);
             }
-            let is_masked = state.entry().is_masked();
-            let after = state.after_write();
-            drop(state);
-            if is_masked != was_masked {
-                let told = self.chip.output.set_masked(pin.gsi(), is_masked);
-                self.chip.counters.route_errors.count_error(told);
-            }
-            after
+            state.after_write()
         };
         match after {
             AfterWrite::Nothing => {}

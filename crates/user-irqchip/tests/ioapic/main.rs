@@ -12,6 +12,7 @@ mod output;
 mod registers;
 mod state;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{Delivery, Error, Gsi, Msi, MsiOutput, Result};
@@ -32,15 +33,20 @@ enum Told {
     Routed(u32, Option<(u64, u32)>),
 }
 
+/// A pin as it was programmed: address and data, and whether it is masked.
+type Programmed = (Option<(u64, u32)>, bool);
+
 /// An output that records what it is told, in order.
 #[derive(Debug, Default)]
 struct Sink {
     told: Mutex<Vec<Told>>,
     /// How many processors take a message; `None` makes sending fail.
     takers: Mutex<Option<Option<u32>>>,
-    refuse_routes: Mutex<bool>,
-    /// Pin, whether it is masked now, and whether its route was known before.
-    masks: Mutex<Vec<(u32, bool, bool)>>,
+    refuse_pins: Mutex<bool>,
+    /// The pins as they were programmed last.
+    pins: Mutex<BTreeMap<u32, Programmed>>,
+    /// Changes of masks: pin, and whether it is masked now.
+    masks: Mutex<Vec<(u32, bool)>>,
 }
 
 impl Sink {
@@ -52,8 +58,8 @@ impl Sink {
         *self.takers.lock().unwrap() = Some(takers);
     }
 
-    fn refuse_routes(&self, refuse: bool) {
-        *self.refuse_routes.lock().unwrap() = refuse;
+    fn refuse_pins(&self, refuse: bool) {
+        *self.refuse_pins.lock().unwrap() = refuse;
     }
 }
 
@@ -76,19 +82,24 @@ impl MsiOutput for Sink {
         }
     }
 
-    fn set_route(&self, gsi: Gsi, message: Option<Msi>) -> Result<()> {
-        if *self.refuse_routes.lock().unwrap() {
-            return Err(refusal("set_route", gsi));
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
+        if *self.refuse_pins.lock().unwrap() {
+            return Err(refusal("set_pin", gsi));
         }
         let message = message.map(|message| (message.address, message.data));
-        self.told.lock().unwrap().push(Told::Routed(gsi.0, message));
-        Ok(())
-    }
-
-    fn set_masked(&self, gsi: Gsi, masked: bool) -> Result<()> {
-        let is_routed = |told: &Told| matches!(told, Told::Routed(pin, _) if *pin == gsi.0);
-        let routed = self.told.lock().unwrap().iter().any(is_routed);
-        self.masks.lock().unwrap().push((gsi.0, masked, routed));
+        let mut pins = self.pins.lock().unwrap();
+        let (old_message, old_masked) = pins.insert(gsi.0, (message, masked)).unwrap_or((None, true));
+        assert_ne!(
+            (old_message, old_masked),
+            (message, masked),
+            "{gsi} is told of nothing new"
+        );
+        if message != old_message {
+            self.told.lock().unwrap().push(Told::Routed(gsi.0, message));
+        }
+        if masked != old_masked {
+            self.masks.lock().unwrap().push((gsi.0, masked));
+        }
         Ok(())
     }
 }

@@ -149,12 +149,12 @@ fn a_pin_without_its_route_waits_for_the_next_write() {
         let source = device(&bench, 5);
         bench.set_entry(5, LEVEL | 0x31);
         bench.sink.take();
-        bench.sink.refuse_routes(true);
+        bench.sink.refuse_pins(true);
         bench.set_low(5, entry);
         assert_eq!(bench.ioapic.counts().route_errors, 1);
         assert_eq!(source.assert().unwrap(), Delivery::Pending);
         assert_eq!(bench.sink.take(), []);
-        bench.sink.refuse_routes(false);
+        bench.sink.refuse_pins(false);
         bench.set_low(5, entry);
         let route = Told::Routed(5, Some((0xfee0_0000, message)));
         assert_eq!(bench.sink.take(), [route, Told::Sent(5, message)]);
@@ -186,11 +186,7 @@ impl MsiOutput for EndsAtOnce {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_route(&self, _: Gsi, _: Option<Msi>) -> Result<()> {
-        Ok(())
-    }
-
-    fn set_masked(&self, _: Gsi, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
         Ok(())
     }
 }
@@ -220,19 +216,19 @@ fn an_interrupt_may_be_ended_while_it_is_delivered() {
 }
 
 #[test]
-fn the_output_hears_of_the_mask_when_it_changes_and_after_the_route() {
+fn the_output_is_told_of_a_mask_when_it_changes() {
     let bench = Bench::new();
     let masks = || std::mem::take(&mut *bench.sink.masks.lock().unwrap());
     bench.set_entry(5, LEVEL | 0x31);
-    assert_eq!(masks(), [(5, false, true)], "unmasked, with its route known");
+    assert_eq!(masks(), [(5, false)], "unmasked");
     bench.set_entry(5, LEVEL | 0x32);
     assert_eq!(masks(), [], "no change");
     bench.set_entry(5, LEVEL | MASKED | 0x32);
     bench.set_entry(5, LEVEL | MASKED | 0x32);
-    assert_eq!(masks(), [(5, true, true)]);
+    assert_eq!(masks(), [(5, true)]);
     let masked = bench.ioapic.save();
     bench.set_entry(5, LEVEL | 0x32);
     masks();
     bench.ioapic.restore(&masked).unwrap();
-    assert_eq!(masks(), [(5, true, true)], "a restored mask is one that has changed");
+    assert_eq!(masks(), [(5, true)], "a restored mask is one that has changed");
 }

@@ -215,3 +215,16 @@ fn a_chip_that_cannot_be_is_refused() {
     let error = Ioapic::builder().first_gsi(first_gsi).build(sink()).unwrap_err();
     assert_eq!(error, ConfigError::Gsis { first_gsi, pins: 24 });
 }
+
+/// The ID of the builder is the one after power-on and after a reset.
+#[test]
+fn the_builders_id_comes_back_with_a_reset() {
+    let bench = Bench::with(Ioapic::builder().id(0xa));
+    assert_eq!(bench.read_register(0x00), 0x0a00_0000);
+    bench.write_register(0x00, 0x0300_0000);
+    assert_eq!(bench.read_register(0x00), 0x0300_0000);
+    bench.ioapic.reset().unwrap();
+    assert_eq!(bench.read_register(0x00), 0x0a00_0000);
+    let refused = Ioapic::builder().id(16).build(bench.sink.clone()).unwrap_err();
+    assert_eq!(refused, ConfigError::Id { id: 16 });
+}

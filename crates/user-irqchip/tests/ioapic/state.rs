@@ -153,7 +153,7 @@ fn a_live_level_outlives_a_restore() {
 #[test]
 fn an_edge_that_waits_for_its_route_is_saved() {
     let bench = Bench::new();
-    bench.sink.refuse_routes(true);
+    bench.sink.refuse_pins(true);
     bench.set_entry(5, 0x31);
     let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
     device.assert().unwrap();
@@ -214,12 +214,12 @@ fn a_refused_route_is_an_error_of_a_restored_chip() {
     bench.set_entry(6, LEVEL | 0x41);
     let state = bench.ioapic.save();
     let fresh = Bench::with(Ioapic::builder().version(Version::V11));
-    fresh.sink.refuse_routes(true);
+    fresh.sink.refuse_pins(true);
     let error = fresh.ioapic.restore(&state).unwrap_err();
     assert!(matches!(error, StateError::Route(_)), "{error}");
     assert_eq!(fresh.ioapic.counts().route_errors, 2);
     assert_eq!(fresh.ioapic.save(), state);
-    fresh.sink.refuse_routes(false);
+    fresh.sink.refuse_pins(false);
     fresh.set_low(5, LEVEL | 0x31);
     assert_eq!(fresh.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8031)))]);
 }
