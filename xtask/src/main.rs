@@ -4,6 +4,7 @@
 mod adoption;
 mod bench;
 mod cargo;
+mod citations;
 mod consumers;
 mod dependencies;
 mod features;
@@ -13,6 +14,7 @@ mod platforms;
 mod program;
 mod tally;
 mod test;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,10 @@ enum Task {
     ///
     /// It is a part of `cargo xtask test`.
     Adoption,
+    /// Check the documents: that each cited law, row, case and file exists, and that each row has a test
+    ///
+    /// It is a part of `cargo xtask test`.
+    Documents,
     Bench(bench::Options),
     Lab(lab::Options),
 }
@@ -41,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Adoption => adoption::run(),
+        Task::Documents => documents(),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
     };
@@ -48,4 +55,11 @@ fn main() -> ExitCode {
         eprintln!("xtask: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Runs the checks of the documents and prints the summary.
+fn documents() -> anyhow::Result<ExitCode> {
+    let tally = citations::run(&cargo::Workspace::load()?)?;
+    print!("\n{tally}");
+    Ok(tally.exit_code())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a guest's store does to a registered event: one body, run where KVM's ioeventfds take the stores, where KVM
-//! refuses half of them, where every store is trapped, and without KVM. The numbers are those of the conformance
-//! checklist, part F; O1 to O13 are the ioevent cases, section 10.
+//! refuses half of them, where every store is trapped, and without KVM. Rows and cases are those of
+//! docs/conformance.md.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -40,19 +40,19 @@ type Row = (&'static str, fn(Guest));
 fn main() -> ExitCode {
     logged::start();
     let everywhere: [Row; 13] = [
-        ("106_bad_arguments", bad_arguments),
-        ("107_any_length", any_length_is_accepted_and_has_no_datamatch),
-        ("108_collisions", collisions),
-        ("111_exact_match_only", exact_match_only),
+        ("row_106_bad_arguments", bad_arguments),
+        ("row_107_any_length", any_length_is_accepted_and_has_no_datamatch),
+        ("row_108_collisions", collisions),
+        ("row_111_exact_match_only", exact_match_only),
         (
-            "112_datamatch_beyond_the_length",
+            "row_112_datamatch_beyond_the_length",
             datamatch_beyond_the_length_is_rejected,
         ),
-        ("113_any_length_signals_each_width", any_length_signals_each_width),
-        ("115_windows", windows_are_rejected),
-        ("117_all_or_nothing", a_bad_one_at_each_position_registers_none),
-        ("121_many_addresses_and_a_fan", many_addresses_and_a_fan),
-        ("o1_to_o13", ioevent_cases),
+        ("row_113_any_length_signals_each_width", any_length_signals_each_width),
+        ("row_115_windows", windows_are_rejected),
+        ("row_117_all_or_nothing", a_bad_one_at_each_position_registers_none),
+        ("row_121_many_addresses_and_a_fan", many_addresses_and_a_fan),
+        ("case_o1_to_o11_and_o13", ioevent_cases),
         ("every_width_and_space", every_width_and_space),
         (
             "several_registrations_on_one_eventfd",
@@ -61,8 +61,8 @@ fn main() -> ExitCode {
         ("after_removal_a_store_is_nobodys", after_removal_a_store_is_nobodys),
     ];
     let guests: [Row; 2] = [
-        ("111_reads_never_match", reads_never_match),
-        ("114_rep_outs", rep_outs_signals_for_each_element),
+        ("row_111_reads_never_match", reads_never_match),
+        ("row_114_rep_outs", rep_outs_signals_for_each_element),
     ];
     let mut suite = Suite::new("conformance");
     for setup in Setup::ALL {
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
                 });
             }
             suite = suite.test(
-                format!("{}/122_a_store_becomes_an_interrupt", setup.name()),
+                format!("{}/row_122_a_store_becomes_an_interrupt", setup.name()),
                 &[Need::FullIrqchip],
                 move || a_store_becomes_an_interrupt(Guest::with_irqchip(setup, Irqchip::Full)),
             );
@@ -93,31 +93,31 @@ fn main() -> ExitCode {
     }
     suite
         .test(
-            "kernel/106_the_kernels_own_answers",
+            "kernel/row_106_the_kernels_own_answers",
             &[Need::Kvm],
             the_kernels_own_answers,
         )
         .test(
-            "kernel/110_exactly_this_is_removed",
+            "kernel/row_110_exactly_this_is_removed",
             &[Need::Kvm],
             exactly_this_is_removed,
         )
         .test(
-            "kernel/112_never_matches",
+            "kernel/row_112_never_matches",
             &[Need::Kvm],
             the_kernel_never_matches_beyond_the_length,
         )
         .test(
-            "kernel/115_ram_and_ioapic",
+            "kernel/row_115_ram_and_ioapic",
             &[Need::FullIrqchip],
             what_the_kernel_gets_wrong_in_windows,
         )
         .test(
-            "kernel/119_foreign_registration",
+            "kernel/row_119_foreign_registration",
             &[Need::Kvm],
             a_foreign_registration_is_a_refusal,
         )
-        .test("kernel/121_the_warning", &[Need::Kvm], a_fan_is_warned_of_once)
+        .test("kernel/row_121_the_warning", &[Need::Kvm], a_fan_is_warned_of_once)
         .test(
             "kernel/overlapping_registrations_that_kvm_misses",
             &[Need::Kvm],
@@ -659,10 +659,10 @@ fn a_fan_is_warned_of_once() {
 }
 
 fn ioevent_cases(mut guest: Guest) {
-    // O1, O4: separate spaces.
+    // Cases O1 and O4: separate spaces.
     let port = Doorbell::on(&guest.bus, Match::pio(0xf4, Length::Any));
     let page = Doorbell::on(&guest.bus, Match::mmio(A + 0x1000, Length::Any));
-    // O2.
+    // Case O2.
     let matches = [
         Match::pio(0xc1, Length::Bytes1).with_datamatch(0x7f),
         Match::pio(0xc2, Length::Bytes2).with_datamatch(0x1337),
@@ -678,7 +678,7 @@ fn ioevent_cases(mut guest: Guest) {
     let wide = 0xdead_beef_dead_beef_u64.to_ne_bytes();
     assert_eq!(guest.bus.find(Space::Pio, 0xc8, &wide), Some(matches[3]));
 
-    // O5: distinct values at one address stand side by side; what could match the same store does not.
+    // Case O5: distinct values at one address stand side by side; what could match the same store does not.
     let five = Doorbell::on(&guest.bus, Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(5));
     let six = Doorbell::on(&guest.bus, Match::mmio(A + 0x2000, Length::Bytes4).with_datamatch(6));
     rings(&mut guest, &five, A + 0x2000, &5u32.to_ne_bytes());
@@ -689,7 +689,7 @@ fn ioevent_cases(mut guest: Guest) {
         Code::EXIST.raw_os_error()
     );
 
-    // O6: "1 byte, any value", which kvm-ioctls cannot say, and "4 bytes, 0xf6".
+    // Case O6: "1 byte, any value", which kvm-ioctls cannot say, and "4 bytes, 0xf6".
     let byte = Doorbell::on(&guest.bus, Match::pio(0xd0, Length::Bytes1));
     let value = Doorbell::on(&guest.bus, Match::pio(0xd4, Length::Bytes4).with_datamatch(0xf6));
     rings(&mut guest, &byte, 0xd0, &[0]);
@@ -699,7 +699,7 @@ fn ioevent_cases(mut guest: Guest) {
     passes(&mut guest, &[&value], Space::Pio, 0xd4, &[0xf6]);
     passes(&mut guest, &[&value], Space::Pio, 0xd4, &0xf7u32.to_ne_bytes());
 
-    // O9, O10, O11.
+    // Cases O9, O10 and O11.
     rings(&mut guest, &port, 0xf4, &[1]);
     assert_eq!(page.rings(), 0);
     rings(&mut guest, &page, A + 0x1000, &[1]);
@@ -708,11 +708,11 @@ fn ioevent_cases(mut guest: Guest) {
     passes(&mut guest, &[&port, &page], Space::Mmio, A + 0x1001, &[1]);
     passes(&mut guest, &[&port, &page], Space::Mmio, A + 0xf4, &[1]);
 
-    // O3, O8: a guard cannot be asked to remove anything but its own (O7), and that the kernel agrees.
+    // Cases O3 and O8: a guard cannot be asked to remove anything but its own (case O7), and that the kernel agrees.
     for doorbell in [port, page, five, six, byte, value].into_iter().chain(by_value) {
         doorbell.registration.remove().unwrap();
     }
-    // O13, the other way round: nothing is left anywhere.
+    // Case O13, the other way round: nothing is left anywhere.
     for (space, address) in [(Space::Pio, 0xf4), (Space::Mmio, A + 0x1000)] {
         passes(&mut guest, &[], space, address, &[1]);
     }

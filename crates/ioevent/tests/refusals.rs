@@ -45,8 +45,8 @@ fn main() -> ExitCode {
             "the_table_serves_whenever_the_kernel_does_not",
             the_table_serves_whenever_the_kernel_does_not,
         ),
-        ("119_refused_at_each_position", refused_at_each_position),
-        ("119_all_refused", all_refused),
+        ("row_119_refused_at_each_position", refused_at_each_position),
+        ("row_119_all_refused", all_refused),
         (
             "relocate_removes_old_before_it_adds_new",
             relocate_removes_old_before_it_adds_new,

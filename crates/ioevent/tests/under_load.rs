@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::new("under_load");
     for setup in Setup::ALL {
         for space in [Space::Mmio, Space::Pio] {
-            let name = format!("{}/118_relocate_{space:?}", setup.name()).to_lowercase();
+            let name = format!("{}/row_118_relocate_{space:?}", setup.name()).to_lowercase();
             suite = suite.test_within(TIME_LIMIT, name, setup.needs(), move || {
                 each_store_is_seen_once_while_its_address_moves(Guest::new(setup), space);
             });

@@ -228,7 +228,7 @@ mod tests {
         apics.send_msi(Gsi(0), message).unwrap()
     }
 
-    /// ioapic-cases G20.
+    /// Case G20.
     #[test]
     fn eois_end_from_the_highest_vector_down() {
         let apics = LocalApics::new(1);
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(apics.eoi(0, &ioapic), None);
     }
 
-    /// ioapic-cases G21.
+    /// Case G21.
     #[test]
     fn lowest_priority_goes_to_the_processor_at_the_lowest_priority() {
         let apics = LocalApics::new(2);

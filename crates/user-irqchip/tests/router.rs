@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Cases G of the list: GSIs that lead to pins of both chips, or to an MSI; and the conformance rows of routing.
-//!
-//! Of those cases, G12, G13 and G17 are about event loops inside a chip, which these chips do not have, and G11 and G14 to G16
-//! are with the chips and with the reference VMM.
+//! GSIs that lead to pins of both chips, or to an MSI: the cases G and the rows of routing.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -122,7 +119,7 @@ fn count(notifier: &impl EoiNotifier, gsi: u32) -> (Arc<AtomicU32>, interrupt_co
     (told, notifier.subscribe(Gsi(gsi).into(), listener).unwrap())
 }
 
-/// G1 (without a line for the cascade), G6.
+/// Cases G1 and G6. The cascade has no line.
 #[test]
 fn a_pcs_gsis_lead_to_both_chips() {
     let pc = Pc::new(true);
@@ -135,7 +132,7 @@ fn a_pcs_gsis_lead_to_both_chips() {
     }
 }
 
-/// G2 to G5, G10.
+/// Cases G2 to G5 and G10.
 #[test]
 fn a_gsi_has_a_route_to_each_chip_or_an_msi() {
     let pc = Pc::new(true);
@@ -172,7 +169,7 @@ fn a_pin_that_does_not_exist_is_an_error() {
     without.add(Gsi(0), Route::Pic(Gsi(0))).unwrap_err();
 }
 
-/// G7: a GSI that leads nowhere. Its level is driven when it leads somewhere.
+/// Case G7: a GSI that leads nowhere. Its level is driven when it leads somewhere.
 #[test]
 fn a_level_waits_for_a_route() {
     let pc = Pc::new(false);
@@ -183,7 +180,7 @@ fn a_level_waits_for_a_route() {
     assert_eq!((pc.pic_irr(), pc.ioapic.levels()), (1 << 5, 0));
 }
 
-/// G8, G9.
+/// Cases G8 and G9.
 #[test]
 fn levels_go_where_the_routes_lead() {
     let pc = Pc::new(false);

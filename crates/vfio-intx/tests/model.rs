@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The conformance list, part E, on the model device. The numbers are the list's.
+//! The conformance list, part E, on the model device.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;

@@ -10,29 +10,29 @@ use crate::need::Need;
 use crate::rig::{Delivery, LEVEL, MASKED, REMOTE_IRR, Rig};
 
 rows! { dyn Rig;
-    l1_a_level_is_sent_once [] TIME_LIMIT;
-    l2_the_eoi_makes_room_for_the_next [] TIME_LIMIT;
-    l4_a_level_that_rises_in_service_is_sent_at_the_eoi [] TIME_LIMIT;
-    l5_asserting_twice_is_asserting_once [] TIME_LIMIT;
-    l6_l7_a_level_that_stays_is_sent_at_each_eoi [] TIME_LIMIT;
-    l8_a_masked_level_is_sent_at_the_unmask [] TIME_LIMIT;
-    l9_a_level_that_came_before_the_first_programming_is_sent [] TIME_LIMIT;
-    l11_only_the_vector_that_the_entry_has_ends [] TIME_LIMIT;
-    l13_an_unrelated_eoi_does_nothing [] TIME_LIMIT;
-    l14_switching_to_edge_and_back_ends_the_interrupt [] TIME_LIMIT;
-    l15_switching_with_the_line_low_sends_nothing [] TIME_LIMIT;
-    l18_the_eoi_of_an_idle_pin_does_nothing [] TIME_LIMIT;
-    e6_mask_and_unmask_in_service_send_nothing [] TIME_LIMIT;
-    d1_a_held_edge_is_sent_once [] TIME_LIMIT;
-    d2_each_rise_is_sent [] TIME_LIMIT;
-    d3_an_eoi_does_not_rearm_an_edge [] TIME_LIMIT;
-    d4_a_masked_pulse_is_lost [] TIME_LIMIT;
-    d6_a_masked_rise_that_is_held_is_lost [] TIME_LIMIT;
-    n1_n2_a_listener_is_told_at_the_eoi [] TIME_LIMIT;
-    n3_both_listeners_are_told [] TIME_LIMIT;
-    n4_listeners_of_an_idle_pin_are_told_of_its_vector_only [] TIME_LIMIT;
-    n7_one_of_two_restates [UNMASK_RESAMPLE] TIME_LIMIT;
-    n8_a_late_listener_is_told_and_one_that_went_is_not [] TIME_LIMIT;
+    case_l1_a_level_is_sent_once [] TIME_LIMIT;
+    case_l2_the_eoi_makes_room_for_the_next [] TIME_LIMIT;
+    case_l4_a_level_that_rises_in_service_is_sent_at_the_eoi [] TIME_LIMIT;
+    case_l5_asserting_twice_is_asserting_once [] TIME_LIMIT;
+    case_l6_l7_a_level_that_stays_is_sent_at_each_eoi [] TIME_LIMIT;
+    case_l8_a_masked_level_is_sent_at_the_unmask [] TIME_LIMIT;
+    case_l9_a_level_that_came_before_the_first_programming_is_sent [] TIME_LIMIT;
+    case_l11_only_the_vector_that_the_entry_has_ends [] TIME_LIMIT;
+    case_l13_an_unrelated_eoi_does_nothing [] TIME_LIMIT;
+    case_l14_switching_to_edge_and_back_ends_the_interrupt [] TIME_LIMIT;
+    case_l15_switching_with_the_line_low_sends_nothing [] TIME_LIMIT;
+    case_l18_the_eoi_of_an_idle_pin_does_nothing [] TIME_LIMIT;
+    case_e6_mask_and_unmask_in_service_send_nothing [] TIME_LIMIT;
+    case_d1_a_held_edge_is_sent_once [] TIME_LIMIT;
+    case_d2_each_rise_is_sent [] TIME_LIMIT;
+    case_d3_an_eoi_does_not_rearm_an_edge [] TIME_LIMIT;
+    case_d4_a_masked_pulse_is_lost [] TIME_LIMIT;
+    case_d6_a_masked_rise_that_is_held_is_lost [] TIME_LIMIT;
+    case_n1_n2_a_listener_is_told_at_the_eoi [] TIME_LIMIT;
+    case_n3_both_listeners_are_told [] TIME_LIMIT;
+    case_n4_listeners_of_an_idle_pin_are_told_of_its_vector_only [] TIME_LIMIT;
+    case_n7_one_of_two_restates [UNMASK_RESAMPLE] TIME_LIMIT;
+    case_n8_a_late_listener_is_told_and_one_that_went_is_not [] TIME_LIMIT;
 }
 
 const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
@@ -68,7 +68,7 @@ fn lower(rig: &mut dyn Rig) {
 }
 
 /// Assert, deassert: one interrupt, remote IRR from the assertion to the EOI.
-pub fn l1_a_level_is_sent_once(rig: &mut dyn Rig) {
+pub fn case_l1_a_level_is_sent_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     silent(rig, IDLE);
     assert_eq!(raise(rig), Delivery::Delivered);
@@ -80,8 +80,8 @@ pub fn l1_a_level_is_sent_once(rig: &mut dyn Rig) {
 }
 
 /// Assert, deassert, EOI, assert: two interrupts.
-pub fn l2_the_eoi_makes_room_for_the_next(rig: &mut dyn Rig) {
-    l1_a_level_is_sent_once(rig);
+pub fn case_l2_the_eoi_makes_room_for_the_next(rig: &mut dyn Rig) {
+    case_l1_a_level_is_sent_once(rig);
     assert_eq!(raise(rig), Delivery::Delivered);
     fires(rig, VECTOR, IN_SERVICE);
     lower(rig);
@@ -90,7 +90,7 @@ pub fn l2_the_eoi_makes_room_for_the_next(rig: &mut dyn Rig) {
 }
 
 /// Assert, deassert, assert, EOI: the second assertion waits for the EOI, which sends it.
-pub fn l4_a_level_that_rises_in_service_is_sent_at_the_eoi(rig: &mut dyn Rig) {
+pub fn case_l4_a_level_that_rises_in_service_is_sent_at_the_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     fires(rig, VECTOR, IN_SERVICE);
@@ -105,7 +105,7 @@ pub fn l4_a_level_that_rises_in_service_is_sent_at_the_eoi(rig: &mut dyn Rig) {
 }
 
 /// Assert, assert, deassert: one interrupt.
-pub fn l5_asserting_twice_is_asserting_once(rig: &mut dyn Rig) {
+pub fn case_l5_asserting_twice_is_asserting_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     assert_eq!(raise(rig), Delivery::Ignored);
@@ -116,7 +116,7 @@ pub fn l5_asserting_twice_is_asserting_once(rig: &mut dyn Rig) {
 }
 
 /// A level that nobody lowers comes again at each EOI. When it is lowered, the next EOI is the last.
-pub fn l6_l7_a_level_that_stays_is_sent_at_each_eoi(rig: &mut dyn Rig) {
+pub fn case_l6_l7_a_level_that_stays_is_sent_at_each_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     fires(rig, VECTOR, IN_SERVICE);
@@ -131,7 +131,7 @@ pub fn l6_l7_a_level_that_stays_is_sent_at_each_eoi(rig: &mut dyn Rig) {
 }
 
 /// Mask, assert, unmask: nothing while masked, one interrupt at the unmask.
-pub fn l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
+pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     rig.mask(PIN);
     assert_eq!(raise(rig), Delivery::Ignored);
@@ -145,7 +145,7 @@ pub fn l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
 }
 
 /// A pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as programmed by it.
-pub fn l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
+pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
     assert_eq!(raise(rig), Delivery::Ignored);
     silent(rig, MASKED);
     rig.set_rte(PIN, IDLE);
@@ -156,7 +156,7 @@ pub fn l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn R
 }
 
 /// In service, then another vector: the EOI of the old one ends nothing, one of the new one does.
-pub fn l11_only_the_vector_that_the_entry_has_ends(rig: &mut dyn Rig) {
+pub fn case_l11_only_the_vector_that_the_entry_has_ends(rig: &mut dyn Rig) {
     const MOVED: u64 = LEVEL | OTHER_VECTOR as u64;
     rig.set_rte(PIN, IDLE);
     raise(rig);
@@ -175,7 +175,7 @@ pub fn l11_only_the_vector_that_the_entry_has_ends(rig: &mut dyn Rig) {
 }
 
 /// Masked, the line high, and the EOI of a vector that the pin does not have.
-pub fn l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
+pub fn case_l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE | MASKED);
     raise(rig);
     rig.send_msi(0x99);
@@ -187,7 +187,7 @@ pub fn l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
 
 /// Assert, then edge, then level with the line still high: the return to level sends once more, because the way through edge
 /// has ended the first.
-pub fn l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig) {
+pub fn case_l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     fires(rig, VECTOR, IN_SERVICE);
@@ -204,7 +204,7 @@ pub fn l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig) {
 }
 
 /// Assert, deassert, edge, level, assert, deassert: two interrupts.
-pub fn l15_switching_with_the_line_low_sends_nothing(rig: &mut dyn Rig) {
+pub fn case_l15_switching_with_the_line_low_sends_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     lower(rig);
@@ -221,7 +221,7 @@ pub fn l15_switching_with_the_line_low_sends_nothing(rig: &mut dyn Rig) {
 }
 
 /// The EOI of another pin with the same vector, while this one is idle.
-pub fn l18_the_eoi_of_an_idle_pin_does_nothing(rig: &mut dyn Rig) {
+pub fn case_l18_the_eoi_of_an_idle_pin_does_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     rig.set_rte(OTHER_PIN, IDLE);
     rig.set_line(OTHER_PIN, true);
@@ -232,7 +232,7 @@ pub fn l18_the_eoi_of_an_idle_pin_does_nothing(rig: &mut dyn Rig) {
 }
 
 /// In service: mask, unmask. Remote IRR stays, and nothing is sent although the line is high.
-pub fn e6_mask_and_unmask_in_service_send_nothing(rig: &mut dyn Rig) {
+pub fn case_e6_mask_and_unmask_in_service_send_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
     fires(rig, VECTOR, IN_SERVICE);
@@ -246,7 +246,7 @@ pub fn e6_mask_and_unmask_in_service_send_nothing(rig: &mut dyn Rig) {
 }
 
 /// Assert, assert, deassert: one interrupt. An edge pin has no remote IRR.
-pub fn d1_a_held_edge_is_sent_once(rig: &mut dyn Rig) {
+pub fn case_d1_a_held_edge_is_sent_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE);
     assert_eq!(raise(rig), Delivery::Delivered);
     assert_eq!(raise(rig), Delivery::Coalesced);
@@ -257,7 +257,7 @@ pub fn d1_a_held_edge_is_sent_once(rig: &mut dyn Rig) {
 }
 
 /// Two pulses, the second after the first was taken: two interrupts.
-pub fn d2_each_rise_is_sent(rig: &mut dyn Rig) {
+pub fn case_d2_each_rise_is_sent(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE);
     for _ in 0..2 {
         raise(rig);
@@ -269,7 +269,7 @@ pub fn d2_each_rise_is_sent(rig: &mut dyn Rig) {
 }
 
 /// Assert, EOI, assert, deassert: one interrupt, because the line was high throughout.
-pub fn d3_an_eoi_does_not_rearm_an_edge(rig: &mut dyn Rig) {
+pub fn case_d3_an_eoi_does_not_rearm_an_edge(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE);
     raise(rig);
     fires(rig, EDGE_VECTOR, EDGE);
@@ -280,7 +280,7 @@ pub fn d3_an_eoi_does_not_rearm_an_edge(rig: &mut dyn Rig) {
 }
 
 /// Mask, pulse, unmask: nothing.
-pub fn d4_a_masked_pulse_is_lost(rig: &mut dyn Rig) {
+pub fn case_d4_a_masked_pulse_is_lost(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE | MASKED);
     assert_eq!(raise(rig), Delivery::Ignored);
     lower(rig);
@@ -289,7 +289,7 @@ pub fn d4_a_masked_pulse_is_lost(rig: &mut dyn Rig) {
 }
 
 /// Mask, assert and hold, unmask, assert again: nothing, because the line was high already.
-pub fn d6_a_masked_rise_that_is_held_is_lost(rig: &mut dyn Rig) {
+pub fn case_d6_a_masked_rise_that_is_held_is_lost(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE | MASKED);
     raise(rig);
     rig.unmask(PIN);
@@ -302,7 +302,7 @@ pub fn d6_a_masked_rise_that_is_held_is_lost(rig: &mut dyn Rig) {
 }
 
 /// One listener: not told while the interrupt is in service, told at its EOI, with the line low.
-pub fn n1_n2_a_listener_is_told_at_the_eoi(rig: &mut dyn Rig) {
+pub fn case_n1_n2_a_listener_is_told_at_the_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let line = rig.bind_resample(PIN);
     line.trigger();
@@ -316,7 +316,7 @@ pub fn n1_n2_a_listener_is_told_at_the_eoi(rig: &mut dyn Rig) {
 }
 
 /// Two listeners on a pin: both are told, and nothing more is sent.
-pub fn n3_both_listeners_are_told(rig: &mut dyn Rig) {
+pub fn case_n3_both_listeners_are_told(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let (a, b) = (rig.bind_resample(PIN), rig.bind_resample(PIN));
     a.trigger();
@@ -328,7 +328,7 @@ pub fn n3_both_listeners_are_told(rig: &mut dyn Rig) {
 }
 
 /// An EOI that another pin brings tells the listeners of an idle pin of that vector, and of no other vector.
-pub fn n4_listeners_of_an_idle_pin_are_told_of_its_vector_only(rig: &mut dyn Rig) {
+pub fn case_n4_listeners_of_an_idle_pin_are_told_of_its_vector_only(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let line = rig.bind_resample(PIN);
     for (vector, told) in [(VECTOR, 1), (OTHER_VECTOR, 0)] {
@@ -343,7 +343,7 @@ pub fn n4_listeners_of_an_idle_pin_are_told_of_its_vector_only(rig: &mut dyn Rig
 }
 
 /// A and B assert, A's cause ends, B restates when both are told: one more interrupt, B's.
-pub fn n7_one_of_two_restates(rig: &mut dyn Rig) {
+pub fn case_n7_one_of_two_restates(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let (a, b) = (rig.bind_resample(PIN), rig.bind_resample(PIN));
     a.trigger();
@@ -362,7 +362,7 @@ pub fn n7_one_of_two_restates(rig: &mut dyn Rig) {
 }
 
 /// Listeners come and go at any time, also while an interrupt is in service.
-pub fn n8_a_late_listener_is_told_and_one_that_went_is_not(rig: &mut dyn Rig) {
+pub fn case_n8_a_late_listener_is_told_and_one_that_went_is_not(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let first = rig.bind_resample(PIN);
     first.trigger();

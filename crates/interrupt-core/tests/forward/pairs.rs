@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Registering, connecting and taking apart: rows 123 to 127 and 131 of the conformance list.
+//! Registering, connecting and taking apart: rows 123, 124, 125, 127 and 131 of the conformance list.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

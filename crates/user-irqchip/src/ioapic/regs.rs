@@ -256,7 +256,7 @@ impl RedirectionEntry {
 mod tests {
     use super::*;
 
-    /// ioapic-cases E1.
+    /// Case E1.
     #[test]
     fn an_entry_reads_as_the_datasheet_lays_it_out() {
         let entry = RedirectionEntry::from_bits(0x3a00_0000_0000_965f);
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(entry.destination(), 0x3a);
     }
 
-    /// ioapic-cases E8 and E9.
+    /// Cases E8 and E9.
     #[test]
     fn a_message_has_the_destination_in_its_address_and_the_rest_in_its_data() {
         let message = |bits| RedirectionEntry::from_bits(bits).message().unwrap();

@@ -241,13 +241,13 @@ impl Kernel {
 
 /// What KVM's irqchip is known to do otherwise. Each has a trial of its own, which fails when a kernel no longer does.
 pub mod flaw {
-    /// A plain line that is high, masked, on a GSI with a level source: the unmask drops the level (conformance row 63).
+    /// A plain line that is high, masked, on a GSI with a level source: the unmask drops the level (row 63).
     pub const LOST: &str = "a held level is lost at the unmask";
     /// After an unmask that asked an idle source, lowering the plain line raises the pin (row 64).
     pub const PHANTOM: &str = "a lowered line raises the pin after an unmask";
     /// A pulse on a GSI whose plain line is high lowers it (row 65).
     pub const PULSE: &str = "a pulse ends a held level";
-    /// The level of a source that goes stays as long as its GSI has another source (facts 1.2).
+    /// The level of a source that goes stays as long as its GSI has another source.
     pub const STAYS: &str = "the level of a source that went stays";
     /// A pin's bit in the state's irr is 0 after an edge was delivered, although the line is high.
     pub const HIDDEN: &str = "the state hides the line after an edge";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The userspace chips against the kernel's (conformance row 86): random traces drive both, and everything that can be seen of
+//! The userspace chips against the kernel's (row 86): random traces drive both, and everything that can be seen of
 //! either is compared after every step.
 //!
 //! 10,000 traces of 200 steps each by default. `DIFFERENTIAL_SECONDS=3600` runs for so long instead, from a seed of its own,
@@ -25,7 +25,7 @@ use std::time::Duration;
 use testkit::harness::Suite;
 use testkit::kernel_rig::KernelPicRig;
 
-/// A day: a long run is limited by its own clock.
+/// Row 86. A day: a long run is limited by its own clock.
 const LIMIT: Duration = Duration::from_secs(86_400);
 
 fn main() -> ExitCode {

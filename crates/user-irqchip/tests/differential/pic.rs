@@ -109,7 +109,7 @@ impl View {
 
 /// What KVM's 8259 is known to do otherwise. Each has a trial of its own, which fails when a kernel no longer does.
 pub mod flaw {
-    /// The level of a source that goes stays as long as its GSI has another source (facts 1.2).
+    /// The level of a source that goes stays as long as its GSI has another source.
     pub const STAYS: &str = "the level of a source that went stays";
     /// ICW1 forgets which lines are high, so that stating a level again is an edge, and leaves INTR as it was.
     pub const ICW1: &str = "ICW1 forgets the lines and leaves INTR";

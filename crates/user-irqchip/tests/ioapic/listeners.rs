@@ -25,7 +25,7 @@ fn count(bench: &Bench, subject: EoiScope) -> (Arc<AtomicU32>, EoiGuard) {
     (told, bench.ioapic.subscribe(subject, listener).unwrap())
 }
 
-/// N5: a listener that asserts produces one interrupt for each EOI.
+/// Case N5: a listener that asserts produces one interrupt for each EOI.
 #[test]
 fn a_device_that_asserts_from_its_listener_is_sent_again_at_each_eoi() {
     let bench = Bench::new();

@@ -15,7 +15,7 @@ fn device(bench: &Bench, gsi: u32) -> IoapicSource {
     bench.ioapic.source(Gsi(gsi), "device", LoweredBy::Device).unwrap()
 }
 
-/// E10: an entry that is masked, with vector 0, is no route.
+/// Case E10: an entry that is masked, with vector 0, is no route.
 #[test]
 fn a_masked_entry_is_not_routed() {
     let bench = Bench::new();
@@ -24,7 +24,7 @@ fn a_masked_entry_is_not_routed() {
     assert_eq!(bench.sink.take(), []);
 }
 
-/// E8, E9, E12: one change for each new address or data, and none for a mask, an unmask or the same entry again.
+/// Cases E8, E9 and E12: one change for each new address or data, and none for a mask, an unmask or the same entry again.
 #[test]
 fn a_route_changes_only_with_address_or_data() {
     let bench = Bench::new();
@@ -63,7 +63,7 @@ fn a_pseudo_eoi_changes_no_route() {
     assert_eq!(bench.sink.take(), []);
 }
 
-/// L9: the route is set before the first message.
+/// Case L9: the route is set before the first message.
 #[test]
 fn a_line_that_is_high_at_the_first_unmask_is_sent_by_the_new_route() {
     let bench = Bench::new();

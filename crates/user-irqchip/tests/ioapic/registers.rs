@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Cases R and E of the list: the register interface, in-range and out of it.
+//! The register interface, in-range and out of it.
 
 use interrupt_core::{Gsi, LevelSource, LoweredBy};
 use user_irqchip::ioapic::{SavedPin, Version};
@@ -7,7 +7,7 @@ use user_irqchip::{ConfigError, Ioapic};
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, SELECT, Told, WINDOW};
 
-/// R1, R2.
+/// Cases R1 and R2.
 #[test]
 fn the_version_is_read_only() {
     let bench = Bench::new();
@@ -18,7 +18,7 @@ fn the_version_is_read_only() {
     assert_eq!(old.read_register(0x01), 0x003f_0011);
 }
 
-/// R3, R4.
+/// Cases R3 and R4.
 #[test]
 fn the_id_has_four_bits_and_the_arbitration_id_follows_it() {
     let bench = Bench::new();
@@ -30,7 +30,7 @@ fn the_id_has_four_bits_and_the_arbitration_id_follows_it() {
     assert_eq!(bench.read_register(0x00), 0x0f00_0000);
 }
 
-/// R5.
+/// Case R5.
 #[test]
 fn the_select_register_takes_bytes() {
     let bench = Bench::new();
@@ -42,7 +42,7 @@ fn the_select_register_takes_bytes() {
     }
 }
 
-/// R6.
+/// Case R6.
 #[test]
 fn every_entry_starts_masked() {
     let bench = Bench::new();
@@ -51,7 +51,7 @@ fn every_entry_starts_masked() {
     }
 }
 
-/// R7, R8.
+/// Cases R7 and R8.
 #[test]
 fn indices_of_nothing_take_nothing() {
     let bench = Bench::new();
@@ -66,7 +66,7 @@ fn indices_of_nothing_take_nothing() {
     assert_eq!(bench.sink.take(), []);
 }
 
-/// R10, R15: only 4 and 8 bytes reach the window.
+/// Cases R10 and R15: only 4 and 8 bytes reach the window.
 #[test]
 fn the_window_ignores_other_widths() {
     let bench = Bench::new();
@@ -85,7 +85,7 @@ fn the_window_ignores_other_widths() {
     );
 }
 
-/// R11, R12, R14: the EOI register reads 0; offsets of nothing read 0 and ignore writes.
+/// Cases R11, R12 and R14: the EOI register reads 0; offsets of nothing read 0 and ignore writes.
 #[test]
 fn offsets_of_nothing_read_as_zero() {
     let bench = Bench::new();
@@ -103,7 +103,7 @@ fn offsets_of_nothing_read_as_zero() {
     assert_eq!(bench.read(SELECT), 0);
 }
 
-/// R15: reads of a width that no processor makes leave the buffer alone; wide ones are zero-extended.
+/// Case R15: reads of a width that no processor makes leave the buffer alone; wide ones are zero-extended.
 #[test]
 fn reads_fill_what_a_processor_asks_for() {
     let bench = Bench::new();
@@ -122,7 +122,7 @@ fn reads_fill_what_a_processor_asks_for() {
     assert_eq!(u16::from_le_bytes(data), 0x0020);
 }
 
-/// E1, E2, E4: the delivery status cannot be written, neither to 1 nor to 0.
+/// Cases E1, E2 and E4: the delivery status cannot be written, neither to 1 nor to 0.
 #[test]
 fn the_delivery_status_is_read_only() {
     const STATUS: u64 = 0x1000;
@@ -140,7 +140,7 @@ fn the_delivery_status_is_read_only() {
     assert_eq!(bench.entry(23), MASKED | STATUS | 0x32);
 }
 
-/// E3.
+/// Case E3.
 #[test]
 fn remote_irr_is_read_only() {
     let bench = Bench::new();
@@ -152,7 +152,7 @@ fn remote_irr_is_read_only() {
     assert_eq!(bench.entry(5), LEVEL | REMOTE_IRR | 0x31);
 }
 
-/// E7: reserved bits are stored, as in KVM's IOAPIC.
+/// Case E7: reserved bits are stored, as in KVM's IOAPIC.
 #[test]
 fn reserved_bits_are_stored() {
     let bench = Bench::new();
@@ -161,7 +161,7 @@ fn reserved_bits_are_stored() {
     assert_eq!(bench.entry(5), 0xffff_ffff_ffff_0000);
 }
 
-/// E13.
+/// Case E13.
 #[test]
 fn polarity_does_not_turn_a_logical_level_round() {
     let bench = Bench::new();
@@ -172,7 +172,7 @@ fn polarity_does_not_turn_a_logical_level_round() {
     assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)]);
 }
 
-/// L17, and conformance row 84: the EOI register ends what a suppressed broadcast does not. It is of version 0x20.
+/// Case L17, and row 84: the EOI register ends what a suppressed broadcast does not. It is of version 0x20.
 #[test]
 fn the_eoi_register_ends_and_tells_once() {
     for (version, entry, levels, ignored) in [
@@ -192,7 +192,7 @@ fn the_eoi_register_ends_and_tells_once() {
     }
 }
 
-/// G18, and GSIs on either side of the pins.
+/// Case G18, and GSIs on either side of the pins.
 #[test]
 fn a_gsi_without_a_pin_is_an_error() {
     let bench = Bench::with(Ioapic::builder().first_gsi(Gsi(24)).pins(8));

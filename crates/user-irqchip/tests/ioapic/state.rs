@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Cases S of the list: states saved and restored.
+//! States saved and restored.
 
 use interrupt_core::{Delivery, Gsi, LevelSource, LoweredBy};
 use user_irqchip::ioapic::{SavedPin, Version};
@@ -15,7 +15,7 @@ fn saved(entry: u64) -> SavedPin {
     }
 }
 
-/// S1, S2, S4: a fresh chip tells its output of the routes that were in use, and of nothing else; the chip that has them
+/// Cases S1, S2 and S4: a fresh chip tells its output of the routes that were in use, and of nothing else; the chip that has them
 /// already tells nothing.
 #[test]
 fn restoring_sets_the_routes_that_differ() {
@@ -50,7 +50,7 @@ fn a_masked_pin_in_service_is_routed() {
     assert_eq!(fresh.entry(10), MASKED | LEVEL | 0x31);
 }
 
-/// S3, S6.
+/// Cases S3 and S6.
 #[test]
 fn what_is_restored_reads_back() {
     let bench = Bench::new();

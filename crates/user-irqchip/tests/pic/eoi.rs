@@ -8,7 +8,7 @@ use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener, LoweredBy};
 
 use crate::{AUTO_EOI, Bench, ELCR, MASTER, NON_SPECIFIC_EOI, ROTATE, SLAVE, SPECIFIC_EOI, X86};
 
-/// P1: an edge asserted twice around one acknowledge cycle is one interrupt.
+/// Case P1: an edge asserted twice around one acknowledge cycle is one interrupt.
 #[test]
 fn a_held_edge_is_one_interrupt() {
     let bench = Bench::new();
@@ -24,7 +24,7 @@ fn a_held_edge_is_one_interrupt() {
     assert_eq!(bench.take(), Some(0x0c));
 }
 
-/// P2: a level that stays asks again after the EOI.
+/// Case P2: a level that stays asks again after the EOI.
 #[test]
 fn a_held_level_asks_again_after_the_eoi() {
     let bench = Bench::new();
@@ -44,7 +44,7 @@ fn a_held_level_asks_again_after_the_eoi() {
     assert_eq!((bench.irr(), bench.isr()), ([0, 0], [0, 0]));
 }
 
-/// P3: a specific EOI ends what it names. Naming what is not in service ends nothing, and tells all the same.
+/// Case P3: a specific EOI ends what it names. Naming what is not in service ends nothing, and tells all the same.
 #[test]
 fn a_specific_eoi_ends_what_it_names() {
     let bench = Bench::new();
@@ -58,7 +58,7 @@ fn a_specific_eoi_ends_what_it_names() {
     assert_eq!(bench.isr(), [0, 0]);
 }
 
-/// P4: IRQ 12 goes through the cascade, and takes an EOI on both chips.
+/// Case P4: IRQ 12 goes through the cascade, and takes an EOI on both chips.
 #[test]
 fn an_irq_of_the_slave_takes_two_eois() {
     let bench = Bench::new();

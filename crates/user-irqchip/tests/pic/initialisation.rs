@@ -7,7 +7,7 @@ use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener, LoweredBy};
 
 use crate::{AUTO_EOI, Bench, ELCR, MASTER, NON_SPECIFIC_EOI, READ_ISR, ROTATE, SET_PRIORITY, SPECIAL_MASK, X86};
 
-/// G16: before its initialisation a chip has vector 0 for IRQ 0, and masks nothing.
+/// Case G16: before its initialisation a chip has vector 0 for IRQ 0, and masks nothing.
 #[test]
 fn a_chip_that_was_never_initialised_asks_with_vector_0() {
     let bench = Bench::raw();
@@ -103,7 +103,7 @@ fn icw1_tells_whose_edge_it_drops() {
     );
 }
 
-/// What is in service stays so, as with KVM's 8259 (facts 1.10).
+/// What is in service stays so, as with KVM's 8259.
 #[test]
 fn icw1_leaves_what_is_in_service() {
     let bench = Bench::new();

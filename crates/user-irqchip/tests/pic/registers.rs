@@ -8,7 +8,7 @@ use vm_device::bus::PioAddress;
 
 use crate::{Bench, ELCR, MASTER, SLAVE};
 
-/// P6: the mask of what can be level-triggered is fixed, however often it is written.
+/// Case P6: the mask of what can be level-triggered is fixed, however often it is written.
 #[test]
 fn the_control_registers_have_a_fixed_mask() {
     let bench = Bench::new();
