@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use benches::ways;
 use criterion::{Criterion, criterion_group, criterion_main};
-use vmm_ref::machine::{DEV_KVM, open_kvm};
+use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 
 fn round_trips(c: &mut Criterion) {
     let (kvm, interrupted) = (open_kvm(Path::new(DEV_KVM)), AtomicBool::new(false));

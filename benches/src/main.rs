@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use vmm_ref::machine::{DEV_KVM, open_kvm};
+use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -10,9 +10,9 @@ use kvm_ioctls::Kvm;
 use kvm_irqfd::{WaitMode, Waiter};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{ClockId, clock_gettime};
-use vmm_ref::composition::{Composition, Wait};
-use vmm_ref::guest::Controller;
-use vmm_ref::run::{Options, run};
+use vmm_ref::composition::options::{Composition, Controller, Wait};
+use vmm_ref::roundtrip::run::run;
+use vmm_ref::roundtrip::summary::Options;
 
 use crate::Result;
 use crate::measure::{Extent, ratio};

@@ -5,11 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait, name};
-use vmm_ref::guest::Controller;
-use vmm_ref::observe::{EndedBy, ended_by};
-use vmm_ref::passthrough::{PciAddress, check};
-use vmm_ref::run::{Options, Outcome, run};
+use vmm_ref::composition::options::{
+    Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait, name,
+};
+use vmm_ref::composition::pci_address::PciAddress;
+use vmm_ref::passthrough::preflight::check;
+use vmm_ref::roundtrip::negative_control::{EndedBy, ended_by};
+use vmm_ref::roundtrip::run::run;
+use vmm_ref::roundtrip::summary::{Options, Outcome};
 
 use crate::Result;
 use crate::floor::{Floor, Path};

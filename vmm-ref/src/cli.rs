@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::composition::{Composition, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
-use crate::guest::Controller;
-use crate::linux::LinuxArgs;
-use crate::machine::DEV_KVM;
+use crate::composition::options::{
+    Composition, Controller, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait,
+};
+use crate::linux::args::LinuxArgs;
+use crate::vm::kvm::DEV_KVM;
 
 /// The most round trips of one run: the guest counts in 32 bits.
 const MAX_COUNT: u64 = 1_000_000_000;

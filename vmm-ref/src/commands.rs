@@ -12,21 +12,21 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
-use crate::composition::{Composition, DeviceKind, Doorbell, Forward, Impossible, Irqchip, MachineKind};
-use crate::error::Error;
+use crate::composition::check::Impossible;
+use crate::composition::options::{Composition, Controller, DeviceKind, Doorbell, Forward, Irqchip, MachineKind};
+use crate::error::boot_error::BootError;
+use crate::error::{Error, INTERRUPTED};
 use crate::explain::explain;
-use crate::guest::Controller;
 use crate::host::Host;
-use crate::linux;
-use crate::machine::open_kvm;
-use crate::observe::{EndedBy, ended_by};
-use crate::passthrough;
+use crate::linux::launch::launch;
+use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
+use crate::passthrough::preflight;
 use crate::probe::Probe;
-use crate::report::{Report, json, progress, text};
-use crate::run::{Options, Outcome, run};
-
-/// The status of a program that Ctrl-C has ended, as a shell reports it.
-pub const INTERRUPTED: u8 = 130;
+use crate::report::{Report, json, linux, progress, text};
+use crate::roundtrip::negative_control::{EndedBy, ended_by};
+use crate::roundtrip::run::run;
+use crate::roundtrip::summary::{Options, Outcome};
+use crate::vm::kvm::open_kvm;
 
 /// Why a command has no exit status of its own.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,7 @@ fn check(arguments: &RunArgs) -> Result<(), Failure> {
         }
     }
     if let DeviceKind::Vfio(address) = arguments.device {
-        passthrough::check(address).map_err(Error::Unusable)?;
+        preflight::check(address).map_err(Error::Unusable)?;
     }
     Ok(())
 }
@@ -187,10 +187,10 @@ pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut imp
 /// `vmm-ref run --kernel`. Returns the exit status: the guest's own where it gave one.
 fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
     if arguments.machine == Some(MachineKind::Soft) {
-        return Err(Error::from(linux::Error::SoftMachine).into());
+        return Err(Error::from(BootError::SoftMachine).into());
     }
     let (given, irqchip) = (&arguments.linux, arguments.irqchip(MachineKind::Kvm));
-    let prepared = linux::prepare(linux::Options {
+    let prepared = prepare(BootOptions {
         kernel: kernel.to_owned(),
         initrd: given.initrd.clone(),
         cmdline: given.cmdline.clone(),
@@ -199,26 +199,26 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         disks: given.disk.clone(),
         share_irq: given.share_irq,
         irqchip,
-        source: arguments.source.unwrap_or(linux::default_source(irqchip)),
+        source: arguments.source.unwrap_or(default_source(irqchip)),
         doorbell: arguments.doorbell.unwrap_or(Doorbell::Ioeventfd),
     })?;
     let kvm = open_kvm(kvm_device)?;
     let host = Host::this();
-    linux::check_speed(&kvm, &host)?;
+    check_speed(&kvm, &host)?;
     let setup = prepared.setup(host);
     if !arguments.json {
-        linux::report::setup(out, &setup)?;
+        linux::setup(out, &setup)?;
     }
     out.flush()?;
     // The console prints past `out`, which is locked; a JSON object stays alone on standard output.
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let screen = if arguments.json { stderr.as_fd() } else { stdout.as_fd() };
     let (input, screen) = (stdin.as_fd().try_clone_to_owned()?, screen.try_clone_to_owned()?);
-    let (summary, failure) = linux::run(&kvm, prepared, setup, input.into(), screen.into())?;
+    let (summary, failure) = launch(&kvm, prepared, setup, input.into(), screen.into())?;
     if arguments.json {
         json::print(out, &summary)?;
     } else {
-        linux::report::summary(out, &summary)?;
+        linux::summary(out, &summary)?;
     }
     out.flush()?;
     match failure {

@@ -4,10 +4,11 @@
 use interrupt_core::forward::{Explanation, Path};
 use kvm_ioctls::Kvm;
 
-use crate::composition::{Composition, Impossible};
+use crate::composition::check::Impossible;
+use crate::composition::options::Composition;
 use crate::error::Result;
-use crate::parts::Parts;
-use crate::run::Guest;
+use crate::roundtrip::parts::Parts;
+use crate::roundtrip::run::Guest;
 
 /// The registry's table, which has one line: there is one device.
 #[derive(Clone, Debug)]

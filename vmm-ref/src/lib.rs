@@ -1,34 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A reference VMM: boots a small real-mode guest on KVM and carries the level interrupts of its devices all the way round, from
-//! the device's assertion through the guest's handler to the EOI that the device is told of.
+//! A reference VMM. A device raises a level interrupt, the guest's handler serves it and writes an EOI, and the device learns of
+//! the EOI. This crate puts the workspace's other crates together so that this happens on KVM, and counts and times it.
 //!
-//! It is the place where the workspace's crates are put together. [`composition`] says what can be, [`parts`] does it, [`run`]
-//! counts what came of it. The device ([`device`]) is written against `interrupt-core` alone and is the same in all of them.
+//! | module | what it holds |
+//! |---|---|
+//! | [`composition`] | the options, and which of them go together |
+//! | [`vm`] | what both machines need: the VM, its interrupt controllers, the threads of its processors |
+//! | [`passthrough`] | a device whose INTx is forwarded to the guest |
+//! | [`roundtrip`] | round trips through a small guest of our own, counted and timed |
+//! | [`linux`] | a stock Linux as the guest |
+//! | [`probe`] | what this host can do |
+//! | [`report`] | the output, as lines and as JSON |
+//!
+//! The embedded device ([`roundtrip::device`]) is written against `interrupt-core` alone. It is the same in every composition.
 
 pub mod cli;
 pub mod commands;
 pub mod composition;
-pub mod controllers;
-pub mod device;
-pub mod doorbell;
-pub mod eoi;
 pub mod error;
 pub mod explain;
-pub mod guest;
 pub mod host;
-pub mod inject;
 pub mod latency;
 pub mod linux;
-pub mod machine;
-pub mod observe;
-pub mod parts;
 pub mod passthrough;
 pub mod probe;
 pub mod report;
-pub mod run;
-pub mod soft;
-pub mod traffic;
-pub mod vcpu;
+pub mod roundtrip;
+pub mod vm;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

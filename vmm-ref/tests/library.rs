@@ -13,14 +13,16 @@ use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::{fds, thread_io};
-use vmm_ref::composition::{Composition, Eoi, Source, Wait};
-use vmm_ref::controllers::Controllers;
-use vmm_ref::device::Device;
-use vmm_ref::guest::{Controller, Idle, Program};
-use vmm_ref::machine::{DEV_KVM, Machine, Running, open_kvm};
-use vmm_ref::parts::Parts;
-use vmm_ref::run::{Options, Outcome, Summary, run};
-use vmm_ref::traffic::{Progress, Traffic, WATCHED};
+use vmm_ref::composition::options::{Composition, Controller, Eoi, Source, Wait};
+use vmm_ref::roundtrip::device::Device;
+use vmm_ref::roundtrip::guest::program::{Idle, Program};
+use vmm_ref::roundtrip::machine::{Machine, Running};
+use vmm_ref::roundtrip::parts::Parts;
+use vmm_ref::roundtrip::run::run;
+use vmm_ref::roundtrip::summary::{Options, Outcome, Summary};
+use vmm_ref::roundtrip::traffic::{Progress, Traffic, WATCHED};
+use vmm_ref::vm::irqchip::Controllers;
+use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -87,7 +89,10 @@ fn composition(source: Source, eoi: Eoi, wait: Wait) -> Composition {
 }
 
 /// A guest that runs, and the parts of its composition.
-fn set_up(composition: &Composition, guest_eoi: bool) -> (Running, Controllers, vmm_ref::guest::Status, Parts) {
+fn set_up(
+    composition: &Composition,
+    guest_eoi: bool,
+) -> (Running, Controllers, vmm_ref::roundtrip::guest::status::Status, Parts) {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let program = Program {
         controller: composition.controller,

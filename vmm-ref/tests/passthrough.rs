@@ -13,13 +13,17 @@ use serde_json::Value;
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::fds;
-use vmm_ref::composition::{Composition, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source};
-use vmm_ref::controllers::Controllers;
-use vmm_ref::guest::{Controller, Idle, Program, Status};
-use vmm_ref::machine::{DEV_KVM, Machine, Running, open_kvm};
-use vmm_ref::parts::{Parts, Passthrough};
-use vmm_ref::passthrough::{Edu, PciAddress, check};
-use vmm_ref::traffic::{Progress, Traffic};
+use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source};
+use vmm_ref::composition::pci_address::PciAddress;
+use vmm_ref::passthrough::edu::Edu;
+use vmm_ref::passthrough::preflight::check;
+use vmm_ref::roundtrip::guest::program::{Idle, Program};
+use vmm_ref::roundtrip::guest::status::Status;
+use vmm_ref::roundtrip::machine::{Machine, Running};
+use vmm_ref::roundtrip::parts::{Parts, Passthrough};
+use vmm_ref::roundtrip::traffic::{Progress, Traffic};
+use vmm_ref::vm::irqchip::Controllers;
+use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 
 /// A round trip that takes longer has come to nothing.
 const STALL_LIMIT: Duration = Duration::from_secs(10);

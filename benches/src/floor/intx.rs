@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use interrupt_core::LevelSource as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::Irqchip;
+use vmm_ref::composition::options::Irqchip;
+use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::latency::Latency;
-use vmm_ref::machine::Machine;
-use vmm_ref::passthrough::{Edu, EduPin, PciAddress};
+use vmm_ref::passthrough::edu::{Edu, EduPin};
+use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;

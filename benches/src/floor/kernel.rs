@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::Irqchip;
+use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::at;
 use vmm_ref::latency::Latency;
-use vmm_ref::machine::Machine;
+use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;

@@ -14,10 +14,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::{Composition, DeviceKind, Irqchip, MachineKind, Source, Wait};
-use vmm_ref::guest::{Controller, Idle, Program, Registers};
+use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Irqchip, MachineKind, Source, Wait};
+use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::latency::Latency;
-use vmm_ref::passthrough::PciAddress;
+use vmm_ref::roundtrip::guest::program::{Idle, Program};
+use vmm_ref::roundtrip::guest::status::Registers;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Result;

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_ref::controllers::Processor;
 use vmm_ref::error::Error;
-use vmm_ref::guest::{MEMORY_SIZE, Status};
 use vmm_ref::latency::Latency;
-use vmm_ref::vcpu::Cpu;
+use vmm_ref::roundtrip::guest::layout::MEMORY_SIZE;
+use vmm_ref::roundtrip::guest::status::Status;
+use vmm_ref::vm::cpu_thread::Cpu;
+use vmm_ref::vm::irqchip::Processor;
 
 use super::Floor;
 use crate::Result;

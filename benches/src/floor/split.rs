@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vmm_ref::composition::Irqchip;
+use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
-use vmm_ref::machine::Machine;
+use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vmm_ref::composition::Irqchip;
-use vmm_ref::controllers::Processor;
+use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::{Error, Result as VmmResult, at};
-use vmm_ref::inject::interrupt;
 use vmm_ref::latency::Latency;
-use vmm_ref::machine::Machine;
+use vmm_ref::roundtrip::machine::Machine;
+use vmm_ref::vm::inject::interrupt;
+use vmm_ref::vm::irqchip::Processor;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;

@@ -11,9 +11,9 @@ use user_irqchip::Ioapic;
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 
-use super::power::{End, Ending};
 use crate::error::{Error, Result, at};
-use crate::vcpu::EINTR;
+use crate::vm::cpu_thread::EINTR;
+use crate::vm::ending::{End, Ending};
 
 const EAGAIN: i32 = 11;
 

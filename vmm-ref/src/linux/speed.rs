@@ -10,11 +10,11 @@ use std::time::Instant;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::cpu;
-use crate::composition::Irqchip;
+use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
-use crate::machine::{create_vm, map};
-use crate::vcpu::EINTR;
+use crate::linux::boot::cpu_state as cpu;
+use crate::vm::cpu_thread::EINTR;
+use crate::vm::kvm::{create_vm, map};
 
 /// Below this a stock kernel takes minutes. An emulator makes 2 or 3, a CPU that is itself emulated (`cargo xtask lab`) 10 when it
 /// sees the program for the first time and many times that afterwards.

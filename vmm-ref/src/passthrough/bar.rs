@@ -12,8 +12,7 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_REGION_INFO
 use vfio_ioctls::VfioDevice;
 use vfio_user::Client;
 
-use crate::guest::BAR_SIZE;
-use crate::guest::edu::{ACKNOWLEDGE, RAISE, STATUS};
+use crate::passthrough::edu_registers::{ACKNOWLEDGE, BAR_SIZE, RAISE, STATUS};
 
 const BAR: u32 = VFIO_PCI_BAR0_REGION_INDEX;
 

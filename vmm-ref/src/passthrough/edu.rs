@@ -15,8 +15,12 @@ use vfio_intx::irq_set::INTX;
 use vfio_intx::{VfioIntx, VfioUserIntx};
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
-use super::{Bar, PciAddress, SocketPath, Unusable, check};
-use crate::guest::edu::{ID, ID_EDU};
+use crate::composition::pci_address::PciAddress;
+use crate::composition::socket_path::SocketPath;
+use crate::error::unusable::Unusable;
+use crate::passthrough::bar::Bar;
+use crate::passthrough::edu_registers::{ID, ID_EDU};
+use crate::passthrough::preflight::check;
 
 /// The command register (PCI Local Bus Specification 3.0, 6.2.2) and its bits.
 const COMMAND: u64 = 0x04;

@@ -12,7 +12,8 @@ use interrupt_core::forward::{Consumer, DeviceIrq, EventfdId, Explanation, Path,
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_intx::{Intx, Relay};
 
-use crate::composition::{Forward, Impossible, name};
+use crate::composition::check::Impossible;
+use crate::composition::options::{Forward, name};
 use crate::error::{Error, Result};
 
 /// A device's INTx, enabled. Dropping it disables INTx and ends the thread.

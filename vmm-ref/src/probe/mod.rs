@@ -20,12 +20,11 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::composition::Composition;
+use crate::composition::options::{Composition, Controller};
 use crate::error::{Error, Result, at};
-use crate::guest::Controller;
 use crate::host::Host;
-use crate::machine::open_kvm;
-use crate::observe::{EndedBy, ended_by};
+use crate::roundtrip::negative_control::{EndedBy, ended_by};
+use crate::vm::kvm::open_kvm;
 
 /// A pin that no PC device has.
 const GSI: u32 = 10;

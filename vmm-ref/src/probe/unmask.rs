@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::{Kvm, VmFd};
 
-use super::{GSI, Trial, event};
-use crate::composition::Irqchip;
+use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
-use crate::guest::unmask_program;
-use crate::machine::Machine;
+use crate::probe::{GSI, Trial, event};
+use crate::roundtrip::guest::unmask_program::unmask_program;
+use crate::roundtrip::machine::Machine;
 
 /// Each step takes microseconds; the rest is for a busy host.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -6,16 +6,15 @@ use std::io::{self, Write};
 use interrupt_core::forward::{Explanation, Path};
 use serde::Serialize;
 
-use super::Report;
-use crate::composition::{DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::composition::options::{Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
 use crate::explain;
-use crate::guest::Controller;
 use crate::latency::Percentiles;
-use crate::observe::EndedBy;
-use crate::run::Outcome;
+use crate::report::Report;
+use crate::roundtrip::negative_control::EndedBy;
+use crate::roundtrip::summary::Outcome;
 
-/// The fields of the object, in order. What they mean is said where the values come from: [`crate::composition::Composition`] and
-/// [`crate::run::Summary`].
+/// The fields of the object, in order. What they mean is said where the values come from: [`crate::composition`] and
+/// [`crate::roundtrip::summary::Summary`].
 #[derive(Debug, Serialize)]
 pub struct Object<'a> {
     host: &'a crate::host::Host,
@@ -41,13 +40,13 @@ pub struct Object<'a> {
     machine: MachineKind,
     /// Not there without `--doorbell`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    doorbell: Option<&'a crate::doorbell::Account>,
+    doorbell: Option<&'a crate::roundtrip::doorbell::Account>,
     /// Not there with the embedded device.
     #[serde(skip_serializing_if = "Option::is_none")]
     forwarding: Option<Pair>,
     /// Not there without `--swap-every`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    swaps: Option<&'a crate::passthrough::SwapAccount>,
+    swaps: Option<&'a crate::roundtrip::swapper::Account>,
 }
 
 /// What the registry says of the device and its line.

@@ -2,12 +2,13 @@
 //! What a run says of itself: lines for people, one JSON object for programs, and a progress bar.
 
 pub mod json;
+pub mod linux;
 pub mod progress;
 pub mod text;
 
 use crate::host::Host;
-use crate::observe::EndedBy;
-use crate::run::Summary;
+use crate::roundtrip::negative_control::EndedBy;
+use crate::roundtrip::summary::Summary;
 
 /// A run and the host that it was on.
 #[derive(Clone, Debug)]
@@ -22,14 +23,8 @@ pub struct Report {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::composition::Composition;
-    use crate::guest::Controller;
-    use crate::latency::{Latency, Percentiles};
-    use crate::run::{Options, Outcome};
-    use crate::traffic::Watched;
+    use crate::roundtrip::summary::tests::sample;
 
     /// A run that went well.
     pub(crate) fn report() -> Report {
@@ -40,40 +35,7 @@ pub(crate) mod tests {
                 cpus: 2,
             },
             ended_by: EndedBy::Guest,
-            summary: Summary {
-                options: Options {
-                    composition: Composition::in_kernel(Controller::Pic),
-                    count: 10_000,
-                    guest_eoi: true,
-                    swap_every: None,
-                },
-                done: 10_000,
-                asserted: 10_000,
-                serviced: 10_000,
-                resampled: 10_000,
-                lost: 0,
-                spurious: 0,
-                handler_runs: 10_000,
-                found_nothing: 0,
-                latency: Some(Percentiles {
-                    min: 4.0,
-                    p50: 5.5,
-                    p90: 6.0,
-                    p99: 9.0,
-                    max: 1234.5,
-                }),
-                trace: vec![Watched {
-                    asserted: Duration::from_nanos(500),
-                    handled: Duration::from_nanos(3_200),
-                    told: Duration::from_nanos(5_750),
-                }],
-                distribution: Latency::new(),
-                elapsed: Duration::from_millis(250),
-                doorbell: None,
-                forwarding: None,
-                swaps: None,
-                outcome: Outcome::Ok,
-            },
+            summary: sample(),
         }
     }
 }

@@ -7,16 +7,15 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use interrupt_core::forward::Explanation;
 
-use super::Report;
-use crate::composition::{Composition, DeviceKind, name};
-use crate::doorbell;
+use crate::composition::options::{Composition, Controller, DeviceKind, name};
 use crate::explain::Explained;
-use crate::guest::Controller;
 use crate::host::Host;
-use crate::observe::EndedBy;
-use crate::passthrough::SwapAccount;
 use crate::probe::Probe;
-use crate::run::{Outcome, Summary};
+use crate::report::Report;
+use crate::roundtrip::doorbell;
+use crate::roundtrip::negative_control::EndedBy;
+use crate::roundtrip::summary::{Outcome, Summary};
+use crate::roundtrip::swapper::Account as SwapAccount;
 
 const LABEL: Style = Style::new().dimmed();
 const GOOD: Style = AnsiColor::Green.on_default().bold();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vmm_ref::linux::speed;
-use vmm_ref::machine::{DEV_KVM, open_kvm};
+use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 
 use crate::program::{assert_refused, run};
 

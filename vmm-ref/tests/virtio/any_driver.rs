@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
-use vmm_ref::linux::virtio::Backend;
+use vmm_ref::linux::virtio::backend::Backend;
 use vmm_ref::linux::virtio::block::Block;
 use vmm_ref::linux::virtio::disk::Disk;
 use vmm_ref::linux::virtio::entropy::Entropy;

@@ -11,10 +11,11 @@ use interrupt_core::{Gsi, Level, Line, LoweredBy};
 use vm_device::DeviceMmio as _;
 use vm_device::bus::MmioAddress;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
-use vmm_ref::linux::line::DeviceLine;
+use vmm_ref::linux::devices::line::DeviceLine;
+use vmm_ref::linux::virtio::backend::Backend;
 use vmm_ref::linux::virtio::block::Block;
 use vmm_ref::linux::virtio::disk::Disk;
-use vmm_ref::linux::virtio::{Backend, Mmio};
+use vmm_ref::linux::virtio::mmio::Mmio;
 use vmm_sys_util::eventfd::EventFd;
 
 pub const MEMORY: u64 = 0x10_0000;

@@ -10,10 +10,10 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes as _, GuestMemoryMmap};
 
-use super::Backend;
-use super::chain::{Chain, Malformed};
-use super::disk::{Disk, SECTOR};
-use super::mmio::QUEUE_MAX;
+use crate::linux::virtio::backend::Backend;
+use crate::linux::virtio::chain::{Chain, Malformed};
+use crate::linux::virtio::disk::{Disk, SECTOR};
+use crate::linux::virtio::mmio::QUEUE_MAX;
 
 /// Type, a field that is reserved, and the sector.
 const HEADER: usize = 16;

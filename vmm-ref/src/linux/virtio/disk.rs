@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{GuestMemory as _, GuestMemoryMmap, Permissions};
 
-use super::chain::Buffers;
-use crate::linux::error::Error;
+use crate::error::boot_error::BootError;
+use crate::linux::virtio::chain::Buffers;
 
 /// The unit of virtio's block device, in bytes.
 pub const SECTOR: u64 = 512;
@@ -48,14 +48,14 @@ impl Disk {
     /// Opens the disk.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlyDisk`], [`Error::NotADisk`], [`Error::PartialSector`].
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
-        let unusable = |source| Error::File {
+    /// [`BootError::File`], [`BootError::ReadOnlyDisk`], [`BootError::NotADisk`], [`BootError::PartialSector`].
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, BootError> {
+        let unusable = |source| BootError::File {
             option: "--disk",
             path: path.to_owned(),
             source,
         };
-        let not_a_disk = |what| Error::NotADisk {
+        let not_a_disk = |what| BootError::NotADisk {
             path: path.to_owned(),
             what,
         };
@@ -70,7 +70,7 @@ impl Disk {
         let mut file = match OpenOptions::new().read(true).write(!read_only).open(path) {
             Ok(file) => file,
             Err(source) if !read_only && File::open(path).is_ok() => {
-                return Err(Error::ReadOnlyDisk {
+                return Err(BootError::ReadOnlyDisk {
                     path: path.to_owned(),
                     source,
                 });
@@ -83,7 +83,7 @@ impl Disk {
             return Err(not_a_disk("empty"));
         }
         if size % SECTOR != 0 {
-            return Err(Error::PartialSector {
+            return Err(BootError::PartialSector {
                 path: path.to_owned(),
                 size,
             });

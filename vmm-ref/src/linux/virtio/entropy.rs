@@ -5,8 +5,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::{Bytes as _, GuestMemoryMmap};
 
-use super::Backend;
-use super::chain::{Chain, Malformed};
+use crate::linux::virtio::backend::Backend;
+use crate::linux::virtio::chain::{Chain, Malformed};
 
 /// A request gets no more than this. The driver is told how much it got, and asks again.
 const REQUEST_MAX: usize = 4096;

@@ -22,11 +22,11 @@ use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Backend;
-use super::chain::Malformed;
-use super::worker::{Shared, Worker};
 use crate::error::Result;
-use crate::linux::line::DeviceLine;
+use crate::linux::devices::line::DeviceLine;
+use crate::linux::virtio::backend::Backend;
+use crate::linux::virtio::chain::Malformed;
+use crate::linux::virtio::worker::{Shared, Worker};
 
 /// The most descriptors that a queue has.
 pub const QUEUE_MAX: u16 = 256;

@@ -2,40 +2,12 @@
 //! virtio devices (Virtual I/O Device Version 1.2) with one queue each, behind the MMIO transport.
 //!
 //! The guest's processors reach the registers ([`mmio`]); a thread of the device's own serves its queue ([`worker`]) by one of the
-//! [`Backend`]s. What a guest has made up in its memory is looked at in one place, [`chain`].
+//! [`Backend`](backend::Backend)s. What a guest has made up in its memory is looked at in one place, [`chain`].
 
+pub mod backend;
 pub mod block;
 pub mod chain;
 pub mod disk;
 pub mod entropy;
 pub mod mmio;
 pub mod worker;
-
-use std::fmt;
-
-use vm_memory::GuestMemoryMmap;
-
-pub use chain::{Chain, Malformed};
-pub use mmio::Mmio;
-
-/// What a device does, behind its transport.
-pub trait Backend: fmt::Debug + Send {
-    /// The number of its kind (section 5).
-    fn kind(&self) -> u32;
-
-    /// The features it offers, beside those of its transport and its queue.
-    fn features(&self) -> u64;
-
-    /// Its configuration space, which does not change.
-    fn configuration(&self) -> Vec<u8>;
-
-    /// The driver has chosen these features.
-    fn negotiated(&mut self, features: u64);
-
-    /// Serves one request, and returns how many bytes it wrote into the guest's buffers.
-    ///
-    /// # Errors
-    /// [`Malformed`]: the chain is no request, and the device needs a reset. What is wrong with a request itself is told to the guest
-    /// in its buffers.
-    fn serve(&mut self, memory: &GuestMemoryMmap, chain: &mut Chain) -> Result<u32, Malformed>;
-}

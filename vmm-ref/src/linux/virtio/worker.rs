@@ -10,10 +10,10 @@ use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Backend;
-use super::chain::{Chain, Malformed};
 use crate::error::{Error, Result};
-use crate::linux::line::DeviceLine;
+use crate::linux::devices::line::DeviceLine;
+use crate::linux::virtio::backend::Backend;
+use crate::linux::virtio::chain::{Chain, Malformed};
 
 /// What the transport and the thread share.
 #[derive(Debug)]

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Which compositions can work, and why the others cannot.
+
+use super::options::{
+    Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MAX_DEVICES, MachineKind, Source, name,
+};
+
+/// Why a composition cannot work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Impossible {
+    /// No instructions, no stores.
+    #[error("--doorbell with --machine soft: the soft machine has no guest that stores; use --machine kvm")]
+    SoftHasNoDoorbell,
+    /// There is no kernel in it.
+    #[error("--machine soft with an irqchip in the kernel: the soft machine runs without KVM; use --irqchip user")]
+    SoftHasNoKernel,
+    /// A guest in real mode reaches a LAPIC only in the kernel.
+    #[error(
+        "--irqchip user with --controller ioapic: its LAPIC would be in the kernel; use --irqchip split, or --machine soft"
+    )]
+    UserHasNoLapic,
+    /// The 8259 of a split irqchip is of no use to anyone.
+    #[error(
+        "--irqchip split with --controller pic: a split irqchip has the IOAPIC in this process; use --irqchip user"
+    )]
+    SplitHasNoPic,
+    /// A resample irqfd and KVM_IRQ_LINE drive pins in the kernel.
+    #[error("--source resample or line drives a pin in the kernel; use --source pin with --irqchip split or user")]
+    NoKernelPins,
+    /// A pin of a controller in this process.
+    #[error("--source pin drives a controller in this process; use --source resample with --irqchip kernel")]
+    NoUserPins,
+    /// It is for messages of a split irqchip.
+    #[error("--source irqfd passes by the IOAPIC of a split irqchip; use --irqchip split, or --source resample or pin")]
+    IrqfdIsForSplit,
+    /// A resamplefd belongs to an irqfd.
+    #[error("--source line with --eoi resamplefd: a KVM_IRQ_LINE source has no resamplefd; use --eoi gsi")]
+    LineHasNoResamplefd,
+    /// A resamplefd is KVM's.
+    #[error("--eoi resamplefd is signalled by the kernel's irqchip; use --eoi key or gsi with --irqchip split or user")]
+    NoResamplefd,
+    /// A key belongs to a pin of a controller in this process.
+    #[error(
+        "--eoi key is for a pin of a controller in this process; use --eoi gsi, or resamplefd with --source resample"
+    )]
+    NoKey,
+    /// Nobody to interrupt for.
+    #[error("--sharers 0: a line needs at least one device; use --sharers 1")]
+    NoSharers,
+    /// No room.
+    #[error(
+        "--sharers {0}: the guest's status page has room for {MAX_DEVICES} devices; use at most --sharers {MAX_DEVICES}"
+    )]
+    TooManySharers(usize),
+    /// The embedded device has a source and a notifier of its own.
+    #[error("--forward with --device embedded: it uses its line itself; use --device model or vfio:0000:00:02.0")]
+    NothingToForward,
+    /// A device outside of this process has to be carried to the line.
+    #[error(
+        "--forward none with --device model, vfio or vfio-user: its interrupt would go nowhere; use --forward auto, relay, kernel or split-kick"
+    )]
+    NotForwarded,
+    /// The device's registers are for a guest of instructions.
+    #[error(
+        "--device vfio or vfio-user with --machine soft: the soft machine has no guest that drives it; use --machine kvm"
+    )]
+    SoftHasNoBar,
+    /// The kernel loop ends in a resampling irqfd.
+    #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
+    KernelLoopNeedsResample,
+    /// The split kick begins with an irqfd on a message.
+    #[error("--forward split-kick needs an irqfd on a message; use --irqchip split --source irqfd, or --forward relay")]
+    SplitKickNeedsIrqfd,
+    /// The relay lowers nothing: it is told of the EOI when the line has been sampled.
+    #[error(
+        "--forward relay or auto with --source line: the line would be sampled before it is lowered; use --source resample"
+    )]
+    RelayNeedsLoweringEoi,
+    /// The forwarder listens for itself.
+    #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
+    ForwarderListens,
+    /// The embedded guest knows how to drive one.
+    #[error("--sharers {0} with --device model, vfio or vfio-user: the guest drives one such device; use --sharers 1")]
+    OneForwardedDevice(usize),
+    /// A path that was asked for is to be kept.
+    #[error("--swap-every with --forward {}: the path is to change; use --forward auto and --device model or vfio:ADDRESS", name(.0))]
+    NoSwap(Forward),
+}
+
+impl Composition {
+    /// Whether it can work. This is the only place that decides it; whoever composes may rely on it.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn check(&self) -> Result<(), Impossible> {
+        match (self.machine, self.irqchip, self.controller) {
+            (MachineKind::Soft, Irqchip::Kernel | Irqchip::Split, _) => return Err(Impossible::SoftHasNoKernel),
+            (MachineKind::Kvm, Irqchip::User, Controller::Ioapic) => return Err(Impossible::UserHasNoLapic),
+            (MachineKind::Kvm, Irqchip::Split, Controller::Pic) => return Err(Impossible::SplitHasNoPic),
+            _ => {}
+        }
+        if self.machine == MachineKind::Soft && self.doorbell.is_some() {
+            return Err(Impossible::SoftHasNoDoorbell);
+        }
+        match (self.irqchip, self.source) {
+            (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins),
+            (Irqchip::Split | Irqchip::User, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins),
+            (Irqchip::Kernel | Irqchip::User, Source::Irqfd) => return Err(Impossible::IrqfdIsForSplit),
+            _ => {}
+        }
+        match (self.source, self.eoi) {
+            (Source::Line, Eoi::Resamplefd) => return Err(Impossible::LineHasNoResamplefd),
+            (Source::Pin | Source::Irqfd, Eoi::Resamplefd) => return Err(Impossible::NoResamplefd),
+            (Source::Resample | Source::Line | Source::Irqfd, Eoi::Key) => return Err(Impossible::NoKey),
+            _ => {}
+        }
+        self.check_forward()?;
+        match self.sharers {
+            0 => Err(Impossible::NoSharers),
+            1..=MAX_DEVICES => Ok(()),
+            more => Err(Impossible::TooManySharers(more)),
+        }
+    }
+
+    /// Whether the device and what carries its interrupt go with each other, and with the rest.
+    fn check_forward(&self) -> Result<(), Impossible> {
+        match (self.device, self.forward) {
+            (DeviceKind::Embedded, Forward::None) => return Ok(()),
+            (DeviceKind::Embedded, _) => return Err(Impossible::NothingToForward),
+            (_, Forward::None) => return Err(Impossible::NotForwarded),
+            (DeviceKind::Vfio(_) | DeviceKind::VfioUser(_), _) if self.machine == MachineKind::Soft => {
+                return Err(Impossible::SoftHasNoBar);
+            }
+            _ => {}
+        }
+        match (self.forward, self.source) {
+            (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
+                return Err(Impossible::KernelLoopNeedsResample);
+            }
+            // The host of the model has an irqfd for it.
+            (Forward::SplitKick, Source::Pin) if self.device == DeviceKind::Model && self.irqchip == Irqchip::User => {}
+            (Forward::SplitKick, Source::Resample | Source::Line | Source::Pin) => {
+                return Err(Impossible::SplitKickNeedsIrqfd);
+            }
+            (Forward::Relay | Forward::Auto, Source::Line) => return Err(Impossible::RelayNeedsLoweringEoi),
+            _ => {}
+        }
+        if self.eoi != Eoi::default_of(self.source) {
+            return Err(Impossible::ForwarderListens);
+        }
+        match self.sharers {
+            0 | 1 => Ok(()),
+            more => Err(Impossible::OneForwardedDevice(more)),
+        }
+    }
+
+    /// Whether the handler has to acknowledge its devices before the EOI, so that they lower their line themselves.
+    pub fn acknowledge(&self) -> bool {
+        match (self.device, self.source) {
+            // Its register is in this process, where the guest reaches it by an exit.
+            (DeviceKind::Model, _) | (_, Source::Line) => true,
+            (_, Source::Resample | Source::Pin | Source::Irqfd) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    fn base() -> Composition {
+        Composition::in_kernel(Controller::Pic)
+    }
+
+    /// Every combination that can work; all others are refused with a reason.
+    #[test]
+    fn every_combination_is_decided() {
+        use Controller::{Ioapic, Pic};
+        use Eoi::{Gsi, Key, Resamplefd};
+        use Irqchip::{Kernel, Split, User};
+        use MachineKind::{Kvm, Soft};
+        use Source::{Irqfd, Line, Pin, Resample};
+        let mut works = Vec::new();
+        for machine in MachineKind::value_variants() {
+            for irqchip in Irqchip::value_variants() {
+                for controller in Controller::value_variants() {
+                    for source in Source::value_variants() {
+                        for eoi in Eoi::value_variants() {
+                            let composition = Composition {
+                                source: *source,
+                                eoi: *eoi,
+                                ..Composition::new(*machine, *irqchip, *controller)
+                            };
+                            if composition.check().is_ok() {
+                                works.push((*machine, *irqchip, *controller, *source, *eoi));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(
+            works,
+            [
+                (Kvm, Kernel, Ioapic, Resample, Resamplefd),
+                (Kvm, Kernel, Ioapic, Resample, Gsi),
+                (Kvm, Kernel, Ioapic, Line, Gsi),
+                (Kvm, Kernel, Pic, Resample, Resamplefd),
+                (Kvm, Kernel, Pic, Resample, Gsi),
+                (Kvm, Kernel, Pic, Line, Gsi),
+                (Kvm, Split, Ioapic, Pin, Gsi),
+                (Kvm, Split, Ioapic, Pin, Key),
+                (Kvm, Split, Ioapic, Irqfd, Gsi),
+                (Kvm, User, Pic, Pin, Gsi),
+                (Kvm, User, Pic, Pin, Key),
+                (Soft, User, Ioapic, Pin, Gsi),
+                (Soft, User, Ioapic, Pin, Key),
+                (Soft, User, Pic, Pin, Gsi),
+                (Soft, User, Pic, Pin, Key),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_asked_for_can_work() {
+        for machine in MachineKind::value_variants() {
+            let irqchips: &[Irqchip] = match machine {
+                MachineKind::Kvm => Irqchip::value_variants(),
+                MachineKind::Soft => &[Irqchip::User],
+            };
+            assert!(irqchips.contains(&Irqchip::default_of(*machine)));
+            for irqchip in irqchips {
+                for controller in irqchip.controllers(*machine) {
+                    Composition::new(*machine, *irqchip, *controller).check().unwrap();
+                }
+            }
+        }
+    }
+
+    /// As above, for a device of VFIO.
+    #[test]
+    fn every_way_to_forward_is_decided() {
+        use Forward::{Auto, Kernel as Loop, Relay, SplitKick};
+        use Irqchip::{Kernel, Split, User};
+        use Source::{Irqfd, Pin, Resample};
+        let device: DeviceKind = "vfio:0000:00:02.0".parse().unwrap();
+        let mut works = Vec::new();
+        for irqchip in Irqchip::value_variants() {
+            let controller = irqchip.controllers(MachineKind::Kvm)[0];
+            for forward in Forward::value_variants() {
+                for source in Source::value_variants() {
+                    for eoi in Eoi::value_variants() {
+                        let composition = Composition {
+                            device,
+                            forward: *forward,
+                            source: *source,
+                            eoi: *eoi,
+                            ..Composition::new(MachineKind::Kvm, *irqchip, controller)
+                        };
+                        if composition.check().is_ok() {
+                            works.push((*irqchip, *forward, *source, *eoi));
+                        }
+                    }
+                }
+            }
+            let forward = Forward::default_of(device);
+            let source = Source::default_with(*irqchip, forward);
+            assert!(works.contains(&(*irqchip, forward, source, Eoi::default_of(source))));
+        }
+        assert_eq!(
+            works,
+            [
+                (Kernel, Auto, Resample, Eoi::Resamplefd),
+                (Kernel, Relay, Resample, Eoi::Resamplefd),
+                (Kernel, Loop, Resample, Eoi::Resamplefd),
+                (Split, Auto, Pin, Eoi::Key),
+                (Split, Auto, Irqfd, Eoi::Gsi),
+                (Split, Relay, Pin, Eoi::Key),
+                (Split, Relay, Irqfd, Eoi::Gsi),
+                (Split, SplitKick, Irqfd, Eoi::Gsi),
+                (User, Auto, Pin, Eoi::Key),
+                (User, Relay, Pin, Eoi::Key),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_device_cannot_be_combined_with() {
+        let vfio = Composition {
+            device: "vfio:0000:00:02.0".parse().unwrap(),
+            forward: Forward::Kernel,
+            ..base()
+        };
+        assert_eq!(vfio.check(), Ok(()));
+        let check = |composition: Composition| composition.check();
+        assert_eq!(
+            check(Composition { sharers: 2, ..vfio }),
+            Err(Impossible::OneForwardedDevice(2))
+        );
+        assert_eq!(check(Composition { sharers: 0, ..vfio }), Err(Impossible::NoSharers));
+        assert_eq!(
+            check(Composition {
+                forward: Forward::Relay,
+                ..base()
+            }),
+            Err(Impossible::NothingToForward)
+        );
+        let soft = Composition::new(MachineKind::Soft, Irqchip::User, Controller::Pic);
+        assert_eq!(
+            check(Composition {
+                device: vfio.device,
+                forward: Forward::Relay,
+                ..soft
+            }),
+            Err(Impossible::SoftHasNoBar)
+        );
+    }
+
+    #[test]
+    fn sharers_have_both_bounds() {
+        let check = |sharers| Composition { sharers, ..base() }.check();
+        assert_eq!(check(0), Err(Impossible::NoSharers));
+        assert_eq!(check(1), Ok(()));
+        assert_eq!(check(MAX_DEVICES), Ok(()));
+        assert_eq!(check(MAX_DEVICES + 1), Err(Impossible::TooManySharers(MAX_DEVICES + 1)));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_and_says_the_way_out() {
+        for reason in [
+            Impossible::SoftHasNoDoorbell,
+            Impossible::SoftHasNoKernel,
+            Impossible::UserHasNoLapic,
+            Impossible::SplitHasNoPic,
+            Impossible::NoKernelPins,
+            Impossible::NoUserPins,
+            Impossible::IrqfdIsForSplit,
+            Impossible::LineHasNoResamplefd,
+            Impossible::NoResamplefd,
+            Impossible::NoKey,
+            Impossible::NoSharers,
+            Impossible::TooManySharers(99),
+            Impossible::NothingToForward,
+            Impossible::NotForwarded,
+            Impossible::SoftHasNoBar,
+            Impossible::KernelLoopNeedsResample,
+            Impossible::SplitKickNeedsIrqfd,
+            Impossible::RelayNeedsLoweringEoi,
+            Impossible::ForwarderListens,
+            Impossible::OneForwardedDevice(2),
+            Impossible::NoSwap(Forward::Relay),
+        ] {
+            let reason = reason.to_string();
+            assert_eq!(reason.lines().count(), 1, "{reason}");
+            assert!(reason.contains("; use "), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a run is put together from, and which combinations cannot work, and why.
+//!
+//! The names are those of the command line and of the JSON output.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use interrupt_core::Gsi;
+use serde::{Serialize, Serializer};
+
+use super::pci_address::PciAddress;
+use super::socket_path::SocketPath;
+
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// KVM, and a guest of real-mode instructions
+    Kvm,
+    /// No KVM: a bus master written in Rust does what the guest would do, to the same controllers
+    Soft,
+}
+
+/// Where the interrupt controllers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Irqchip {
+    /// All in the kernel: 8259 pair, IOAPIC and LAPIC
+    Kernel,
+    /// The LAPIC in the kernel, the IOAPIC in this process
+    Split,
+    /// All in this process: the 8259 pair, and on the soft machine the IOAPIC too
+    User,
+}
+
+/// The interrupt controller that the guest sets up, and to which its devices' line goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Controller {
+    /// The IOAPIC, with both 8259s masked; the EOI is a write to the LAPIC
+    // Reached as an x2APIC MSR.
+    Ioapic,
+    /// The 8259 pair; the EOI is OCW2
+    Pic,
+}
+
+impl Controller {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Ioapic, Self::Pic];
+
+    /// The line of the devices: a pin of this controller that no PC device has.
+    pub fn gsi(self) -> Gsi {
+        match self {
+            Self::Pic => Gsi(5),
+            Self::Ioapic => Gsi(10),
+        }
+    }
+}
+
+/// How a device holds its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A resample irqfd: asserted by an eventfd write, lowered by KVM at the EOI
+    Resample,
+    /// KVM_IRQ_LINE: asserted and lowered by the device; the handler acknowledges it before its EOI
+    Line,
+    /// A pin of a controller in this process: asserted by a call, lowered by the EOI
+    Pin,
+    /// Split irqchip: an irqfd on the message of the pin, past the IOAPIC; asserted by an eventfd write
+    Irqfd,
+}
+
+/// How a device learns of an EOI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Eoi {
+    /// By the key of its own source: KVM signals the source's resamplefd
+    Resamplefd,
+    /// By GSI, whoever drives the line
+    Gsi,
+    /// By the key of its own source, from a controller in this process
+    Key,
+}
+
+/// How the device side waits for an EOI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// Sleeps until it is told
+    Block,
+    /// Polls until it is told: shortest, and a whole CPU
+    Spin,
+    /// Polls for a short time that adjusts itself, at most 100 us, then sleeps
+    Adaptive,
+}
+
+/// What carries a device's interrupt to its line and the EOI back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forward {
+    /// Nothing: the device is a part of the VMM and uses its source and its notifier itself
+    None,
+    /// The best of the others that device and line can do, found by the registry
+    Auto,
+    /// A thread of this process carries the interrupt to the line and the EOI to the device
+    Relay,
+    /// The kernel carries both: the device signals the irqfd, whose resamplefd unmasks the device
+    Kernel,
+    /// The kernel carries the interrupt, and the IOAPIC in this process unmasks the device
+    SplitKick,
+}
+
+/// The interrupting device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A part of this VMM.
+    Embedded,
+    /// A model of a device with an INTx.
+    Model,
+    /// QEMU's `edu`, a PCI device that is given to this process by VFIO.
+    Vfio(PciAddress),
+    /// The same, served by another process.
+    VfioUser(SocketPath),
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded"),
+            Self::Model => f.write_str("model"),
+            Self::Vfio(address) => write!(f, "vfio:{address}"),
+            Self::VfioUser(path) => write!(f, "vfio-user:{path}"),
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("vfio", address)) => address.parse().map(Self::Vfio),
+            Some(("vfio-user", path)) => path.parse().map(Self::VfioUser),
+            None if text == "embedded" => Ok(Self::Embedded),
+            None if text == "model" => Ok(Self::Model),
+            _ => Err(
+                "use embedded, model, or vfio: and a PCI address, as vfio:0000:00:02.0, or vfio-user: and a socket, as \
+                      vfio-user:/run/edu.sock"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+impl Serialize for DeviceKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Who takes the guest's stores to its device's doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Doorbell {
+    /// KVM, which signals an eventfd without an exit
+    Ioeventfd,
+    /// The VMM, which signals it from the exit that the store causes
+    Trap,
+}
+
+/// Most devices that the status page has room for.
+pub const MAX_DEVICES: usize = 16;
+
+/// What a run is put together from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Composition {
+    /// What runs the guest.
+    pub machine: MachineKind,
+    /// Where the interrupt controllers are.
+    pub irqchip: Irqchip,
+    /// The controller that the line goes to.
+    pub controller: Controller,
+    /// How a device holds its line.
+    pub source: Source,
+    /// How a device learns of an EOI.
+    pub eoi: Eoi,
+    /// What lies between device and line.
+    pub forward: Forward,
+    /// The device.
+    pub device: DeviceKind,
+    /// How many devices share the GSI.
+    pub sharers: usize,
+    /// How they wait.
+    pub wait: Wait,
+    /// Who takes the stores to the doorbell; `None` when the guest rings none.
+    pub doorbell: Option<Doorbell>,
+}
+
+impl Irqchip {
+    /// What is there without being asked for.
+    pub fn default_of(machine: MachineKind) -> Self {
+        match machine {
+            MachineKind::Kvm => Self::Kernel,
+            MachineKind::Soft => Self::User,
+        }
+    }
+
+    /// The controllers that a guest of this machine can use, best first.
+    pub fn controllers(self, machine: MachineKind) -> &'static [Controller] {
+        match (machine, self) {
+            (MachineKind::Soft, _) | (_, Self::Kernel) => &Controller::ALL,
+            (MachineKind::Kvm, Self::Split) => &[Controller::Ioapic],
+            (MachineKind::Kvm, Self::User) => &[Controller::Pic],
+        }
+    }
+}
+
+impl Source {
+    /// What a device uses without being asked for something else.
+    pub fn default_of(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Kernel => Self::Resample,
+            Irqchip::Split | Irqchip::User => Self::Pin,
+        }
+    }
+
+    /// The same for a device whose interrupt is carried so.
+    pub fn default_with(irqchip: Irqchip, forward: Forward) -> Self {
+        match (irqchip, forward) {
+            (Irqchip::Split, Forward::SplitKick | Forward::Auto) => Self::Irqfd,
+            _ => Self::default_of(irqchip),
+        }
+    }
+}
+
+impl Forward {
+    /// What carries a device's interrupt without being asked for something else: the best there is.
+    pub fn default_of(device: DeviceKind) -> Self {
+        match device {
+            DeviceKind::Embedded => Self::None,
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => Self::Auto,
+        }
+    }
+}
+
+impl Eoi {
+    /// How a device with such a source learns of EOIs without being asked for something else.
+    pub fn default_of(source: Source) -> Self {
+        match source {
+            Source::Resample => Self::Resamplefd,
+            Source::Pin => Self::Key,
+            Source::Line | Source::Irqfd => Self::Gsi,
+        }
+    }
+}
+
+impl Composition {
+    /// What runs by default with this machine, irqchip and controller.
+    pub fn new(machine: MachineKind, irqchip: Irqchip, controller: Controller) -> Self {
+        let source = Source::default_of(irqchip);
+        Self {
+            machine,
+            irqchip,
+            controller,
+            source,
+            eoi: Eoi::default_of(source),
+            forward: Forward::None,
+            device: DeviceKind::Embedded,
+            sharers: 1,
+            wait: Wait::Block,
+            doorbell: None,
+        }
+    }
+
+    /// What runs by default on KVM with everything in the kernel.
+    pub fn in_kernel(controller: Controller) -> Self {
+        Self::new(MachineKind::Kvm, Irqchip::Kernel, controller)
+    }
+}
+
+impl fmt::Display for Composition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "machine {}, irqchip {}, controller {} ({}), source {}, eoi {}, sharers {}, wait {}",
+            name(&self.machine),
+            name(&self.irqchip),
+            name(&self.controller),
+            self.controller.gsi(),
+            name(&self.source),
+            name(&self.eoi),
+            self.sharers,
+            name(&self.wait),
+        )?;
+        if let Some(doorbell) = &self.doorbell {
+            write!(f, ", doorbell {}", name(doorbell))?;
+        }
+        match self.device {
+            DeviceKind::Embedded => Ok(()),
+            DeviceKind::Model | DeviceKind::Vfio(_) | DeviceKind::VfioUser(_) => {
+                write!(f, ", device {}, forward {}", self.device, name(&self.forward))
+            }
+        }
+    }
+}
+
+/// The name that a value has on the command line.
+pub fn name(value: &impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_reads_as_it_is_written() {
+        for text in [
+            "embedded",
+            "model",
+            "vfio:0000:00:02.0",
+            "vfio:10000:fe:1f.7",
+            "vfio-user:/run/edu.sock",
+        ] {
+            let device: DeviceKind = text.parse().unwrap();
+            assert_eq!(device.to_string(), text);
+            assert_eq!(serde_json::to_value(device).unwrap(), text);
+        }
+        for text in ["", "vfio", "vfio:", "00:02.0", "edu"] {
+            let error = text.parse::<DeviceKind>().unwrap_err();
+            assert!(
+                error.contains("vfio:0000:00:02.0") || error.contains("0000:00:02.0"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_and_command_line_use_the_same_names() {
+        fn check<T: ValueEnum + Serialize>() {
+            for value in T::value_variants() {
+                assert_eq!(serde_json::to_value(value).unwrap(), name(value));
+            }
+        }
+        check::<MachineKind>();
+        check::<Irqchip>();
+        check::<Controller>();
+        check::<Source>();
+        check::<Eoi>();
+        check::<Wait>();
+        check::<Doorbell>();
+        check::<Forward>();
+    }
+}

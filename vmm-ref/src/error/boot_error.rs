@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why a Linux guest cannot be had.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// An error before the guest's first instruction. Each is one line, and says the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// A file cannot be opened or read.
+    #[error("{option} {path}: {source}")]
+    File {
+        /// The option that named it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is something else.
+    #[error("--kernel {path} is no kernel for x86: {reason}; use a bzImage (/boot/vmlinuz-*) or an ELF vmlinux")]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The kernel is for 32-bit machines, or too old.
+    #[error("--kernel {path} has no 64-bit entry: {reason}; use a kernel for x86_64, version 3.8 or later")]
+    No64BitEntry {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// It does not fit.
+    #[error(
+        "--memory {memory} is too little: {what} takes the guest's memory up to {needed}; use --memory {needed} or more"
+    )]
+    TooLittleMemory {
+        /// What was asked for.
+        memory: Size,
+        /// What does not fit.
+        what: &'static str,
+        /// What would do.
+        needed: Size,
+    },
+    /// The kernel wants its initrd below an address.
+    #[error(
+        "--initrd {path} of {size} does not fit between the kernel, which ends at {start:#x}, and {end:#x}, below which this kernel wants it; use a smaller one"
+    )]
+    InitrdTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size: Size,
+        /// Where it could begin.
+        start: u64,
+        /// Where it has to end.
+        end: u64,
+    },
+    /// The kernel takes no command line of that length, or not with these characters.
+    #[error("--cmdline: {0}")]
+    CommandLine(String),
+    /// The disk is read-only.
+    #[error("--disk {path} cannot be written: {source}; use --disk {path},ro, or make it writable")]
+    ReadOnlyDisk {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A disk is a file or a block device.
+    #[error("--disk {path} is {what}; use a raw disk image or a block device")]
+    NotADisk {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A disk is a number of sectors.
+    #[error("--disk {path} has {size} bytes, which is no multiple of 512; pad it with: truncate -s %512 {path}")]
+    PartialSector {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// There are as many virtio devices as pins for them.
+    #[error("{0} disks: this machine has places for 7, and for the entropy device; use fewer --disk")]
+    TooManyDisks(usize),
+    /// The LAPIC would have to be in this process.
+    #[error(
+        "--irqchip user cannot boot Linux: without an irqchip in the kernel KVM has no local APIC, and this program has none \
+         for its vCPUs; use --irqchip kernel or split"
+    )]
+    UserIrqchip,
+    /// There are no instructions on it.
+    #[error("--machine soft cannot boot Linux: it has no processor; use --machine kvm")]
+    SoftMachine,
+    /// A message past the IOAPIC is not a level.
+    #[error(
+        "--source irqfd with --kernel: it sends a message at each signal, and these devices hold a level; use --source pin"
+    )]
+    IrqfdSource,
+    /// The host would need hours.
+    #[error(
+        "this host's KVM ({kvm}) runs a guest's instructions one by one in its emulator, {mips:.1} million a second: a stock \
+         kernel does not get through boot in useful time; use a VMX or SVM host, or: cargo xtask lab -- vmm-ref run --kernel ..."
+    )]
+    SlowHost {
+        /// The module.
+        kvm: String,
+        /// What it achieves.
+        mips: f64,
+    },
+    /// A table cannot be laid out.
+    #[error("boot parameters: {0}")]
+    BootParameters(String),
+}
+
+/// A number of bytes, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        match self.0 {
+            size if size >= MIB => write!(f, "{}M", size.div_ceil(MIB)),
+            size => write!(f, "{}K", size.div_ceil(KIB)),
+        }
+    }
+}

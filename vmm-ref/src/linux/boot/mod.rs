@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a kernel finds when it starts: itself, its parameters, the ACPI tables, and a processor in 64-bit mode.
+
+pub mod acpi;
+pub mod cpu_state;
+pub mod kernel;
+pub mod memory_map;
+pub mod parameters;

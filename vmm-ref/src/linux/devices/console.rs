@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The serial console: a 16550 on a level line, its output on a file of ours, its input from another.
+//!
+//! The chip model knows an interrupt as a push of a button. Its line is a level all the same: it is high while the chip's
+//! identification register names a cause, and that is looked up after each access.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vm_device::DevicePio;
+use vm_device::bus::{PioAddress, PioAddressOffset};
+use vm_superio::Trigger;
+use vm_superio::serial::{Serial, SerialEvents};
+
+use crate::error::{Error, Result};
+use crate::linux::devices::guest_counts::{GuestCount, GuestCounts};
+use crate::linux::devices::line::DeviceLine;
+use crate::vm::ending::{End, Ending};
+use crate::vm::wake::Wake;
+
+/// The chip's only cause, as far as its line is concerned: bit 0 of the identification register, low when there is one.
+const PENDING: u32 = 1;
+const IIR_NONE: u8 = 1;
+
+/// A line of output that its sender does not end shows after this time.
+const PARTIAL_LINE: Duration = Duration::from_millis(20);
+
+/// Output that nobody has taken yet is passed on at this size.
+const BUFFER_MAX: usize = 4096;
+
+/// The serial port, as the guest's processors and the input's thread share it.
+pub struct Console {
+    chip: Mutex<Serial<NoButton, Room, Output>>,
+    line: Arc<DeviceLine>,
+    wake: Arc<Wake>,
+}
+
+impl Console {
+    /// A serial port on `line` that prints to `out`, and ends the run when that is closed.
+    ///
+    /// # Errors
+    /// [`Error::System`] when no eventfd is to be had.
+    pub fn new(line: Arc<DeviceLine>, out: File, ending: Arc<Ending>) -> Result<Arc<Self>> {
+        let wake = Arc::new(Wake::new()?);
+        let output = Output {
+            out,
+            buffer: Vec::with_capacity(BUFFER_MAX),
+            counts: GuestCounts::default(),
+            wake: Arc::clone(&wake),
+            ending,
+        };
+        Ok(Arc::new(Self {
+            chip: Mutex::new(Serial::with_events(NoButton, Room(Arc::clone(&wake)), output)),
+            line,
+            wake,
+        }))
+    }
+
+    /// What the guest last said of the console's line, and of others.
+    pub fn guest_count(&self, gsi: interrupt_core::Gsi) -> Option<GuestCount> {
+        self.chip().writer().counts.of(gsi).cloned()
+    }
+
+    /// Starts passing `input` on to the guest.
+    ///
+    /// # Errors
+    /// [`Error::System`] when there is no thread to be had.
+    pub fn start(self: &Arc<Self>, input: File) -> Result<Input> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (console, stopped) = (Arc::clone(self), Arc::clone(&stop));
+        let thread = thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || console.pass_on(input, &stopped))
+            .map_err(|source| Error::System {
+                step: "starting the console's thread",
+                source,
+            })?;
+        Ok(Input {
+            thread: Some(thread),
+            console: Arc::clone(self),
+            stop,
+        })
+    }
+
+    fn chip(&self) -> MutexGuard<'_, Serial<NoButton, Room, Output>> {
+        self.chip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// States the level that the chip has now. Called with the chip's lock held, so that a later level is stated later.
+    fn state_level(&self, chip: &Serial<NoButton, Room, Output>) {
+        match chip.state().interrupt_identification & IIR_NONE {
+            0 => self.line.raise(PENDING),
+            _ => self.line.clear(PENDING),
+        }
+    }
+
+    /// The thread of the input.
+    fn pass_on(&self, mut input: File, stop: &AtomicBool) {
+        let mut buffer = [0; 64];
+        // The part of it that the chip has no room for yet.
+        let mut waiting = 0..0;
+        let (mut open, mut partial) = (true, false);
+        while !stop.load(Ordering::Acquire) {
+            let wants_input = open && waiting.is_empty();
+            let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+            if wants_input {
+                fds.push(PollFd::new(&input, PollFlags::IN));
+            }
+            let limit = Timespec {
+                tv_sec: 0,
+                tv_nsec: PARTIAL_LINE.subsec_nanos().into(),
+            };
+            let ready = match poll(&mut fds, partial.then_some(&limit)) {
+                Ok(ready) => ready,
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+            };
+            let has_input = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            let woken = !fds[0].revents().is_empty();
+            drop(fds);
+            if woken {
+                self.wake.take();
+                partial = true;
+            }
+            if ready == 0 {
+                self.chip().writer_mut().pass_on();
+                partial = false;
+            }
+            if has_input {
+                match input.read(&mut buffer) {
+                    Ok(0) => open = false,
+                    Ok(count) => waiting = 0..count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => open = false,
+                }
+            }
+            if !waiting.is_empty() {
+                let mut chip = self.chip();
+                // A full buffer is no loss: the guest's next read of it wakes this thread.
+                waiting.start += chip.enqueue_raw_bytes(&buffer[waiting.clone()]).unwrap_or(0);
+                self.state_level(&chip);
+            }
+        }
+    }
+}
+
+/// Accesses of one byte; others read as ones and are ignored.
+impl DevicePio for Console {
+    fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        data.fill(0xff);
+        if let [byte] = data {
+            let mut chip = self.chip();
+            *byte = chip.read(offset as u8);
+            self.state_level(&chip);
+        }
+    }
+
+    fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        if let [byte] = data {
+            let mut chip = self.chip();
+            // The output has its own way to say that it is closed, and the button cannot fail.
+            let _ = chip.write(offset as u8, *byte);
+            self.state_level(&chip);
+        }
+    }
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "serial console on {:?}", self.line)
+    }
+}
+
+/// The thread of the input. Dropping it ends it, and passes on what the guest has printed last.
+#[derive(Debug)]
+pub struct Input {
+    thread: Option<JoinHandle<()>>,
+    console: Arc<Console>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.console.wake.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+        self.console.chip().writer_mut().pass_on();
+    }
+}
+
+/// The chip model's way to ask for an interrupt: not needed, because its line is looked up.
+#[derive(Debug)]
+struct NoButton;
+
+impl Trigger for NoButton {
+    type E = Infallible;
+
+    fn trigger(&self) -> std::result::Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// Wakes the input's thread when the chip has room again.
+#[derive(Debug)]
+struct Room(Arc<Wake>);
+
+impl SerialEvents for Room {
+    fn buffer_read(&self) {}
+
+    fn out_byte(&self) {}
+
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        self.0.wake();
+    }
+}
+
+/// What the guest prints, gathered to lines: the chip writes byte by byte.
+#[derive(Debug)]
+struct Output {
+    out: File,
+    buffer: Vec<u8>,
+    counts: GuestCounts,
+    wake: Arc<Wake>,
+    ending: Arc<Ending>,
+}
+
+impl Output {
+    /// Passes on what there is. Who does not read holds the guest up, but not the end of the run.
+    fn pass_on(&mut self) {
+        let mut left = &self.buffer[..];
+        while !left.is_empty() {
+            match self.out.write(left) {
+                Ok(written) if written > 0 => left = &left[written..],
+                // The end of the run interrupts its processors.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.ending.ended().is_none() => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
+                Ok(_) | Err(_) => {
+                    self.ending.end(End::ConsoleClosed);
+                    break;
+                }
+            }
+        }
+        self.buffer.clear();
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for &byte in bytes {
+            self.counts.take(byte);
+            if self.buffer.is_empty() && byte != b'\n' {
+                self.wake.wake();
+            }
+            self.buffer.push(byte);
+            if byte == b'\n' || self.buffer.len() >= BUFFER_MAX {
+                self.pass_on();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// Nothing: the chip asks for it after each byte.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use interrupt_core::testing::RecordingPin;
+    use interrupt_core::{Gsi, Level, Line, LoweredBy};
+
+    use super::*;
+    use crate::linux::boot::memory_map::COM1;
+
+    const DATA: u16 = 0;
+    const ENABLE: u16 = 1;
+    const IDENTIFICATION: u16 = 2;
+    const STATUS: u16 = 5;
+
+    struct Rig {
+        console: Arc<Console>,
+        line: Arc<Line<RecordingPin>>,
+        printed: File,
+        ending: Arc<Ending>,
+    }
+
+    fn pipe() -> (File, File) {
+        let (read, write): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
+        (read.into(), write.into())
+    }
+
+    fn rig() -> Rig {
+        let line = Line::new(Gsi(4), RecordingPin::default());
+        let device = DeviceLine::new(Arc::new(line.source("serial", LoweredBy::Eoi)));
+        let ending = Ending::new().unwrap();
+        let (printed, out) = pipe();
+        let console = Console::new(device, out, Arc::clone(&ending)).unwrap();
+        Rig {
+            console,
+            line,
+            printed,
+            ending,
+        }
+    }
+
+    impl Rig {
+        fn write(&self, register: u16, value: u8) {
+            self.console.pio_write(PioAddress(COM1), register, &[value]);
+        }
+
+        fn read(&self, register: u16) -> u8 {
+            let mut byte = [0];
+            self.console.pio_read(PioAddress(COM1), register, &mut byte);
+            byte[0]
+        }
+    }
+
+    #[test]
+    fn the_line_is_high_while_the_chip_names_a_cause() {
+        let rig = rig();
+        assert_eq!(rig.line.level(), Level::Low);
+        rig.write(ENABLE, 2);
+        assert_eq!(rig.line.level(), Level::High, "the transmitter is empty");
+        assert_eq!(rig.read(IDENTIFICATION) & 0xf, 2);
+        assert_eq!(rig.line.level(), Level::Low, "the guest has been told");
+    }
+
+    #[test]
+    fn input_reaches_the_guest_and_more_than_the_chip_holds_waits() {
+        let rig = rig();
+        rig.write(ENABLE, 1);
+        let (input, mut keyboard) = pipe();
+        let thread = rig.console.start(input).unwrap();
+        let typed: Vec<u8> = (0..1000_u32).map(|n| n as u8).collect();
+        keyboard.write_all(&typed).unwrap();
+        let mut taken = Vec::new();
+        while taken.len() < typed.len() {
+            if rig.read(STATUS) & 1 == 1 {
+                taken.push(rig.read(DATA));
+            } else {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(taken, typed);
+        drop(thread);
+    }
+
+    #[test]
+    fn output_shows_also_without_the_end_of_a_line() {
+        let mut rig = rig();
+        let (input, _keyboard) = pipe();
+        let thread = rig.console.start(input).unwrap();
+        b"login: ".iter().for_each(|byte| rig.write(DATA, *byte));
+        let mut shown = [0; 7];
+        rig.printed.read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"login: ");
+        drop(thread);
+    }
+
+    #[test]
+    fn nobody_who_reads_is_the_end() {
+        let rig = rig();
+        drop(rig.printed);
+        rig.console.pio_write(PioAddress(COM1), DATA, b"\n");
+        assert_eq!(rig.ending.ended(), Some(End::ConsoleClosed));
+    }
+
+    #[test]
+    fn an_access_that_is_no_byte_is_none() {
+        let rig = rig();
+        let mut wide = [0; 2];
+        rig.console.pio_read(PioAddress(COM1), STATUS, &mut wide);
+        assert_eq!(wide, [0xff; 2]);
+        rig.console.pio_write(PioAddress(COM1), ENABLE, &[2, 0]);
+        assert_eq!(rig.read(ENABLE), 0);
+    }
+}

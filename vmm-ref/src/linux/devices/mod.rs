@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The devices of the machine that runs Linux, but for the virtio ones: what they are, and where each is.
+
+pub mod console;
+pub mod guest_counts;
+pub mod line;
+pub mod power;
+pub mod terminal;
+pub mod wiring;

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The machine's devices, and where each is: window, line, doorbell.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use interrupt_core::{EoiGuard, Gsi};
+use ioevent::{IoeventBus, Length, Match, Path, Registration};
+use user_irqchip::Ioapic;
+use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+use crate::composition::options::Source;
+use crate::error::{Error, Result};
+use crate::linux::boot::acpi::VirtioDevice;
+use crate::linux::boot::memory_map::{
+    COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_WINDOW, VIRTIO_WINDOWS,
+};
+use crate::linux::devices::console::Console;
+use crate::linux::devices::line::DeviceLine;
+use crate::linux::devices::power::Power;
+use crate::linux::virtio::backend::Backend;
+use crate::linux::virtio::mmio::{Mmio, QUEUE_NOTIFY, WINDOW};
+use crate::vm::ending::Ending;
+use crate::vm::irqchip::Controllers;
+
+/// A virtio device on its window and its line.
+#[derive(Debug)]
+pub struct OnLine {
+    /// What it is, for people.
+    pub name: String,
+    /// Its registers.
+    pub mmio: Arc<Mmio>,
+    /// Its doorbell.
+    pub doorbell: Registration,
+}
+
+/// All devices.
+// Field order is drop order: nobody is told of an EOI any more when the rest goes.
+#[derive(Debug)]
+pub struct Devices {
+    _eois: Vec<EoiGuard>,
+    /// The serial port.
+    pub console: Arc<Console>,
+    /// Its line.
+    pub serial_line: Arc<DeviceLine>,
+    /// How the guest ends the run.
+    pub power: Arc<Power>,
+    /// The virtio devices in the order of their windows.
+    pub virtio: Vec<OnLine>,
+}
+
+/// What the devices are put on.
+#[derive(Debug)]
+pub struct Wiring<'a> {
+    /// The interrupt controllers.
+    pub controllers: &'a Controllers,
+    /// How a device holds its line.
+    pub source: Source,
+    /// Whether all virtio devices have one line.
+    pub share_irq: bool,
+    /// The guest's memory.
+    pub memory: &'a Arc<GuestMemoryMmap>,
+    /// The doorbells.
+    pub doorbells: &'a IoeventBus,
+}
+
+/// The window and the line of each of `count` virtio devices.
+pub fn virtio_places(count: usize, share_irq: bool) -> Vec<VirtioDevice> {
+    let place = |number: usize| VirtioDevice {
+        window: VIRTIO_WINDOWS + number as u64 * VIRTIO_WINDOW,
+        size: WINDOW,
+        gsi: match share_irq {
+            true => FIRST_VIRTIO_GSI,
+            false => Gsi(FIRST_VIRTIO_GSI.0 + number as u32),
+        },
+        shared: share_irq,
+    };
+    (0..count).map(place).collect()
+}
+
+impl Devices {
+    /// Makes the devices and listens to their lines.
+    ///
+    /// # Errors
+    /// Those of the controllers, of the doorbells' bus, and of making eventfds.
+    pub fn new(
+        wiring: &Wiring<'_>,
+        backends: Vec<(String, Box<dyn Backend>)>,
+        out: File,
+        ending: &Arc<Ending>,
+    ) -> Result<Self> {
+        let notifier = wiring.controllers.notifier();
+        let mut eois = Vec::new();
+        let mut line = |gsi: Gsi, label: String| {
+            let line = DeviceLine::new(wiring.controllers.source(wiring.source, gsi, label)?);
+            // A KVM_IRQ_LINE source has no EOI of its own.
+            eois.push(line.listen(&*notifier, wiring.source == Source::Line)?);
+            Ok::<_, Error>(line)
+        };
+        let serial_line = line(SERIAL_GSI, "ttyS0".to_owned())?;
+        let console = Console::new(Arc::clone(&serial_line), out, Arc::clone(ending))?;
+        let mut virtio = Vec::new();
+        for (place, (name, backend)) in virtio_places(backends.len(), wiring.share_irq).iter().zip(backends) {
+            let kick = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(|source| Error::System {
+                step: "eventfd",
+                source,
+            })?);
+            // Any width and any value: the device has one queue.
+            let at = Match::mmio(place.window + QUEUE_NOTIFY, Length::Any);
+            let doorbell = wiring.doorbells.register(at, Arc::clone(&kick))?;
+            let mmio = Mmio::new(Arc::clone(wiring.memory), line(place.gsi, name.clone())?, kick, backend);
+            virtio.push(OnLine { name, mmio, doorbell });
+        }
+        Ok(Self {
+            _eois: eois,
+            console,
+            serial_line,
+            power: Power::new(Arc::clone(ending)),
+            virtio,
+        })
+    }
+
+    /// The devices by their addresses, and the IOAPIC if it is in this process.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] when two of them are in one place.
+    pub fn io_manager(&self, ioapic: Option<&Arc<Ioapic>>) -> Result<IoManager> {
+        let occupied = |error: vm_device::bus::Error| Error::Guest(format!("a device's place: {error:?}"));
+        let mut manager = IoManager::new();
+        for (base, size) in [(I8042, 5), (SLEEP_CONTROL, 2), (EXIT_STATUS_PORT, 1)] {
+            let range = PioRange::new(PioAddress(base), size).map_err(occupied)?;
+            let power: Arc<Power> = Arc::clone(&self.power);
+            manager.register_pio(range, power).map_err(occupied)?;
+        }
+        let console: Arc<Console> = Arc::clone(&self.console);
+        let range = PioRange::new(PioAddress(COM1), 8).map_err(occupied)?;
+        manager.register_pio(range, console).map_err(occupied)?;
+        for (number, device) in self.virtio.iter().enumerate() {
+            let base = MmioAddress(VIRTIO_WINDOWS + number as u64 * VIRTIO_WINDOW);
+            let mmio: Arc<Mmio> = Arc::clone(&device.mmio);
+            let range = MmioRange::new(base, WINDOW).map_err(occupied)?;
+            manager.register_mmio(range, mmio).map_err(occupied)?;
+        }
+        if let Some(ioapic) = ioapic {
+            let ioapic: Arc<Ioapic> = Arc::clone(ioapic);
+            let range = MmioRange::new(MmioAddress(Ioapic::BASE), Ioapic::SIZE).map_err(occupied)?;
+            manager.register_mmio(range, ioapic).map_err(occupied)?;
+        }
+        Ok(manager)
+    }
+}
+
+impl OnLine {
+    /// Why stores to its doorbell exit although KVM was asked to take them.
+    pub fn trapped(&self) -> Option<String> {
+        match self.doorbell.path() {
+            Path::Kernel => None,
+            Path::Trapped(refusal) => Some(refusal.to_string()),
+        }
+    }
+}

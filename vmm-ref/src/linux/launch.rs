@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One run of a Linux guest, from files to the account of it.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ioevent::{IoeventBus, Window};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_irqfd::{Chip, KvmInterrupts, Route};
+
+use super::boot::cpu_state;
+use super::boot::kernel::Kernel;
+use super::boot::memory_map::{BOOT_PARAMS, SERIAL_GSI};
+use super::devices::terminal::GuestTerminal;
+use super::devices::wiring::{Devices, Wiring};
+use super::eoi_thread::EoiThread;
+use super::guest_summary::{DeviceAccount, GuestSummary, Setup};
+use super::prepare::Prepared;
+use super::processor::Machine;
+use super::signals::Signals;
+use crate::composition::options::{Doorbell, Irqchip};
+use crate::error::{Error, Result, at};
+use crate::vm::cpu_thread::Cpu;
+use crate::vm::ending::{End, Ending};
+use crate::vm::irqchip::Controllers;
+use crate::vm::kvm::{create_vm, map};
+
+/// Boots the guest with `input` as its keyboard and `output` as its screen, and returns when it has ended, or when SIGINT, SIGTERM or
+/// SIGHUP comes. A terminal is the guest's meanwhile.
+///
+/// # Errors
+/// When the machine cannot be put together, or a processor cannot go on: its account is the second value then.
+pub fn launch(
+    kvm: &Kvm,
+    prepared: Prepared,
+    setup: Setup,
+    input: File,
+    output: File,
+) -> Result<(GuestSummary, Option<Error>)> {
+    let Prepared {
+        options,
+        memory,
+        kernel,
+        backends,
+    } = prepared;
+    let most = kvm.get_max_vcpus();
+    if usize::from(options.cpus) > most {
+        return Err(Error::Guest(format!(
+            "this KVM has at most {most} CPUs for a guest; use --cpus {most}"
+        )));
+    }
+    let vm = Arc::new(create_vm(kvm, options.irqchip)?);
+    map(&vm, &memory)?;
+    let vcpus = (0..options.cpus)
+        .map(|id| processor(kvm, &vm, id, options.cpus, &kernel))
+        .collect::<Result<Vec<_>>>()?;
+    let interrupts = KvmInterrupts::new(Arc::clone(&vm))?;
+    let controllers = match options.irqchip {
+        Irqchip::Split => Controllers::split(interrupts.clone())?,
+        Irqchip::Kernel | Irqchip::User => {
+            without_8259(&interrupts)?;
+            Controllers::Kernel(interrupts.clone())
+        }
+    };
+    let doorbells = match options.doorbell {
+        Doorbell::Ioeventfd => IoeventBus::kvm(Arc::clone(&vm)),
+        Doorbell::Trap => IoeventBus::userspace(),
+    };
+    doorbells.exclude(&[Window::LAPIC])?;
+    let ending = Ending::new()?;
+    let wiring = Wiring {
+        controllers: &controllers,
+        source: options.source,
+        share_irq: options.share_irq,
+        memory: &memory,
+        doorbells: &doorbells,
+    };
+    let devices = Devices::new(&wiring, backends, output, &ending)?;
+    let ioapic = match &controllers {
+        Controllers::Split { ioapic, .. } => Some(Arc::clone(ioapic)),
+        _ => None,
+    };
+    let machine = Arc::new(Machine {
+        devices: devices.io_manager(ioapic.as_ref())?,
+        doorbells,
+        ioapic,
+        ending: Arc::clone(&ending),
+    });
+
+    let signals = Signals::catch()?;
+    // In this order: the terminal is put back last, when nobody prints any more.
+    let terminal = GuestTerminal::take(&input);
+    let eois = EoiThread::start(interrupts)?;
+    let workers = devices
+        .virtio
+        .iter()
+        .enumerate()
+        .map(|(number, device)| device.mmio.start(format!("virtio{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let keyboard = devices.console.start(input)?;
+    let start = Instant::now();
+    let cpus = vcpus
+        .into_iter()
+        .enumerate()
+        .map(|(id, vcpu)| {
+            let machine = Arc::clone(&machine);
+            Cpu::start(&format!("cpu{id}"), move |stop| machine.run(vcpu, stop))
+        })
+        .collect::<Result<Vec<_>>>()?;
+
+    signals.wait(&ending)?;
+    let elapsed = start.elapsed();
+    let mut failure = None;
+    for cpu in cpus {
+        if let Err(error) = cpu.stop() {
+            failure.get_or_insert(error);
+        }
+    }
+    // What the guest was told is done is on the disk; what is in the queue yet is not begun.
+    drop(workers);
+    drop(eois);
+    drop(keyboard);
+    drop(terminal);
+    let summary = GuestSummary {
+        setup,
+        devices: account(&devices, options.doorbell),
+        end: ending.ended().unwrap_or(End::Interrupted),
+        guest_status: devices.power.status(),
+        elapsed,
+    };
+    Ok((summary, failure))
+}
+
+/// A vCPU. The first one starts at the kernel's entry, the others wait for its start message.
+fn processor(kvm: &Kvm, vm: &VmFd, id: u8, cpus: u8, kernel: &Kernel) -> Result<VcpuFd> {
+    let vcpu = vm.create_vcpu(id.into()).map_err(at("KVM_CREATE_VCPU"))?;
+    cpu_state::set_cpuid(kvm, &vcpu, id, cpus)?;
+    cpu_state::set_memory_types(&vcpu)?;
+    if id == 0 {
+        cpu_state::start_at(&vcpu, kernel.entry, BOOT_PARAMS)?;
+    }
+    Ok(vcpu)
+}
+
+/// The guest is told that there is no 8259. The kernel's pair is there, nobody sets it up, and it would inject vectors of its own: the
+/// one line that leads to both leads to the IOAPIC alone.
+fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
+    let mut routing = interrupts.routing();
+    let pin = Route::Pin {
+        chip: Chip::Ioapic,
+        pin: SERIAL_GSI.0,
+    };
+    routing.set(SERIAL_GSI, &[pin])?;
+    routing.commit()?;
+    Ok(())
+}
+
+fn account(devices: &Devices, asked: Doorbell) -> Vec<DeviceAccount> {
+    let serial = DeviceAccount {
+        name: "ttyS0".to_owned(),
+        gsi: devices.serial_line.gsi(),
+        counts: devices.serial_line.counts(),
+        high: devices.serial_line.causes() != 0,
+        guest: devices.console.guest_count(devices.serial_line.gsi()),
+        trapped: None,
+        needed_reset: None,
+    };
+    let virtio = devices.virtio.iter().map(|device| {
+        let line = device.mmio.shared().line();
+        DeviceAccount {
+            name: device.name.clone(),
+            gsi: line.gsi(),
+            counts: line.counts(),
+            high: line.causes() != 0,
+            guest: devices.console.guest_count(line.gsi()),
+            trapped: device.trapped().filter(|_| asked == Doorbell::Ioeventfd),
+            needed_reset: device.mmio.shared().trouble().map(|why| why.to_string()),
+        }
+    });
+    [serial].into_iter().chain(virtio).collect()
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a Linux guest needs before there is a VM: its options, and its memory with the files in it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvm_ioctls::Kvm;
+use vm_memory::GuestMemoryMmap;
+
+use super::args::{COMMAND_LINE, DiskArg};
+use super::boot::kernel::Kernel;
+use super::boot::memory_map::{VIRTIO_GSIS, memory_ranges};
+use super::boot::parameters::Initrd;
+use super::boot::{acpi, cpu_state, parameters};
+use super::devices::wiring::virtio_places;
+use super::guest_summary::Setup;
+use super::speed;
+use super::virtio::backend::Backend;
+use super::virtio::block::Block;
+use super::virtio::disk::Disk;
+use super::virtio::entropy::Entropy;
+use crate::composition::check::Impossible;
+use crate::composition::options::{Doorbell, Irqchip, Source};
+use crate::error::boot_error::BootError;
+use crate::error::{Error, Result};
+use crate::host::Host;
+
+/// What to boot, and on what.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its command line; [`COMMAND_LINE`] when there is none.
+    pub cmdline: Option<String>,
+    /// The guest's memory in bytes, whole pages.
+    pub memory: u64,
+    /// Its processors.
+    pub cpus: u8,
+    /// Its disks.
+    pub disks: Vec<DiskArg>,
+    /// Whether all virtio devices have one line.
+    pub share_irq: bool,
+    /// Where the interrupt controllers are.
+    pub irqchip: Irqchip,
+    /// How a device holds its line.
+    pub source: Source,
+    /// Who takes the stores to the doorbells.
+    pub doorbell: Doorbell,
+}
+
+/// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line which they lower
+/// themselves, when the guest acknowledges, is the shorter way; a resample irqfd stays high until the EOI.
+pub fn default_source(irqchip: Irqchip) -> Source {
+    match irqchip {
+        Irqchip::Kernel => Source::Line,
+        Irqchip::Split | Irqchip::User => Source::Pin,
+    }
+}
+
+/// A guest whose files have been read: what is left to do needs KVM.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) options: BootOptions,
+    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) kernel: Kernel,
+    pub(super) backends: Vec<(String, Box<dyn Backend>)>,
+}
+
+/// Reads the files and lays out the guest's memory.
+///
+/// # Errors
+/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for what the guest cannot be made of, [`Error::Memory`] when there is no memory to be had.
+pub fn prepare(options: BootOptions) -> Result<Prepared> {
+    match (options.irqchip, options.source) {
+        (Irqchip::User, _) => return Err(BootError::UserIrqchip.into()),
+        (_, Source::Irqfd) => return Err(BootError::IrqfdSource.into()),
+        (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins.into()),
+        (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
+        (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
+    }
+    // The last one is the entropy device's.
+    if options.disks.len() >= VIRTIO_GSIS {
+        return Err(BootError::TooManyDisks(options.disks.len()).into());
+    }
+    let mut backends: Vec<(String, Box<dyn Backend>)> = Vec::new();
+    for (number, DiskArg { path, read_only }) in options.disks.iter().enumerate() {
+        let disk = Disk::open(path, *read_only)?;
+        let name = format!("virtio{number} (disk {})", path.display());
+        backends.push((name, Box::new(Block::new(disk))));
+    }
+    backends.push((format!("virtio{} (entropy)", backends.len()), Box::new(Entropy)));
+
+    let size = options.memory;
+    let memory = GuestMemoryMmap::from_ranges(&memory_ranges(size))
+        .map(Arc::new)
+        .map_err(|error| Error::Memory(format!("{error}; use a smaller --memory")))?;
+    let kernel = Kernel::load(&memory, size, &options.kernel)?;
+    let initrd = match &options.initrd {
+        Some(path) => Some(Initrd::load(&memory, size, &kernel, path)?),
+        None => None,
+    };
+    let command_line = options.cmdline.as_deref().unwrap_or(COMMAND_LINE);
+    parameters::write_reset_vector(&memory)?;
+    parameters::write_parameters(&memory, size, &kernel, initrd, command_line)?;
+    acpi::write_tables(&memory, options.cpus, &virtio_places(backends.len(), options.share_irq))?;
+    cpu_state::write_tables(&memory)?;
+    Ok(Prepared {
+        options,
+        memory,
+        kernel,
+        backends,
+    })
+}
+
+impl Prepared {
+    /// What the account will say of how the run was put together.
+    pub fn setup(&self, host: Host) -> Setup {
+        Setup {
+            host,
+            irqchip: self.options.irqchip,
+            source: self.options.source,
+            doorbell: self.options.doorbell,
+            cpus: self.options.cpus,
+            memory_mib: self.options.memory >> 20,
+        }
+    }
+}
+
+/// Refuses a host that would take hours.
+///
+/// # Errors
+/// [`BootError::SlowHost`], or that of the measurement.
+pub fn check_speed(kvm: &Kvm, host: &Host) -> Result<()> {
+    match speed::measure(kvm)? {
+        mips if mips < speed::ENOUGH_MIPS => Err(BootError::SlowHost {
+            kvm: host.kvm_modules.join(" and "),
+            mips,
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's program: it sets up one interrupt controller, and then does nothing but serve interrupts.
+
+use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, ptr};
+use iced_x86::{BlockEncoderOptions, IcedError};
+
+use crate::composition::options::{Controller, Irqchip};
+use crate::roundtrip::guest::chips::{
+    APIC_BASE_ENABLE_X2APIC, IOAPIC_VECTOR, LVT_MASKED, MASTER_COMMAND, MSR_APIC_BASE, MSR_EOI, MSR_LVT0, MSR_SPURIOUS,
+    OCW2_NON_SPECIFIC_EOI, PIC_BASE, SPURIOUS_LAPIC_ENABLE, ioapic_set_up, mask_pics, out, pic_set_up, write_ioapic,
+    write_msr,
+};
+use crate::roundtrip::guest::edu_handler as edu;
+use crate::roundtrip::guest::image::Image;
+use crate::roundtrip::guest::layout::{
+    ACKNOWLEDGE_PORT, CODE, FAULT_PORT, FOUND_NOTHING, HANDLER_RUNS, READY, STACK, STRAY, raised, serviced,
+};
+use crate::roundtrip::guest::ringing::ring;
+
+/// A variant of the program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The controller it sets up.
+    pub controller: Controller,
+    /// How many devices share the line: 1 to `MAX_DEVICES`.
+    pub devices: usize,
+    /// Whether the one device is an `edu` at [`BAR_ADDRESS`](super::layout::BAR_ADDRESS), which the handler serves there.
+    pub edu: bool,
+    /// Whether the handler writes [`ACKNOWLEDGE_PORT`] before the EOI.
+    pub acknowledge: bool,
+    /// Whether the handler ends its interrupt. Without it, it is the negative control.
+    pub eoi: bool,
+    /// What it does between interrupts.
+    pub idle: Idle,
+}
+
+/// What the program does between interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It halts, for two reasons. With an in-kernel irqchip that costs no exit. And where KVM has to emulate every instruction,
+    /// it looks for an interrupt only once in a batch of them, but at once in a halt.
+    Halt,
+    /// It spins. On a split irqchip an EOI becomes known when the CPU next enters the guest, and a halted one does not.
+    Spin,
+}
+
+impl Idle {
+    /// What suits an irqchip.
+    pub fn on(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Split => Self::Spin,
+            Irqchip::Kernel | Irqchip::User => Self::Halt,
+        }
+    }
+}
+
+/// The 8259 raises IRQ 7 when the line that asked for attention is low again at the acknowledge.
+const PIC_SPURIOUS: u8 = PIC_BASE + 7;
+/// As the 8259's IRQ 7, for the LAPIC.
+const LAPIC_SPURIOUS: u8 = 0xff;
+
+impl Program {
+    /// The vector at which the handler of the devices' line is called.
+    pub fn vector(&self) -> u8 {
+        match self.controller {
+            Controller::Pic => PIC_BASE + self.controller.gsi().0 as u8,
+            Controller::Ioapic => IOAPIC_VECTOR,
+        }
+    }
+
+    /// Assembles the program.
+    ///
+    /// # Errors
+    /// None for a program whose `devices` is in range; the assembler's error would name the instruction.
+    pub fn assemble(&self) -> Result<Image, IcedError> {
+        let mut a = CodeAssembler::new(16)?;
+        let mut idle = a.create_label();
+        let mut handler = a.create_label();
+        let mut stray = a.create_label();
+        let mut fault = a.create_label();
+
+        match self.controller {
+            Controller::Pic => self.set_up_pic(&mut a)?,
+            Controller::Ioapic => self.set_up_ioapic(&mut a)?,
+        }
+        a.mov(dword_ptr(READY as u32), 1)?;
+        // Before the first interrupt: neither is in the other's figures.
+        ring(&mut a)?;
+        a.sti()?;
+
+        // The registers belong to the handler, which therefore saves none.
+        a.set_label(&mut idle)?;
+        if self.idle == Idle::Halt {
+            a.hlt()?;
+        }
+        a.jmp(idle)?;
+
+        a.set_label(&mut handler)?;
+        self.handle(&mut a)?;
+
+        // An interrupt that a controller itself calls spurious has nothing to end.
+        a.set_label(&mut stray)?;
+        a.inc(dword_ptr(STRAY as u32))?;
+        a.iret()?;
+
+        a.set_label(&mut fault)?;
+        a.mov(dx, i32::from(FAULT_PORT))?;
+        a.out(dx, al)?;
+        a.jmp(fault)?;
+
+        let assembled = a.assemble_options(CODE, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        let offset = |label| assembled.label_ip(label).map(|at| at as u16);
+        let mut vectors = [offset(&fault)?; 256];
+        vectors[usize::from(self.vector())] = offset(&handler)?;
+        vectors[usize::from(PIC_SPURIOUS)] = offset(&stray)?;
+        vectors[usize::from(LAPIC_SPURIOUS)] = offset(&stray)?;
+        Ok(Image {
+            code: assembled.inner.code_buffer,
+            entry: CODE,
+            stack: STACK,
+            vectors,
+        })
+    }
+
+    /// Serves every device that has raised a request, and ends the interrupt.
+    fn handle(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        a.inc(dword_ptr(HANDLER_RUNS as u32))?;
+        if self.edu {
+            edu::serve(a)?;
+        } else {
+            self.serve_words(a)?;
+        }
+        if self.acknowledge {
+            a.mov(dx, i32::from(ACKNOWLEDGE_PORT))?;
+            a.out(dx, al)?;
+        }
+        match (self.eoi, self.controller) {
+            (true, Controller::Pic) => {
+                a.mov(al, OCW2_NON_SPECIFIC_EOI)?;
+                a.out(MASTER_COMMAND as i32, al)?;
+            }
+            (true, Controller::Ioapic) => write_msr(a, MSR_EOI, 0)?,
+            (false, _) => {}
+        }
+        a.iret()
+    }
+
+    /// Serves the devices whose requests are words of memory.
+    fn serve_words(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut found: Vec<_> = (0..self.devices).map(|_| a.create_label()).collect();
+        let mut done = a.create_label();
+        for (n, found) in found.iter().enumerate() {
+            a.mov(eax, ptr(raised(n) as u32))?;
+            a.cmp(eax, ptr(serviced(n) as u32))?;
+            a.jne(*found)?;
+        }
+        a.inc(dword_ptr(FOUND_NOTHING as u32))?;
+        a.jmp(done)?;
+        // From the first one that has a request on, each is served; copying is right for those that have none, too.
+        for (n, found) in found.iter_mut().enumerate() {
+            a.set_label(found)?;
+            a.mov(eax, ptr(raised(n) as u32))?;
+            a.mov(ptr(serviced(n) as u32), eax)?;
+        }
+        a.set_label(&mut done)
+    }
+
+    /// Both 8259s in 8086 mode, the line level-triggered, everything else masked.
+    fn set_up_pic(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        for (port, value) in pic_set_up(self.controller.gsi().0) {
+            out(a, port, value)?;
+        }
+        Ok(())
+    }
+
+    /// Both 8259s masked (an uninitialised one would inject a vector of its own for the same GSI), the LAPIC on and deaf to
+    /// them, and the line's pin level-triggered.
+    fn set_up_ioapic(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        mask_pics(a)?;
+
+        a.mov(ecx, MSR_APIC_BASE)?;
+        a.rdmsr()?;
+        a.or(eax, APIC_BASE_ENABLE_X2APIC as i32)?;
+        a.wrmsr()?;
+        write_msr(a, MSR_LVT0, LVT_MASKED)?;
+        write_msr(a, MSR_SPURIOUS, SPURIOUS_LAPIC_ENABLE | u32::from(LAPIC_SPURIOUS))?;
+
+        for (register, value) in ioapic_set_up(self.controller.gsi().0) {
+            write_ioapic(a, register, value)?;
+        }
+        Ok(())
+    }
+}

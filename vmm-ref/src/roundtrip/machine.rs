@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A VM on KVM with the embedded guest in it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_irqfd::KvmInterrupts;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+
+use crate::composition::options::Irqchip;
+use crate::error::{Error, Result, at};
+use crate::passthrough::bar::Bar;
+use crate::roundtrip::doorbell::Bell;
+use crate::roundtrip::guest::image::Image;
+use crate::roundtrip::guest::layout::{BAR_ADDRESS, DOORBELL_ADDRESS, MEMORY_SIZE};
+use crate::roundtrip::guest::status::Status;
+use crate::roundtrip::vcpu::Vcpu;
+use crate::vm::cpu_thread::Cpu;
+use crate::vm::irqchip::Controllers;
+use crate::vm::kvm::{create_vm, map};
+
+/// A guest that does not get through its set-up in this time is not going to.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+
+const IOAPIC_BASE: u64 = 0xfec0_0000;
+
+/// The memory slot after the guest's memory.
+const BAR_SLOT: u32 = 1;
+
+/// A VM with one vCPU that has not started yet.
+// Field order is drop order: the vCPU goes before the memory that it runs in.
+#[derive(Debug)]
+pub struct Machine {
+    irqchip: Irqchip,
+    vcpu: VcpuFd,
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap>,
+    bell: Option<Arc<Bell>>,
+    bar: Option<Arc<Bar>>,
+}
+
+impl Machine {
+    /// A VM with that irqchip, and `image` in its memory.
+    ///
+    /// # Errors
+    /// [`Error::NoFullIrqchip`], or that of the step that failed.
+    pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
+        let vm = create_vm(kvm, irqchip)?;
+        let memory = load(image)?;
+        map(&vm, &memory)?;
+        let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
+        set_up(kvm, &vcpu, image, irqchip)?;
+        Ok(Self {
+            irqchip,
+            vcpu,
+            vm: Arc::new(vm),
+            memory: Arc::new(memory),
+            bell: None,
+            bar: None,
+        })
+    }
+
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers of a mapped one without an exit. A machine has
+    /// room for one.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`]: EEXIST for a second one.
+    pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
+        if let Bar::Mapped(mapping) = &*bar {
+            let region = kvm_userspace_memory_region {
+                slot: BAR_SLOT,
+                flags: 0,
+                guest_phys_addr: BAR_ADDRESS,
+                memory_size: bar.size() as u64,
+                userspace_addr: mapping.address() as u64,
+            };
+            // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it
+            // too and drops it last.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        self.bar = Some(bar);
+        Ok(())
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    /// The guest's status page.
+    ///
+    /// # Errors
+    /// None in practice: the memory is large enough.
+    pub fn status(&self) -> Result<Status> {
+        Ok(Status::new(&self.memory)?)
+    }
+
+    /// The interrupt controllers, in the kernel and in this process.
+    ///
+    /// # Errors
+    /// [`Error::Irqfd`].
+    pub fn controllers(&self) -> Result<Controllers> {
+        let interrupts = || KvmInterrupts::new(Arc::clone(&self.vm));
+        match self.irqchip {
+            Irqchip::Kernel => Ok(Controllers::Kernel(interrupts()?)),
+            Irqchip::Split => Controllers::split(interrupts()?),
+            Irqchip::User => Ok(Controllers::pic()),
+        }
+    }
+
+    /// Ticks of the guest's time-stamp counter in a millisecond, never 0.
+    ///
+    /// # Errors
+    /// That of the ioctl, or [`Error::Guest`] when KVM does not know it.
+    pub fn tsc_khz(&self) -> Result<u32> {
+        match self.vcpu.get_tsc_khz().map_err(at("KVM_GET_TSC_KHZ"))? {
+            0 => Err(Error::Guest(
+                "KVM does not know the rate of its time-stamp counter".to_owned(),
+            )),
+            khz => Ok(khz),
+        }
+    }
+
+    /// Lets `bell` serve the stores to the doorbell that exit.
+    pub fn connect(&mut self, bell: Arc<Bell>) {
+        self.bell = Some(bell);
+    }
+
+    /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
+    ///
+    /// # Errors
+    /// What [`Cpu::start`] says, or [`Error::Guest`] when the guest does not get ready.
+    pub fn start(
+        self,
+        controllers: &Controllers,
+        on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
+    ) -> Result<Running> {
+        let (controllers, bell) = (controllers.clone(), self.bell.clone());
+        let bar = match self.bar.as_deref() {
+            Some(Bar::Remote(bar)) => Some(bar.clone()),
+            Some(Bar::Mapped(_)) | None => None,
+        };
+        self.start_with(move |fd, stop| {
+            let vcpu = Vcpu {
+                fd,
+                controllers,
+                bell,
+                bar,
+                on_acknowledge: Box::new(on_acknowledge),
+            };
+            vcpu.run(stop)
+        })
+    }
+
+    /// The same with a `body` of the caller's own that runs the vCPU until its flag becomes true.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(self, body: impl FnOnce(VcpuFd, &AtomicBool) -> Result<()> + Send + 'static) -> Result<Running> {
+        let (status, vcpu) = (self.status()?, self.vcpu);
+        let cpu = Cpu::start("vcpu0", move |stop| body(vcpu, stop))?;
+        // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
+        Running::new(cpu, &status, (self.vm, self.memory, self.bar))
+    }
+}
+
+/// A machine whose guest runs. Dropping it stops the guest.
+pub struct Running {
+    cpu: Cpu,
+    /// What the guest lives in.
+    _kept: Box<dyn Send>,
+}
+
+impl Running {
+    /// Waits for the guest to get ready, and keeps `kept` for as long as it runs.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] when it ends, or does not get ready in time.
+    pub(crate) fn new(cpu: Cpu, status: &Status, kept: impl Send + 'static) -> Result<Self> {
+        let since = Instant::now();
+        while !status.is_ready() {
+            if cpu.has_ended() {
+                cpu.stop()?;
+                return Err(Error::Guest("it ended before it was ready".to_owned()));
+            }
+            if since.elapsed() > READY_LIMIT {
+                cpu.stop()?;
+                return Err(Error::Guest(format!("it was not ready within {READY_LIMIT:?}")));
+            }
+            thread::yield_now();
+        }
+        Ok(Self {
+            cpu,
+            _kept: Box::new(kept),
+        })
+    }
+
+    /// Whether the guest has failed; [`stop`](Self::stop) then says how.
+    pub fn has_ended(&self) -> bool {
+        self.cpu.has_ended()
+    }
+
+    /// Stops the guest.
+    ///
+    /// # Errors
+    /// The guest's failure, if it failed.
+    pub fn stop(self) -> Result<()> {
+        self.cpu.stop()
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({:?})", self.cpu)
+    }
+}
+
+/// Memory with the program and its interrupt vector table in it.
+fn load(image: &Image) -> Result<GuestMemoryMmap> {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
+        .map_err(|error| Error::Memory(error.to_string()))?;
+    memory.write_slice(&image.code, GuestAddress(image.entry))?;
+    for (vector, offset) in image.vectors.iter().enumerate() {
+        // An entry is offset, then segment, which is 0.
+        memory.write_obj(u32::from(*offset).to_le(), GuestAddress(vector as u64 * 4))?;
+    }
+    Ok(memory)
+}
+
+/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, a device's BAR at that of GS, and
+/// an x2APIC that the guest may turn on.
+fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
+    const CPUID_FEATURES: u32 = 1;
+    const ECX_X2APIC: u32 = 1 << 21;
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(at("KVM_GET_SUPPORTED_CPUID"))?;
+    for entry in cpuid.as_mut_slice() {
+        if entry.function == CPUID_FEATURES && irqchip != Irqchip::User {
+            entry.ecx |= ECX_X2APIC;
+        }
+    }
+    vcpu.set_cpuid2(&cpuid).map_err(at("KVM_SET_CPUID2"))?;
+
+    let mut sregs = vcpu.get_sregs().map_err(at("KVM_GET_SREGS"))?;
+    for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
+        segment.selector = 0;
+        segment.base = 0;
+    }
+    sregs.es.base = IOAPIC_BASE;
+    sregs.fs.base = DOORBELL_ADDRESS;
+    sregs.gs.base = BAR_ADDRESS;
+    vcpu.set_sregs(&sregs).map_err(at("KVM_SET_SREGS"))?;
+
+    const RFLAGS_ALWAYS_ONE: u64 = 2;
+    vcpu.set_regs(&kvm_regs {
+        rip: image.entry,
+        rsp: image.stack,
+        rflags: RFLAGS_ALWAYS_ONE,
+        ..Default::default()
+    })
+    .map_err(at("KVM_SET_REGS"))
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The one place where a [`Composition`] becomes objects. A new value of an option is a new arm here.
+
+use std::sync::Arc;
+
+use interrupt_core::LevelSource;
+use interrupt_core::forward::Consumer;
+use interrupt_core::forward::GuestLine;
+use kvm_irqfd::{HostForwarded, KvmVfio, WaitMode, Waiter};
+
+use crate::composition::options::{Composition, DeviceKind, Eoi, Source, Wait};
+use crate::error::Result;
+use crate::passthrough::edu::{Edu, EduPin};
+use crate::passthrough::forwarding::Forwarding;
+use crate::passthrough::model::{Model, PinIrqfd};
+use crate::roundtrip::device::Device;
+use crate::roundtrip::eoi_wait::{Eois, keys};
+use crate::roundtrip::guest::status::Status;
+use crate::vm::irqchip::Controllers;
+
+/// What a run consists of beside its machine.
+#[derive(Debug)]
+pub struct Parts {
+    /// The devices, which share one line.
+    pub devices: Arc<[Device]>,
+    /// The EOIs of that line.
+    pub eois: Eois,
+    /// The device outside of this process, if it is one, with what carries its interrupt.
+    pub passthrough: Option<Passthrough>,
+    /// The model of such a device, if it is one, with what carries its interrupt.
+    pub modelled: Option<Modelled>,
+}
+
+/// A model of a device and what carries its interrupt.
+// Field order is drop order: INTx is disabled while the device is there.
+#[derive(Debug)]
+pub struct Modelled {
+    /// From the device to the line and back.
+    pub forwarding: Forwarding,
+    /// The device.
+    pub model: Model,
+}
+
+/// A device outside of this process and what carries its interrupt.
+// Field order is drop order: INTx is disabled while the device is there.
+#[derive(Debug)]
+pub struct Passthrough {
+    /// From the device to the line and back.
+    pub forwarding: Forwarding,
+    /// The device.
+    pub edu: Edu,
+}
+
+impl Parts {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is registered.
+    /// Otherwise that of the part that could not be had; nothing is left registered.
+    pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
+        composition.check()?;
+        match composition.device {
+            DeviceKind::Embedded => {}
+            DeviceKind::Model => return Self::model(controllers, status, composition),
+            DeviceKind::Vfio(address) => {
+                return Self::pass_through(Edu::open(address)?, controllers, status, composition);
+            }
+            DeviceKind::VfioUser(path) => {
+                return Self::pass_through(Edu::connect(&path)?, controllers, status, composition);
+            }
+        }
+        let gsi = composition.controller.gsi();
+        let sources = (0..composition.sharers)
+            .map(|n| controllers.source(composition.source, gsi, format!("device {n}")))
+            .collect::<Result<Vec<_>>>()?;
+
+        let waiter = waiter(composition.wait);
+        let notifier = &*controllers.notifier();
+        let eois = match (composition.source, composition.eoi, controllers) {
+            (_, Eoi::Resamplefd | Eoi::Key, _) => Eois::by_eventfd(notifier, &keys(&sources), waiter),
+            // The dispatch loop has to run anyway: it states levels again that KVM may have forgotten.
+            (Source::Line, Eoi::Gsi, Controllers::Kernel(interrupts)) => {
+                Eois::by_dispatch(interrupts, gsi.into(), waiter)
+            }
+            (_, Eoi::Gsi, _) => Eois::by_eventfd(notifier, &[gsi.into()], waiter),
+        }?;
+
+        let devices = sources
+            .into_iter()
+            .enumerate()
+            .map(|(n, source)| Ok(Device::new(source, status.device(n)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            devices: devices.into(),
+            eois,
+            passthrough: None,
+            modelled: None,
+        })
+    }
+
+    /// What carries the device's interrupt, if it is not the device itself.
+    pub fn forwarding(&self) -> Option<&Forwarding> {
+        let passthrough = self.passthrough.as_ref().map(|passthrough| &passthrough.forwarding);
+        passthrough.or(self.modelled.as_ref().map(|modelled| &modelled.forwarding))
+    }
+
+    /// As [`pass_through`](Self::pass_through), with a device that is none.
+    fn model(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
+        let gsi = composition.controller.gsi();
+        let source = controllers.source(composition.source, gsi, "model".to_owned())?;
+        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        // Where the kernel has no irqfd for the line, the model's host has one.
+        let irqfd = match controllers {
+            Controllers::Kernel(_) | Controllers::Split { .. } => None,
+            Controllers::Pic(..) | Controllers::Ioapic { .. } => Some(Arc::new(PinIrqfd::new(Arc::clone(&source))?)),
+        };
+        let line: Arc<dyn Consumer> = match &irqfd {
+            Some(irqfd) => Arc::new(GuestLine::split(Arc::<PinIrqfd>::clone(irqfd), controllers.notifier())),
+            None => line(controllers, composition.source, source),
+        };
+        let model = Model::start(irqfd)?;
+        let forwarding = Forwarding::start(model.interrupt(), None, composition.forward, line)?;
+        let device = Device::new(Arc::new(model.pin(gsi)), status.device(0)?);
+        Ok(Self {
+            devices: [device].into(),
+            eois,
+            passthrough: None,
+            modelled: Some(Modelled { forwarding, model }),
+        })
+    }
+
+    /// The forwarder listens to the line for the device. The devices' thread listens besides, by GSI, and is not in the way of either:
+    /// it is how the EOIs are counted and timed.
+    fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
+        let gsi = composition.controller.gsi();
+        let label = edu.label().to_owned();
+        let source = controllers.source(composition.source, gsi, label)?;
+        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        let line = line(controllers, composition.source, source);
+        let forwarding = Forwarding::start(Arc::clone(edu.interrupt()), edu.irq(), composition.forward, line)?;
+        let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), status.device(0)?);
+        Ok(Self {
+            devices: [device].into(),
+            eois,
+            passthrough: Some(Passthrough { forwarding, edu }),
+            modelled: None,
+        })
+    }
+}
+
+/// The guest's end of a forwarder, with what is known of where the line ends.
+fn line(controllers: &Controllers, kind: Source, source: Arc<dyn LevelSource>) -> Arc<dyn Consumer> {
+    let notifier = controllers.notifier();
+    match (controllers, kind) {
+        (Controllers::Kernel(interrupts), _) => {
+            let line = GuestLine::kernel(source, notifier);
+            match KvmVfio::new(interrupts.vm()) {
+                Ok(vfio) => Arc::new(HostForwarded::new(line, Arc::new(vfio))),
+                // A kernel without the KVM-VFIO device.
+                Err(_) => Arc::new(line),
+            }
+        }
+        (Controllers::Split { .. }, Source::Irqfd) => Arc::new(GuestLine::split(source, notifier)),
+        _ => Arc::new(GuestLine::relay(
+            source,
+            notifier,
+            "the line is a pin of a controller in this process, and has no irqfd",
+        )),
+    }
+}
+
+fn waiter(wait: Wait) -> Waiter {
+    Waiter::new(match wait {
+        Wait::Block => WaitMode::Block,
+        Wait::Spin => WaitMode::Spin,
+        Wait::Adaptive => WaitMode::Adaptive,
+    })
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One run: a machine, the parts of its composition, traffic through them, and the account of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use kvm_ioctls::Kvm;
+
+use crate::composition::check::Impossible;
+use crate::composition::options::{Composition, Controller, DeviceKind, Forward, MachineKind};
+use crate::error::{Error, Result};
+use crate::passthrough::bar::Bar;
+use crate::passthrough::forwarding::Forwarding;
+use crate::roundtrip::device::Device;
+use crate::roundtrip::doorbell::Doorbell;
+use crate::roundtrip::guest::program::{Idle, Program};
+use crate::roundtrip::guest::status::Status;
+use crate::roundtrip::machine::Machine;
+use crate::roundtrip::parts::Parts;
+use crate::roundtrip::soft::SoftMachine;
+use crate::roundtrip::summary::{Options, Summary};
+use crate::roundtrip::swapper::Swapper;
+use crate::roundtrip::traffic::{Progress, Traffic};
+use crate::vm::irqchip::Controllers;
+use crate::vm::stall::{INTERVAL, Patience};
+
+/// How long the guest goes on at the end, so that interrupts that nobody raised are taken and counted.
+const LINGER: Duration = Duration::from_millis(10);
+
+/// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted` becomes
+/// true, or no progress is made any more. The soft machine needs no `kvm`.
+///
+/// # Errors
+/// When the parts cannot be put together, the guest fails, or a system call does. Lost interrupts are no error but an
+/// [`Outcome`](crate::roundtrip::summary::Outcome).
+pub fn run(
+    kvm: Option<&Kvm>,
+    options: &Options,
+    interrupted: &AtomicBool,
+    on_progress: &mut dyn FnMut(u64),
+) -> Result<Summary> {
+    let composition = &options.composition;
+    composition.check()?;
+    let (mut guest, controllers) = Guest::new(kvm, composition, options.guest_eoi)?;
+    let status = guest.status()?;
+    let parts = Parts::compose(&controllers, &status, composition)?;
+    if let Some(passthrough) = &parts.passthrough {
+        guest.map_bar(passthrough.edu.bar())?;
+    }
+    let forwarding = parts.forwarding().and_then(Forwarding::explanation);
+    let progress = Arc::new(Progress::default());
+    let swapper = match (parts.forwarding(), options.swap_every) {
+        (Some(forwarding), Some(every)) => Some(Swapper::start(forwarding, every, &progress)?),
+        (None, Some(_)) => return Err(Impossible::NoSwap(Forward::None).into()),
+        (_, None) => None,
+    };
+    let Parts {
+        devices,
+        mut eois,
+        passthrough,
+        modelled,
+    } = parts;
+    let doorbell = match (&mut guest, composition.doorbell) {
+        (Guest::Kvm(machine), Some(path)) => Some(Doorbell::new(machine, path.bus(machine), options.count)?),
+        // The soft machine with one is impossible.
+        (Guest::Soft(_), Some(_)) | (_, None) => None,
+    };
+    let acknowledged = Arc::clone(&devices);
+    let on_acknowledge = move || Ok(acknowledged.iter().try_for_each(Device::acknowledge)?);
+    let running = match guest {
+        Guest::Kvm(machine) => machine.start(&controllers, on_acknowledge),
+        Guest::Soft(machine) => machine.start(&controllers, on_acknowledge),
+    }?;
+    if let Some(doorbell) = &doorbell {
+        doorbell.wait(&running, interrupted)?;
+    }
+
+    let stop = eois.stop();
+    let (mut traffic, shared, looks_after) = (
+        Traffic::new(Arc::clone(&devices), options.count),
+        Arc::clone(&progress),
+        thread::current(),
+    );
+    let thread = thread::Builder::new()
+        .name("devices".to_owned())
+        .spawn(move || {
+            let ended = traffic.run(&mut eois, &shared);
+            looks_after.unpark();
+            ended.map(|()| traffic)
+        })
+        .map_err(|source| Error::System {
+            step: "starting the devices' thread",
+            source,
+        })?;
+    let mut patience = Patience::new(options.guest_eoi);
+    while !thread.is_finished() && !running.has_ended() {
+        if interrupted.load(Ordering::Acquire) {
+            progress.finish();
+        }
+        let done = progress.done();
+        on_progress(done);
+        if patience.is_at_its_end(done, &devices) {
+            break;
+        }
+        thread::park_timeout(INTERVAL);
+    }
+    // Whatever ended the loop, the thread ends now, and the guest's own error comes first: the others follow from it.
+    let stopped = stop.stop();
+    let traffic = thread.join();
+    progress.finish();
+    let swaps = swapper.map(Swapper::join);
+    thread::sleep(LINGER);
+    running.stop()?;
+    stopped?;
+    if let Some(passthrough) = passthrough {
+        passthrough.forwarding.stop()?;
+    }
+    if let Some(modelled) = modelled {
+        modelled.forwarding.stop()?;
+    }
+    let traffic = traffic.map_err(|_| Error::Guest("the devices' thread panicked".to_owned()))??;
+    let mut summary = Summary::new(
+        options,
+        &traffic,
+        &devices,
+        &status,
+        doorbell.map(Doorbell::account).transpose()?,
+        interrupted.load(Ordering::Acquire),
+    );
+    summary.forwarding = forwarding;
+    summary.swaps = swaps.transpose()?;
+    Ok(summary)
+}
+
+/// The machine of a run, before it starts.
+pub(crate) enum Guest {
+    Kvm(Machine),
+    Soft(SoftMachine),
+}
+
+impl Guest {
+    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its interrupts.
+    pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
+        let program = Program {
+            controller: composition.controller,
+            devices: composition.sharers,
+            edu: matches!(composition.device, DeviceKind::Vfio(_) | DeviceKind::VfioUser(_)),
+            acknowledge: composition.acknowledge(),
+            eoi: guest_eoi,
+            idle: Idle::on(composition.irqchip),
+        };
+        match (composition.machine, kvm) {
+            (MachineKind::Kvm, Some(kvm)) => {
+                let machine = Machine::new(kvm, &program.assemble()?, composition.irqchip)?;
+                let controllers = machine.controllers()?;
+                Ok((Self::Kvm(machine), controllers))
+            }
+            (MachineKind::Kvm, None) => Err(Error::Absent("--machine kvm: KVM was not opened".to_owned())),
+            (MachineKind::Soft, _) => {
+                let controllers = match composition.controller {
+                    Controller::Pic => Controllers::pic(),
+                    Controller::Ioapic => Controllers::ioapic()?,
+                };
+                Ok((Self::Soft(SoftMachine::new(program)?), controllers))
+            }
+        }
+    }
+
+    fn map_bar(&mut self, bar: &Arc<Bar>) -> Result<()> {
+        match self {
+            Self::Kvm(machine) => machine.map_bar(Arc::clone(bar)),
+            Self::Soft(_) => Err(Impossible::SoftHasNoBar.into()),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Result<Status> {
+        match self {
+            Self::Kvm(machine) => machine.status(),
+            Self::Soft(machine) => machine.status(),
+        }
+    }
+}

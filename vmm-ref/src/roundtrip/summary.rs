@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a run was to do, and what came of it.
+
+use std::time::Duration;
+
+use interrupt_core::forward::Explanation;
+use serde::Serialize;
+
+use crate::composition::options::Composition;
+use crate::latency::{Latency, Percentiles};
+use crate::roundtrip::device::Device;
+use crate::roundtrip::doorbell;
+use crate::roundtrip::guest::status::Status;
+use crate::roundtrip::swapper::Account as SwapAccount;
+use crate::roundtrip::traffic::{Traffic, Watched};
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The parts.
+    pub composition: Composition,
+    /// Round trips.
+    pub count: u64,
+    /// Whether the guest's handler ends its interrupts. Without, the run is the negative control.
+    pub guest_eoi: bool,
+    /// The path of the device's interrupt is changed every so many round trips.
+    pub swap_every: Option<u64>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All round trips were made, nothing was lost and nothing was spurious.
+    Ok,
+    /// A request was not served, or its device was not told.
+    Lost,
+    /// The guest took interrupts that nobody had raised.
+    Spurious,
+    /// A store to the doorbell was not signalled exactly once.
+    Doorbell,
+    /// Stopped before its end; nothing lost and nothing spurious until then.
+    Interrupted,
+    /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was told.
+    NoEoi,
+    /// The negative control found that the host ends interrupts without the guest: figures of this path are no EOI figures.
+    EndedByHost,
+}
+
+/// The account of a run.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What was to be run.
+    pub options: Options,
+    /// Round trips completed.
+    pub done: u64,
+    /// Assertions made: one for each request, and one each time that a level was stated again.
+    pub asserted: u64,
+    /// Requests that the guest says it has served.
+    pub serviced: u64,
+    /// EOIs of the line that the devices were told of.
+    pub resampled: u64,
+    /// Requests that were not served, or whose device was not told so.
+    pub lost: u64,
+    /// Interrupts that the guest took beyond the assertions made.
+    pub spurious: u64,
+    /// How often the handler ran.
+    pub handler_runs: u64,
+    /// How often it found no request.
+    pub found_nothing: u64,
+    /// From assertion to the EOI that ends the request.
+    pub latency: Option<Percentiles>,
+    /// All of these latencies.
+    pub distribution: Latency,
+    /// The first round trips.
+    pub trace: Vec<Watched>,
+    /// From the first assertion to the last EOI.
+    pub elapsed: Duration,
+    /// The doorbell, if the guest rang it.
+    pub doorbell: Option<doorbell::Account>,
+    /// By which path the device's interrupt went at the beginning, and why, if it was forwarded.
+    pub forwarding: Option<Explanation>,
+    /// The changes of path, if there were to be any.
+    pub swaps: Option<SwapAccount>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+impl Summary {
+    /// Draws up the account of a run that has ended.
+    pub fn new(
+        options: &Options,
+        traffic: &Traffic,
+        devices: &[Device],
+        status: &Status,
+        doorbell: Option<doorbell::Account>,
+        interrupted: bool,
+    ) -> Self {
+        let sum = |of: fn(&Device) -> u64| devices.iter().map(of).sum::<u64>();
+        let (raised, asserted, serviced) = (sum(Device::raised), sum(Device::asserted), sum(Device::serviced));
+        let handler_runs = u64::from(status.handler_runs());
+        let mut summary = Self {
+            options: *options,
+            done: traffic.done,
+            asserted,
+            serviced,
+            resampled: traffic.resampled,
+            // A handler that ends nothing cannot get its device told.
+            lost: raised - if options.guest_eoi { traffic.done } else { serviced },
+            spurious: handler_runs.saturating_sub(asserted) + u64::from(status.stray()),
+            handler_runs,
+            found_nothing: status.found_nothing().into(),
+            latency: traffic.latency.percentiles(),
+            distribution: traffic.latency.clone(),
+            trace: traffic.trace.clone(),
+            elapsed: traffic.elapsed,
+            doorbell,
+            forwarding: None,
+            swaps: None,
+            outcome: Outcome::Ok,
+        };
+        summary.outcome = summary.judge(interrupted);
+        summary
+    }
+
+    /// Whether everything was made that was asked for.
+    fn is_complete(&self) -> bool {
+        let count = self.options.count;
+        self.done == count && self.doorbell.as_ref().is_none_or(|doorbell| doorbell.made(count))
+    }
+
+    /// The one place that decides how a run ended.
+    fn judge(&self, interrupted: bool) -> Outcome {
+        if self.lost > 0 {
+            Outcome::Lost
+        } else if self.spurious > 0 {
+            Outcome::Spurious
+        } else if self.doorbell.as_ref().is_some_and(|doorbell| !doorbell.is_exact()) {
+            Outcome::Doorbell
+        } else if !self.options.guest_eoi && self.done > 0 {
+            Outcome::EndedByHost
+        } else if interrupted && !self.is_complete() {
+            Outcome::Interrupted
+        } else if !self.options.guest_eoi {
+            Outcome::NoEoi
+        } else {
+            Outcome::Ok
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::composition::options;
+    use crate::composition::options::Controller;
+    use crate::roundtrip::doorbell::Rung;
+
+    /// A run that went well.
+    pub(crate) fn sample() -> Summary {
+        Summary {
+            options: Options {
+                composition: Composition::in_kernel(Controller::Pic),
+                count: 10_000,
+                guest_eoi: true,
+                swap_every: None,
+            },
+            done: 10_000,
+            asserted: 10_000,
+            serviced: 10_000,
+            resampled: 10_000,
+            lost: 0,
+            spurious: 0,
+            handler_runs: 10_000,
+            found_nothing: 0,
+            latency: Some(Percentiles {
+                min: 4.0,
+                p50: 5.5,
+                p90: 6.0,
+                p99: 9.0,
+                max: 1234.5,
+            }),
+            trace: vec![Watched {
+                asserted: Duration::from_nanos(500),
+                handled: Duration::from_nanos(3_200),
+                told: Duration::from_nanos(5_750),
+            }],
+            distribution: Latency::new(),
+            elapsed: Duration::from_millis(250),
+            doorbell: None,
+            forwarding: None,
+            swaps: None,
+            outcome: Outcome::Ok,
+        }
+    }
+
+    /// A run of 100 that went well, and what `change` makes of it.
+    fn outcome(guest_eoi: bool, interrupted: bool, change: impl FnOnce(&mut Summary)) -> Outcome {
+        let mut summary = sample();
+        summary.options.guest_eoi = guest_eoi;
+        (summary.options.count, summary.done) = (100, 100);
+        change(&mut summary);
+        summary.judge(interrupted)
+    }
+
+    #[test]
+    fn a_run_is_judged_by_its_worst() {
+        assert_eq!(outcome(true, false, |_| {}), Outcome::Ok);
+        assert_eq!(outcome(true, false, |run| run.spurious = 1), Outcome::Spurious);
+        assert_eq!(
+            outcome(true, true, |run| (run.lost, run.spurious) = (1, 1)),
+            Outcome::Lost
+        );
+        assert_eq!(outcome(true, true, |run| run.done = 99), Outcome::Interrupted);
+        assert_eq!(
+            outcome(true, true, |_| {}),
+            Outcome::Ok,
+            "an interruption after the last round trip"
+        );
+    }
+
+    #[test]
+    fn a_doorbell_is_judged_too() {
+        let rung = |signals, exits| Rung {
+            path: options::Doorbell::Trap,
+            why: None,
+            stores: 100,
+            signals,
+            exits,
+            p50_ns: None,
+        };
+        let with = |interrupted, pio, mmio, done| {
+            outcome(true, interrupted, |run| {
+                run.done = done;
+                run.doorbell = Some(doorbell::Account {
+                    pio,
+                    mmio,
+                    clock_p50_ns: None,
+                });
+            })
+        };
+        assert_eq!(with(false, rung(100, 100), rung(100, 100), 100), Outcome::Ok);
+        for (signals, exits) in [(99, 100), (101, 100), (100, 99), (100, 101), (0, 0)] {
+            assert_eq!(
+                with(false, rung(signals, exits), rung(100, 100), 100),
+                Outcome::Doorbell
+            );
+            assert_eq!(with(true, rung(100, 100), rung(signals, exits), 99), Outcome::Doorbell);
+        }
+        let some = || Rung {
+            stores: 64,
+            ..rung(64, 64)
+        };
+        assert_eq!(with(true, some(), some(), 100), Outcome::Interrupted);
+    }
+
+    #[test]
+    fn the_negative_control_expects_that_nothing_is_reported() {
+        assert_eq!(outcome(false, false, |run| run.done = 0), Outcome::NoEoi);
+        assert_eq!(outcome(false, false, |run| run.done = 1), Outcome::EndedByHost);
+        assert_eq!(outcome(false, true, |run| run.done = 0), Outcome::Interrupted);
+        assert_eq!(
+            outcome(false, false, |run| (run.done, run.lost) = (0, 1)),
+            Outcome::Lost
+        );
+    }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Changes of path while interrupts flow: every so many round trips, at a random moment of the next one, to a path at random.
+
+use std::collections::BTreeMap;
+use std::hint::spin_loop;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use interrupt_core::forward::{EventfdId, Path, Registry};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::latency::{Latency, Percentiles};
+use crate::passthrough::forwarding::Forwarding;
+use crate::roundtrip::traffic::Progress;
+
+/// A change begins at most so long after the round trip that it is due with: as long as a round trip takes.
+const SPREAD_NS: u64 = 60_000;
+
+/// What the changes came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Account {
+    /// A change was due every so many round trips.
+    pub every: u64,
+    /// How often the path was changed.
+    pub swaps: u64,
+    /// How often to each.
+    pub to: BTreeMap<String, u64>,
+    /// How long a change took from its first step to its last, in us: the interrupt is held back for less. `null` when there was none.
+    pub cost_us: Option<Percentiles>,
+}
+
+/// The thread that makes the changes.
+#[derive(Debug)]
+pub struct Swapper {
+    thread: JoinHandle<Result<Account>>,
+}
+
+impl Swapper {
+    /// Changes the path of `forwarding` from now on, until `progress` is finished.
+    ///
+    /// # Errors
+    /// [`Error::NothingToSwap`] when there are not two paths, and [`Error::System`] when there is no thread to be had.
+    pub fn start(forwarding: &Forwarding, every: u64, progress: &Arc<Progress>) -> Result<Self> {
+        let (registry, id) = (forwarding.registry().clone(), forwarding.id());
+        let paths = registry.possible(id)?;
+        if paths.len() < 2 {
+            return Err(Error::NothingToSwap(
+                forwarding
+                    .explanation()
+                    .map(|pair| pair.to_string())
+                    .unwrap_or_default(),
+            ));
+        }
+        let watched = Arc::clone(progress);
+        let thread = thread::Builder::new()
+            .name("swapper".to_owned())
+            .spawn(move || {
+                watched.call_every(every);
+                swap(&registry, id, &paths, every, &watched)
+            })
+            .map_err(|source| Error::System {
+                step: "starting the swapper's thread",
+                source,
+            })?;
+        Ok(Self { thread })
+    }
+
+    /// Waits for the end, which has to have come to `progress`.
+    ///
+    /// # Errors
+    /// The first change that could not be made.
+    pub fn join(self) -> Result<Account> {
+        self.thread.thread().unpark();
+        self.thread
+            .join()
+            .map_err(|_| Error::Guest("the swapper's thread panicked".to_owned()))?
+    }
+}
+
+fn swap(registry: &Registry, id: EventfdId, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
+    let (mut random, mut cost, mut to) = (Random(1), Latency::new(), BTreeMap::new());
+    let mut due = every;
+    while !progress.is_finished() {
+        if progress.done() < due {
+            thread::park();
+            continue;
+        }
+        due = progress.done() / every * every + every;
+        wait(Duration::from_nanos(random.next() % SPREAD_NS));
+        let now = registry.path(id);
+        let others: Vec<_> = paths.iter().filter(|path| Some(**path) != now).collect();
+        let path = *others[random.below(others.len())];
+        let start = Instant::now();
+        let came = registry.restrict(id, Some(path))?;
+        cost.record(start.elapsed());
+        *to.entry(path.to_string()).or_default() += 1;
+        if came != Some(path) {
+            let status = registry
+                .explain()
+                .pop()
+                .map(|pair| pair.to_string())
+                .unwrap_or_default();
+            return Err(Error::Forward {
+                wanted: path.to_string(),
+                status,
+            });
+        }
+    }
+    Ok(Account {
+        every,
+        swaps: to.values().sum(),
+        to,
+        cost_us: cost.percentiles(),
+    })
+}
+
+/// A sequence that is the same in each run (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        // `n` is not 0: there are at least two paths, and one of them is not the one that there is.
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// Polls: a sleep is longer than a round trip.
+fn wait(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        spin_loop();
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread in which a guest's CPU runs, and how it is stopped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::error::{Error, Result};
+
+pub(crate) const EINTR: i32 = 4;
+
+/// How long a kick may take before the next one: much longer than a way out of KVM_RUN.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A thread that plays a processor. Dropping it stops the thread and waits for it.
+#[derive(Debug)]
+pub struct Cpu {
+    thread: Option<JoinHandle<Result<()>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Cpu {
+    /// Runs `body` in a thread of its own, until its flag becomes true. It is woken by a signal, and from a park.
+    ///
+    /// # Errors
+    /// When the signal handler or the thread cannot be made.
+    pub fn start(name: &str, body: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static) -> Result<Self> {
+        register_signal_handler(SIGRTMIN(), kicked).map_err(|source| Error::System {
+            step: "sigaction(SIGRTMIN)",
+            source: source.into(),
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&stopped))
+            .map_err(|source| Error::System {
+                step: "starting a processor's thread",
+                source,
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Whether the thread has ended, which it does by itself only when the guest fails.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Stops the vCPU and returns when it no longer runs.
+    ///
+    /// # Errors
+    /// What ended the thread before, if something did.
+    pub fn stop(mut self) -> Result<()> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        self.stop.store(true, Ordering::Release);
+        // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop` and
+        // KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls' exclusive borrow.
+        while !thread.is_finished() {
+            thread.thread().unpark();
+            // It fails when the thread has just ended.
+            let _ = thread.kill(SIGRTMIN());
+            thread::park_timeout(KICK_INTERVAL);
+        }
+        match thread.join() {
+            Ok(ended) => ended,
+            Err(_) => Err(Error::Guest("the vCPU's thread panicked".to_owned())),
+        }
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        // Whoever wants the error calls `stop`.
+        let _ = self.join();
+    }
+}
+
+/// The kick has done its work by interrupting KVM_RUN.
+extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The interrupt controllers of a machine: which of them there are, who drives their lines, and who tells of their EOIs.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, LoweredBy, Msi, MsiOutput};
+use kvm_irqfd::KvmInterrupts;
+use user_irqchip::lapic::LocalApics;
+use user_irqchip::{Ioapic, Pic};
+
+use crate::composition::check::Impossible;
+use crate::composition::options::Source;
+use crate::error::{Error, Result};
+
+/// The interrupt controllers of a machine. Clones are handles to the same.
+#[derive(Clone, Debug)]
+pub enum Controllers {
+    /// All in the kernel.
+    Kernel(KvmInterrupts),
+    /// LAPICs in the kernel, the IOAPIC in this process.
+    Split {
+        /// The kernel's part, which is also the IOAPIC's output.
+        interrupts: KvmInterrupts,
+        /// This process's part.
+        ioapic: Arc<Ioapic>,
+    },
+    /// The 8259 pair in this process, and the processor that its INTR goes to.
+    Pic(Arc<Pic>, Processor),
+    /// The IOAPIC in this process, and a model of the processor's local APIC.
+    Ioapic {
+        /// The IOAPIC.
+        ioapic: Arc<Ioapic>,
+        /// The local APIC of the one processor.
+        apics: Arc<LocalApics>,
+        /// That processor.
+        processor: Processor,
+    },
+}
+
+impl Controllers {
+    /// A split irqchip's.
+    ///
+    /// # Errors
+    /// None: 24 pins from GSI 0 are a legal IOAPIC.
+    pub fn split(interrupts: KvmInterrupts) -> Result<Self> {
+        let ioapic = ioapic(Arc::new(interrupts.clone()))?;
+        Ok(Self::Split { interrupts, ioapic })
+    }
+
+    /// An 8259 pair in this process.
+    pub fn pic() -> Self {
+        let processor = Processor::default();
+        let interrupted = processor.clone();
+        Self::Pic(Arc::new(Pic::new(move || interrupted.wake())), processor)
+    }
+
+    /// An IOAPIC and a local APIC in this process.
+    ///
+    /// # Errors
+    /// As [`split`](Self::split).
+    pub fn ioapic() -> Result<Self> {
+        let (apics, processor) = (LocalApics::new(1), Processor::default());
+        let output = Waking {
+            apics: Arc::clone(&apics),
+            processor: processor.clone(),
+        };
+        Ok(Self::Ioapic {
+            ioapic: ioapic(Arc::new(output))?,
+            apics,
+            processor,
+        })
+    }
+
+    /// A level source on `gsi`.
+    ///
+    /// # Errors
+    /// The controller's, or [`Error::Impossible`] for a source that these controllers do not have.
+    pub fn source(&self, source: Source, gsi: Gsi, label: String) -> Result<Arc<dyn LevelSource>> {
+        Ok(match (self, source) {
+            (Self::Kernel(interrupts), Source::Resample) => Arc::new(interrupts.resample_source(gsi, label)?),
+            (Self::Kernel(interrupts), Source::Line) => Arc::new(interrupts.irq_line_source(gsi, label)?),
+            (Self::Split { interrupts, .. }, Source::Irqfd) => Arc::new(interrupts.split_source(gsi, label, None)?),
+            (Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. }, Source::Pin) => {
+                Arc::new(ioapic.source(gsi, label, LoweredBy::Eoi)?)
+            }
+            (Self::Pic(pic, _), Source::Pin) => Arc::new(pic.source(gsi, label, LoweredBy::Eoi)?),
+            (Self::Kernel(_), Source::Pin) => return Err(Impossible::NoUserPins.into()),
+            (Self::Split { .. } | Self::Pic(..) | Self::Ioapic { .. }, Source::Resample | Source::Line) => {
+                return Err(Impossible::NoKernelPins.into());
+            }
+            (Self::Kernel(_) | Self::Pic(..) | Self::Ioapic { .. }, Source::Irqfd) => {
+                return Err(Impossible::IrqfdIsForSplit.into());
+            }
+        })
+    }
+
+    /// Who tells of EOIs.
+    pub fn notifier(&self) -> Arc<dyn EoiNotifier> {
+        match self {
+            Self::Kernel(interrupts) => Arc::new(interrupts.clone()),
+            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => ioapic.clone(),
+            Self::Pic(pic, _) => pic.clone(),
+        }
+    }
+}
+
+fn ioapic(output: Arc<dyn MsiOutput>) -> Result<Arc<Ioapic>> {
+    let built = Ioapic::builder().build(output);
+    built.map(Arc::new).map_err(|error| Error::Guest(error.to_string()))
+}
+
+/// The thread that plays a processor, as those see it who interrupt it.
+///
+/// It parks itself while it has nothing to do. A wake that comes before it parks is not lost: the park then returns at once.
+#[derive(Clone, Default)]
+pub struct Processor(Arc<OnceLock<Thread>>);
+
+impl Processor {
+    /// The calling thread is the processor from now on.
+    pub fn is_this_thread(&self) {
+        // The first one is the only one: a machine starts once.
+        let _ = self.0.set(thread::current());
+    }
+
+    /// Gets the processor to look for interrupts. Before it has started it looks by itself.
+    pub fn wake(&self) {
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
+impl fmt::Debug for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.get().is_some() {
+            "started"
+        } else {
+            "not started"
+        })
+    }
+}
+
+/// A model of local APICs whose processor is woken by what comes in.
+#[derive(Debug)]
+struct Waking {
+    apics: Arc<LocalApics>,
+    processor: Processor,
+}
+
+impl MsiOutput for Waking {
+    fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+        let delivered = self.apics.send_msi(gsi, message);
+        self.processor.wake();
+        delivered
+    }
+
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
+        self.apics.set_pin(gsi, message, masked)
+    }
+}
