@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who takes a matching store before it becomes an exit.
+//! What takes a matching store before it becomes an exit.
 
 use std::fmt::Debug;
 
@@ -12,12 +12,12 @@ use crate::matching::Match;
 
 /// Something that can signal an eventfd for a guest store without an exit to the VMM.
 ///
-/// `Kvm` (feature `kvm`) is one, [`NoBackend`] is the other. Devices do not use this trait: they register on an
+/// The implementations are `Kvm` (feature `kvm`) and [`NoBackend`]. Devices do not use this trait: they register on an
 /// [`IoeventBus`](crate::IoeventBus), which keeps its table in step with the backend. A registration that is made past
 /// the bus is not in the table, and collides with the bus's own.
 ///
-/// The bus calls these methods one at a time, never from [`dispatch`](crate::IoeventBus::dispatch), and only with
-/// registrations that it has checked.
+/// The bus calls these methods one at a time, under its lock, and only with registrations that it has checked. A method
+/// that calls the bus back may look up and dispatch; it waits for itself if it registers, relocates or removes.
 pub trait Backend: Debug + Send + Sync {
     /// Starts to signal `event` for each store that `at` matches.
     ///
@@ -40,9 +40,9 @@ pub enum Refusal {
     /// There is no backend: the bus was made with [`IoeventBus::userspace`](crate::IoeventBus::userspace).
     #[error("there is no kernel backend")]
     NoBackend,
-    /// The kernel said no. Among others: `EEXIST` when somebody registered a colliding ioeventfd past the bus, `ENOSPC`
-    /// when the kernel's I/O bus is full, `EMFILE` and `ENOMEM` when the process ran out of something, `EPERM` or
-    /// `ENOSYS` when a seccomp filter stands in between.
+    /// The kernel refused. Among others: `EEXIST` when a colliding ioeventfd was registered past the bus, `ENOSPC` when
+    /// the kernel's I/O bus is full, `EMFILE` and `ENOMEM` when a limit of the process is reached, `EPERM` or `ENOSYS`
+    /// from a seccomp filter.
     ///
     /// After `EEXIST` the stores that the foreign registration matches do not exit: they signal *its* eventfd and are
     /// lost to this registration. The rest exits and is served.

@@ -11,21 +11,21 @@ use rustix::io::Errno as Code;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::{NotAnEventFd, errno};
+use crate::error::errno;
 
-/// Takes over an eventfd that came from somewhere else: over a socket, from a parent process, from another library.
+/// Takes over an eventfd that came from elsewhere: over a socket, from a parent process, from another library.
 ///
 /// The fd keeps its flags and its counter. Wrap the result in an `Arc` to register it, as often as needed.
 ///
 /// # Errors
-/// [`NotAnEventFd`] with `EINVAL` when `fd` is something else; `fd` is closed then.
+/// `EINVAL` when `fd` is something else; `fd` is closed then.
 ///
 /// ```
 /// let file = std::fs::File::open("/dev/null")?;
-/// assert!(ioevent::adopt(file.into()).is_err());
+/// assert!(ioevent::eventfd_from_owned(file.into()).is_err());
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub fn adopt(fd: OwnedFd) -> Result<EventFd, NotAnEventFd> {
+pub fn eventfd_from_owned(fd: OwnedFd) -> Result<EventFd, Errno> {
     file_status(fd.as_raw_fd())?;
     // SAFETY: the fd was just given up by its `OwnedFd`, so that the `EventFd` is its only owner.
     Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
@@ -40,7 +40,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    pub(crate) fn new(fd: Arc<EventFd>) -> Result<Self, NotAnEventFd> {
+    pub(crate) fn new(fd: Arc<EventFd>) -> Result<Self, Errno> {
         let blocking = !file_status(fd.as_raw_fd())?.contains(OFlags::NONBLOCK);
         Ok(Self { fd, blocking })
     }
@@ -50,20 +50,20 @@ impl Event {
     }
 
     /// Adds one to the counter, as the kernel does for a store that it matches itself: a full counter stays full, and
-    /// the vCPU does not wait for whoever is to read it.
+    /// the vCPU does not wait for the reader.
     pub(crate) fn signal(&self) -> Result<(), Errno> {
         // SAFETY: `self.fd` keeps the fd open for longer than the borrow, which ends with this function.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
         let add_one = || {
-            // Without O_NONBLOCK a write to a full counter waits. Whoever shares the eventfd could fill it in order to
-            // stop the vCPU, so ask first. Setting O_NONBLOCK is no way out: it belongs to the open file, and the
+            // Without O_NONBLOCK a write to a full counter waits. A peer that shares the eventfd could fill the counter
+            // to stop the vCPU, so ask first. O_NONBLOCK cannot be set here: the flag belongs to the open file, and the
             // reader at the other end may rely on waiting.
             if self.blocking && !writable(fd)? {
                 return Err(Code::AGAIN);
             }
             rustix::io::write(fd, &1u64.to_ne_bytes())
         };
-        // vCPU threads are kicked by signals. One that is pending makes even a poll that does not wait say EINTR.
+        // vCPU threads are kicked by signals, and a pending signal makes even a poll that does not wait answer EINTR.
         match rustix::io::retry_on_intr(add_one) {
             Ok(_) | Err(Code::AGAIN) => Ok(()),
             Err(code) => Err(errno(code)),
@@ -77,21 +77,20 @@ fn writable(fd: BorrowedFd<'_>) -> Result<bool, Code> {
 }
 
 /// The file status flags of an open eventfd.
-fn file_status(fd: RawFd) -> Result<OFlags, NotAnEventFd> {
-    let not = |code| NotAnEventFd { fd, errno: errno(code) };
+fn file_status(fd: RawFd) -> Result<OFlags, Errno> {
     if fd < 0 {
-        return Err(not(Code::BADF));
+        return Err(errno(Code::BADF));
     }
     // SAFETY: `fd` is not negative. If its owner closed it behind its own back, the calls below answer EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = rustix::fs::fcntl_getfl(borrowed).map_err(not)?;
-    // Only /proc tells an eventfd from its siblings (timerfd, epoll) without side effects. In a jail without /proc, an
-    // inode that is of no file type is as near as one gets; a sibling is then found out by the first write to it.
+    let flags = rustix::fs::fcntl_getfl(borrowed).map_err(errno)?;
+    // Only /proc tells an eventfd from its siblings (timerfd, epoll) without side effects. In a jail without /proc the
+    // check is that the inode has no file type; a sibling passes it, and its first write fails.
     let eventfd = match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
         Ok(target) => target == Path::new("anon_inode:[eventfd]"),
-        Err(_) => rustix::fs::fstat(borrowed).map_err(not)?.st_mode & 0o170_000 == 0,
+        Err(_) => rustix::fs::fstat(borrowed).map_err(errno)?.st_mode & 0o170_000 == 0,
     };
-    if eventfd { Ok(flags) } else { Err(not(Code::INVAL)) }
+    if eventfd { Ok(flags) } else { Err(errno(Code::INVAL)) }
 }
 
 #[cfg(test)]
@@ -107,9 +106,9 @@ mod tests {
             rustix::time::TimerfdFlags::empty(),
         )
         .unwrap();
-        assert_eq!(adopt(timer).unwrap_err().errno, errno(Code::INVAL));
+        assert_eq!(eventfd_from_owned(timer).unwrap_err(), errno(Code::INVAL));
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert_eq!(adopt(file.into()).unwrap_err().errno, errno(Code::INVAL));
+        assert_eq!(eventfd_from_owned(file.into()).unwrap_err(), errno(Code::INVAL));
     }
 
     #[test]

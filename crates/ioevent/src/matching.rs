@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which guest stores a registration matches.
 //!
-//! This file is the one place that says when a store matches and when two registrations cannot stand side by side. The
-//! rules are KVM's own (`virt/kvm/eventfd.c`: `ioeventfd_in_range`, `ioeventfd_check_collision`), because the same
-//! registration is served by the kernel at one moment and by the table at another, and the guest must not see which.
+//! This file alone says when a store matches, when two registrations cannot stand side by side, and which registrations
+//! could not work. The rules are KVM's own (`virt/kvm/eventfd.c`: `ioeventfd_in_range`, `ioeventfd_check_collision`),
+//! because the kernel serves a registration at one moment and the table at another, and the guest must not see which.
 
-use std::collections::BTreeSet;
 use std::fmt::{self, Display};
-
-use crate::error::Rejection;
 
 /// The address space of a guest store.
 ///
@@ -50,25 +47,53 @@ impl Length {
     }
 }
 
-/// A length that no ioeventfd can have: not 0, 1, 2, 4 or 8 bytes. KVM answers `EINVAL` to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is not the length of an ioeventfd: 1, 2, 4, 8 bytes, or 0 for any")]
-pub struct InvalidLength(pub u32);
-
 impl TryFrom<u32> for Length {
-    type Error = InvalidLength;
+    type Error = Rejection;
 
     /// Takes KVM's encoding: 0 for any, or 1, 2, 4, 8 bytes.
-    fn try_from(bytes: u32) -> Result<Self, InvalidLength> {
+    ///
+    /// # Errors
+    /// [`Rejection::InvalidLength`] for every other number.
+    fn try_from(bytes: u32) -> Result<Self, Rejection> {
         match bytes {
             0 => Ok(Self::Any),
             1 => Ok(Self::Bytes1),
             2 => Ok(Self::Bytes2),
             4 => Ok(Self::Bytes4),
             8 => Ok(Self::Bytes8),
-            _ => Err(InvalidLength(bytes)),
+            _ => Err(Rejection::InvalidLength(bytes)),
         }
     }
+}
+
+/// Why a registration could not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// A length in bytes that no ioeventfd has. KVM rejects it too.
+    #[error("{0} is not the length of an ioeventfd: 1, 2, 4, 8 bytes, or 0 for any")]
+    InvalidLength(u32),
+    /// The datamatch has bits that a store of this length does not write. KVM accepts it and never matches.
+    #[error("the datamatch has bits beyond the length, so no store can match it")]
+    DatamatchBeyondLength,
+    /// A datamatch needs a length to be compared on. KVM rejects it too.
+    #[error("a datamatch needs an exact length")]
+    DatamatchWithoutLength,
+    /// A port above 0xffff, or a range that runs past it. KVM accepts it and never matches.
+    #[error("the range ends beyond the last port, 0xffff")]
+    PortBeyond16Bits,
+    /// Port I/O on a processor other than x86. KVM accepts it and never matches.
+    #[error("this architecture has no port I/O")]
+    NoPorts,
+    /// The range does not end below 2^64. KVM rejects it too.
+    #[error("address plus length overflows 64 bits")]
+    Overflow,
+    /// A relocation from a base above the registration's address.
+    #[error("the address is below the base {base:#x} that it is to move with")]
+    BelowBase {
+        /// The old base that was given.
+        base: u64,
+    },
 }
 
 /// The guest stores that one registration stands for: a space, an exact address, a length, and perhaps a value.
@@ -94,7 +119,7 @@ impl TryFrom<u32> for Length {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Match {
     // The order of the fields is the order of the derived `Ord`: all registrations of one address are neighbours, and
-    // among them all of one length. `collision` relies on it.
+    // among them all of one length. The table relies on it.
     /// The address space.
     pub space: Space,
     /// The guest address of the first byte written.
@@ -154,6 +179,18 @@ impl Match {
                 length == written.length && self.datamatch.is_none_or(|value| value == written.value)
             }
         }
+    }
+
+    /// Whether one store could match both.
+    ///
+    /// Two registrations of one space and address collide when one of them is of any length, or when both are of one
+    /// length and one has no datamatch or both have the same. Different lengths at one address do not collide: no store
+    /// has two lengths.
+    pub(crate) fn collides(&self, other: &Self) -> bool {
+        let same_value = self.datamatch.is_none() || other.datamatch.is_none() || self.datamatch == other.datamatch;
+        let any_length = self.length == Length::Any || other.length == Length::Any;
+        (self.space, self.address) == (other.space, other.address)
+            && (any_length || (self.length == other.length && same_value))
     }
 
     /// The last byte that a matching store writes. For [`Length::Any`] the first byte, the only one that is certain.
@@ -233,57 +270,6 @@ impl Written {
         };
         Some(Self { length, value })
     }
-}
-
-/// The registration in `registered` that could match the same store as `new`, if there is one.
-///
-/// Two registrations of one space and address collide when one of them is of any length, or when both are of the same
-/// length and one has no datamatch or both have the same. Different lengths at one address do not collide: no store has
-/// two lengths. Because colliding registrations never stand side by side, a store matches at most one registration.
-pub(crate) fn collision(registered: &BTreeSet<Match>, new: &Match) -> Option<Match> {
-    let anything_there = || {
-        let first = Match {
-            length: Length::Any,
-            datamatch: None,
-            ..*new
-        };
-        let last = Match {
-            length: Length::Bytes8,
-            datamatch: Some(u64::MAX),
-            ..*new
-        };
-        registered.range(first..=last).next()
-    };
-    let same_length = || {
-        let first = Match {
-            datamatch: None,
-            ..*new
-        };
-        let last = Match {
-            datamatch: Some(u64::MAX),
-            ..*new
-        };
-        registered.range(first..=last).next()
-    };
-    let any_length = || {
-        registered.get(&Match {
-            length: Length::Any,
-            datamatch: None,
-            ..*new
-        })
-    };
-    let any_value = || {
-        registered.get(&Match {
-            datamatch: None,
-            ..*new
-        })
-    };
-    match (new.length, new.datamatch) {
-        (Length::Any, _) => anything_there(),
-        (_, None) => any_length().or_else(same_length),
-        (_, Some(_)) => any_length().or_else(any_value).or_else(|| registered.get(new)),
-    }
-    .copied()
 }
 
 #[cfg(test)]
@@ -367,34 +353,29 @@ mod tests {
     #[test]
     fn collisions_are_the_kernels() {
         let four = Match::mmio(0x1000, Length::Bytes4);
-        let registered = BTreeSet::from([
-            four,
-            Match::mmio(0x2000, Length::Bytes4).with_datamatch(7),
-            Match::mmio(0x3000, Length::Any),
-        ]);
-        let collides = |new: Match| collision(&registered, &new);
-
-        assert_eq!(collides(four), Some(four));
-        assert_eq!(collides(four.with_datamatch(1)), Some(four));
-        assert_eq!(collides(Match::mmio(0x1000, Length::Any)), Some(four));
-        assert_eq!(collides(Match::mmio(0x1000, Length::Bytes2)), None);
-        assert_eq!(collides(Match::mmio(0x1000, Length::Bytes8).with_datamatch(0)), None);
-        assert_eq!(collides(Match::mmio(0x1002, Length::Bytes4)), None);
-        assert_eq!(collides(Match::pio(0x1000, Length::Bytes4)), None);
-
         let seven = Match::mmio(0x2000, Length::Bytes4).with_datamatch(7);
-        assert_eq!(collides(seven), Some(seven));
-        assert_eq!(collides(seven.with_datamatch(8)), None);
-        assert_eq!(collides(Match::mmio(0x2000, Length::Bytes4)), Some(seven));
-        assert_eq!(collides(Match::mmio(0x2000, Length::Any)), Some(seven));
-
         let any = Match::mmio(0x3000, Length::Any);
-        assert_eq!(collides(Match::mmio(0x3000, Length::Bytes1)), Some(any));
-        assert_eq!(
-            collides(Match::mmio(0x3000, Length::Bytes1).with_datamatch(1)),
-            Some(any)
-        );
-        assert_eq!(collides(Match::pio(0x3000, Length::Any)), None);
+        let cases = [
+            (four, four, true),
+            (four, four.with_datamatch(1), true),
+            (four, Match::mmio(0x1000, Length::Any), true),
+            (four, Match::mmio(0x1000, Length::Bytes2), false),
+            (four, Match::mmio(0x1000, Length::Bytes8).with_datamatch(0), false),
+            (four, Match::mmio(0x1002, Length::Bytes4), false),
+            (four, Match::pio(0x1000, Length::Bytes4), false),
+            (seven, seven, true),
+            (seven, seven.with_datamatch(8), false),
+            (seven, Match::mmio(0x2000, Length::Bytes4), true),
+            (seven, Match::mmio(0x2000, Length::Any), true),
+            (any, any, true),
+            (any, Match::mmio(0x3000, Length::Bytes1), true),
+            (any, Match::mmio(0x3000, Length::Bytes1).with_datamatch(1), true),
+            (any, Match::pio(0x3000, Length::Any), false),
+        ];
+        for (one, other, expected) in cases {
+            assert_eq!(one.collides(&other), expected, "{one} and {other}");
+            assert_eq!(other.collides(&one), expected, "{other} and {one}");
+        }
     }
 
     #[test]
@@ -409,7 +390,7 @@ mod tests {
         for bytes in 0..=17 {
             match Length::try_from(bytes) {
                 Ok(length) => assert_eq!(length.bytes(), bytes),
-                Err(error) => assert_eq!(error, InvalidLength(bytes)),
+                Err(error) => assert_eq!(error, Rejection::InvalidLength(bytes)),
             }
             assert_eq!(
                 Length::try_from(bytes).is_ok(),

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The table as vCPU threads see it while another thread changes it.
 //!
-//! There are two copies of the table. One is active: readers look things up in it. The other is the writer's. To make a
-//! change, the writer changes its own copy, swaps the two, waits until the last reader has left the copy that is now
-//! its own, and makes the same change there. So a reader takes no lock and sees either all of a change or none of it; a
-//! change costs what the change is and not what the table is; and once [`Published::change`] returns, no reader is left
-//! that saw the table before the change. The last of these is what makes removal final.
+//! There are two copies of the table. Readers look things up in the active copy; the other is the writer's. To make a
+//! change, the writer changes its own copy, swaps the two, waits until the last reader has left the copy that is now the
+//! writer's, and makes the same change there. So a reader takes no lock and sees all of a change or none of it; the cost
+//! of a change does not grow with the table; and once [`Published::change`] returns, no reader is left that saw the table
+//! before the change. The last of these makes a removal final.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
+use crate::error::Error;
 use crate::table::{Change, Table};
 
 #[derive(Debug)]
 pub(crate) struct Published {
     active: ArcSwap<Table>,
-    /// The writer's copy. Between changes it equals the active one, and nobody else holds it.
+    /// The writer's copy. Between changes it equals the active copy, and nobody else holds it.
     own: Mutex<Arc<Table>>,
 }
 
@@ -37,21 +38,32 @@ impl Published {
     }
 
     /// Makes all of `changes` visible at once, and returns when no reader can act on the table before them any more.
-    pub(crate) fn change(&self, changes: &[Change]) {
+    /// `before` runs when the changes are known to be possible, and before a reader sees them.
+    ///
+    /// # Errors
+    /// [`Error::Collision`], or the error of `before`. Then no reader ever saw a change.
+    pub(crate) fn change(&self, changes: &[Change], before: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        apply(&mut own, changes);
+        // `make_mut` never copies: nobody else holds the writer's copy.
+        let table = Arc::make_mut(&mut own);
+        let mut made = 0;
+        let possible = changes.iter().try_for_each(|change| {
+            table.apply(change)?;
+            made += 1;
+            Ok(())
+        });
+        if let Err(error) = possible.and_then(|()| before()) {
+            for change in changes[..made].iter().rev() {
+                table.undo(change);
+            }
+            return Err(error);
+        }
         let previous = self.active.swap(Arc::clone(&own));
         *own = previous;
         wait_until_alone(&mut own);
-        apply(&mut own, changes);
-    }
-}
-
-fn apply(own: &mut Arc<Table>, changes: &[Change]) {
-    // Never copies: nobody else holds the writer's copy.
-    let table = Arc::make_mut(own);
-    for change in changes {
-        table.apply(change);
+        let table = Arc::make_mut(&mut own);
+        // The copies are equal, so what was possible there is possible here.
+        changes.iter().try_for_each(|change| table.apply(change))
     }
 }
 
@@ -75,19 +87,21 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::matching::{Length, Match, Space};
+    use crate::table::Entry;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
     use vmm_sys_util::eventfd::EventFd;
 
-    fn insert(at: Match) -> Change {
-        Change::Insert(at, Event::new(Arc::new(EventFd::new(0).unwrap())).unwrap())
+    fn entry(at: Match) -> Entry {
+        let event = Event::new(Arc::new(EventFd::new(0).unwrap())).unwrap();
+        Entry { at, event }
     }
 
     #[test]
     fn a_change_returns_only_when_earlier_readers_have_left() {
         let published = Published::new();
-        let at = Match::pio(0x80, Length::Any);
-        published.change(&[insert(at)]);
+        let port = entry(Match::pio(0x80, Length::Any));
+        published.change(&[Change::Insert(port.clone())], || Ok(())).unwrap();
 
         let (reading, is_reading) = mpsc::channel();
         let (leave, may_leave) = mpsc::channel::<()>();
@@ -111,7 +125,7 @@ mod tests {
             });
             is_reading.recv().unwrap();
             scope.spawn(|| {
-                published.change(&[Change::Remove(at)]);
+                published.change(&[Change::Remove(port)], || Ok(())).unwrap();
                 changed.store(true, Ordering::SeqCst);
             });
             // The new table is visible before the old reader has left, and not only after.
@@ -126,21 +140,23 @@ mod tests {
     #[test]
     fn a_reader_sees_all_of_a_change_or_none() {
         let published = Published::new();
-        let (here, there) = (Match::mmio(0x1000, Length::Any), Match::mmio(0x2000, Length::Any));
-        published.change(&[insert(here)]);
+        let [here, there] = [0x1000, 0x2000].map(|address| entry(Match::mmio(address, Length::Any)));
+        let insert = |entry: &Entry| Change::Insert(entry.clone());
+        let move_on = |from: &Entry, to| [Change::Remove(from.clone()), insert(to)];
+        published.change(&[insert(&here)], || Ok(())).unwrap();
         let done = AtomicBool::new(false);
         let (mut at_here, mut at_there) = (0u32, 0u32);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..2000 {
-                    published.change(&[Change::Remove(here), insert(there)]);
-                    published.change(&[Change::Remove(there), insert(here)]);
+                    published.change(&move_on(&here, &there), || Ok(())).unwrap();
+                    published.change(&move_on(&there, &here), || Ok(())).unwrap();
                 }
                 done.store(true, Ordering::Release);
             });
             while !done.load(Ordering::Acquire) {
                 let table = published.read();
-                let found = [here, there].map(|at| table.find(Space::Mmio, at.address, &[0]).is_some());
+                let found = [&here, &there].map(|entry| table.find(Space::Mmio, entry.at.address, &[0]).is_some());
                 match found {
                     [true, false] => at_here += 1,
                     [false, true] => at_there += 1,

@@ -7,96 +7,78 @@ use std::sync::Arc;
 use log::error;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::Refusal;
-use crate::bus::Shared;
 use crate::error::Error;
-use crate::event::Event;
+use crate::ledger::{Ledger, Path, Registered};
 use crate::matching::Match;
-
-/// Who signals the eventfd for a matching store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// The kernel, without an exit.
-    ///
-    /// KVM fails to find a few registrations that it has accepted: where the ranges of three or more overlap so that one
-    /// that does not contain the store lies between two that do. Such a store exits, and is served from there.
-    Kernel,
-    /// [`IoeventBus::dispatch`](crate::IoeventBus::dispatch), from the exit that the store causes, for this reason.
-    Trapped(Refusal),
-}
 
 /// One registration on an [`IoeventBus`](crate::IoeventBus), for as long as it lives.
 ///
-/// Remembers exactly what was registered, and removes exactly that when it goes. Registrations, bus and devices may go in
+/// Remembers exactly what was registered, and removes exactly that when dropped. Registrations, bus and devices may go in
 /// any order; the bus's backend and the eventfd stay open for as long as the registration lives.
 #[must_use = "dropping it removes the registration"]
 pub struct Registration {
-    bus: Arc<Shared>,
-    at: Match,
-    event: Event,
-    path: Path,
+    ledger: Arc<Ledger>,
+    registered: Registered,
     /// Not removed yet: `remove` was not called.
     live: bool,
 }
 
 impl Registration {
-    pub(crate) fn new(bus: Arc<Shared>, at: Match, event: Event, path: Path) -> Self {
+    pub(crate) fn new(ledger: Arc<Ledger>, registered: Registered) -> Self {
         Self {
-            bus,
-            at,
-            event,
-            path,
+            ledger,
+            registered,
             live: true,
         }
     }
 
-    /// The stores that it matches.
+    /// The stores that match.
     pub fn at(&self) -> Match {
-        self.at
+        self.registered.entry.at
     }
 
-    /// The eventfd that they signal.
+    /// The eventfd that matching stores signal.
     pub fn eventfd(&self) -> &Arc<EventFd> {
-        self.event.fd()
+        self.registered.entry.event.fd()
     }
 
-    /// Whether the kernel signals it, or the exit path does, and why. Changes only when the registration is relocated.
+    /// Whether the kernel signals the eventfd, or the exit path does, and why. Changes only when the registration is
+    /// relocated.
     pub fn path(&self) -> Path {
-        self.path
+        self.registered.path
     }
 
     /// Ends the registration, and says whether the kernel agreed that there was one.
     ///
     /// When this returns, no matching store signals the eventfd any more: neither the kernel nor a vCPU thread that was
-    /// in the middle of a dispatch. Stores up to then have been counted; the counter is left as it is, so whoever reads
-    /// the eventfd should read it once more.
+    /// in the middle of a dispatch. Stores up to then have been counted, and the counter is left as it is: read the
+    /// eventfd once more.
     ///
     /// Waits for dispatches that are under way, which take as long as a write to an eventfd.
     ///
+    /// Dropping the registration does the same, and logs the error.
+    ///
     /// # Errors
     /// [`Error::NotRemoved`]: the kernel did not remove what it had accepted. The registration is gone from the table
-    /// all the same. Dropping the registration does the same as this, and logs the error.
+    /// all the same. After `ENOENT` the kernel has lost it. After any other answer, such as the `EPERM` of a seccomp
+    /// filter, the kernel may go on to signal the eventfd; the bus keeps the eventfd open, and asks the kernel again
+    /// before something else is registered or reserved at the same place.
     pub fn remove(mut self) -> Result<(), Error> {
         self.end()
     }
 
     fn end(&mut self) -> Result<(), Error> {
         self.live = false;
-        self.bus.remove(&self.at, &self.event, self.path)
+        self.ledger.remove(&self.registered)
     }
 
-    pub(crate) fn event(&self) -> &Event {
-        &self.event
+    /// For a relocation, which changes both the place and the path.
+    pub(crate) fn registered(&mut self) -> &mut Registered {
+        &mut self.registered
     }
 
-    pub(crate) fn is_on(&self, bus: &Arc<Shared>) -> bool {
-        Arc::ptr_eq(&self.bus, bus)
-    }
-
-    /// Records where a relocation left it.
-    pub(crate) fn settle(&mut self, at: Match, path: Path) {
-        self.at = at;
-        self.path = path;
+    pub(crate) fn is_on(&self, ledger: &Arc<Ledger>) -> bool {
+        Arc::ptr_eq(&self.ledger, ledger)
     }
 }
 
@@ -113,8 +95,8 @@ impl Drop for Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration")
-            .field("at", &self.at)
-            .field("path", &self.path)
+            .field("at", &self.at())
+            .field("path", &self.path())
             .finish_non_exhaustive()
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use ioevent::{
-    Error, FrontEnd, InvalidLength, IoeventBus, Length, Match, Path, Refusal, Rejection, Space, Unclaimed, Window,
+    DoorbellOverlay, Error, IoeventBus, Length, Match, Path, Refusal, Rejection, ReservedRange, Space, UnassignedRange,
 };
 use log::Level;
 use rustix::io::Errno as Code;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
             datamatch_beyond_the_length_is_rejected,
         ),
         ("row_113_any_length_signals_each_width", any_length_signals_each_width),
-        ("row_115_windows", windows_are_rejected),
+        ("row_115_reserved_ranges", reserved_ranges_are_kept_free),
         ("row_117_all_or_nothing", a_bad_one_at_each_position_registers_none),
         ("row_121_many_addresses_and_a_fan", many_addresses_and_a_fan),
         ("case_o1_to_o11_and_o13", ioevent_cases),
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
         .test(
             "kernel/row_115_ram_and_ioapic",
             &[Need::FullIrqchip],
-            what_the_kernel_gets_wrong_in_windows,
+            what_the_kernel_gets_wrong_in_reserved_ranges,
         )
         .test(
             "kernel/row_119_foreign_registration",
@@ -146,8 +146,8 @@ fn passes(guest: &mut Guest, doorbells: &[&Doorbell], space: Space, address: u64
 }
 
 fn bad_arguments(guest: Guest) {
-    assert_eq!(Length::try_from(3), Err(InvalidLength(3)));
-    assert_eq!(Length::try_from(16), Err(InvalidLength(16)));
+    assert_eq!(Length::try_from(3), Err(Rejection::InvalidLength(3)));
+    assert_eq!(Length::try_from(16), Err(Rejection::InvalidLength(16)));
 
     let overflow = Match::mmio(u64::MAX - 3, Length::Bytes4);
     let error = guest.bus.register(overflow, eventfd()).unwrap_err();
@@ -388,10 +388,10 @@ fn rep_outs_signals_for_each_element(mut guest: Guest) {
     assert_eq!(seven.rings(), 3);
 }
 
-fn windows_are_rejected(guest: Guest) {
-    let ram = Window::ram(0..=0xffff);
-    guest.bus.exclude(&[ram]).unwrap();
-    guest.bus.exclude(&Window::X86_IRQCHIP).unwrap();
+fn reserved_ranges_are_kept_free(guest: Guest) {
+    let ram = ReservedRange::ram(0..=0xffff);
+    guest.bus.reserve(&[ram]).unwrap();
+    guest.bus.reserve(&ReservedRange::X86_IRQCHIP).unwrap();
     let inside = [
         Match::mmio(0x8000, Length::Any),
         Match::mmio(0xffff, Length::Bytes4),
@@ -406,12 +406,9 @@ fn windows_are_rejected(guest: Guest) {
     ];
     for at in inside {
         match guest.bus.register(at, eventfd()).unwrap_err() {
-            Error::Rejected {
-                at: rejected,
-                why: Rejection::InsideWindow(window),
-            } => {
-                assert_eq!(rejected, at);
-                assert!(window == ram || Window::X86_IRQCHIP.contains(&window));
+            Error::Reserved { at: refused, range } => {
+                assert_eq!(refused, at);
+                assert!(range == ram || ReservedRange::X86_IRQCHIP.contains(&range));
             }
             other => panic!("{at}: {other}"),
         }
@@ -425,14 +422,17 @@ fn windows_are_rejected(guest: Guest) {
     ];
     let registered = guest.bus.register_all(beside.map(|at| (at, eventfd()))).unwrap();
 
-    // A window over a registration is refused, and leaves nothing behind.
-    let late = [Window::ram(0x10_0000..=0x1f_ffff), Window::ram(0..=0x1_0000)];
-    let error = guest.bus.exclude(&late).unwrap_err();
+    // A range over a registration is refused, and leaves nothing behind.
+    let late = [
+        ReservedRange::ram(0x10_0000..=0x1f_ffff),
+        ReservedRange::ram(0..=0x1_0000),
+    ];
+    let error = guest.bus.reserve(&late).unwrap_err();
     assert_eq!(
         error,
         Error::Occupied {
             at: beside[0],
-            window: late[1]
+            range: late[1]
         }
     );
     drop(
@@ -443,11 +443,11 @@ fn windows_are_rejected(guest: Guest) {
     );
     drop(registered);
 
-    guest.bus.readmit(&ram);
+    guest.bus.unreserve(&ram);
     drop(guest.bus.register(Match::mmio(0x8000, Length::Any), eventfd()).unwrap());
 }
 
-fn what_the_kernel_gets_wrong_in_windows() {
+fn what_the_kernel_gets_wrong_in_reserved_ranges() {
     let mut guest = Guest::with_irqchip(Setup::Kernel, Irqchip::Full);
     let vm = vm(&mut guest);
     let (ram, ioapic) = (eventfd(), eventfd());
@@ -641,7 +641,7 @@ fn a_fan_is_warned_of_once() {
     let one_more = register(0xb0fa_1000, 64..65);
     let records = logged::containing("0xb0fa1000");
     assert!(
-        matches!(&records[..], [(Level::Warn, message)] if message.contains("65 datamatches")),
+        matches!(&records[..], [(Level::Warn, message)] if message.contains("65 registrations")),
         "{records:?}"
     );
     let _more = register(0xb0fa_1000, 65..80);
@@ -749,7 +749,7 @@ fn every_width_and_space(mut guest: Guest) {
 fn several_registrations_on_one_eventfd(mut guest: Guest) {
     let event = eventfd();
     // One that came from elsewhere: a duplicate, as another process would hand it over.
-    let handed_over = ioevent::adopt({
+    let handed_over = ioevent::eventfd_from_owned({
         // SAFETY: `event` is open here and the borrow ends with the call.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) };
         fd.try_clone_to_owned().unwrap()
@@ -888,7 +888,7 @@ fn front_end() {
     let mmio = Doorbell::on(&bus, Match::mmio(A + 4, Length::Bytes4));
     let pio = Doorbell::on(&bus, Match::pio(0x302, Length::Bytes2).with_datamatch(9));
     let device = Arc::new(Behind::default());
-    let front = Arc::new(FrontEnd::new(bus.clone(), device.clone()));
+    let front = Arc::new(DoorbellOverlay::new(bus.clone(), device.clone()));
     let mut devices = IoManager::new();
     devices
         .register_mmio(MmioRange::new(MmioAddress(A), 0x1000).unwrap(), front.clone())
@@ -912,7 +912,7 @@ fn front_end() {
     let reached = [(A + 4, vec![1, 2]), (0x302, 8u16.to_ne_bytes().to_vec())];
     assert_eq!(*device.0.lock().unwrap(), reached);
 
-    let nobody = FrontEnd::new(bus, Unclaimed);
+    let nobody = DoorbellOverlay::new(bus, UnassignedRange);
     nobody.mmio_write(MmioAddress(A), 4, &[0; 4]);
     nobody.mmio_write(MmioAddress(A), 8, &[0; 4]);
     assert_eq!(mmio.rings(), 1);

@@ -10,7 +10,7 @@ mod support;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use ioevent::{Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, Space, Window};
+use ioevent::{Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, ReservedRange, Space};
 use log::Level;
 use rustix::io::Errno as Code;
 use support::backends::{Books, Call, Faulty, errno};
@@ -40,7 +40,7 @@ type Row = (&'static str, fn(Rig));
 
 fn main() -> ExitCode {
     logged::start();
-    let bodies: [Row; 9] = [
+    let bodies: [Row; 10] = [
         (
             "the_table_serves_whenever_the_kernel_does_not",
             the_table_serves_whenever_the_kernel_does_not,
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         ("relocate_to_a_bad_place", relocate_to_a_bad_place),
         ("relocate_onto_itself", relocate_onto_itself),
         ("removal_fails", removal_fails),
+        ("a_stuck_place_is_refused", a_stuck_place_is_refused),
     ];
     let mut suite = Suite::new("refusals");
     for (name, body) in bodies {
@@ -387,8 +388,8 @@ fn relocate_cannot_remove_at_each_position(mut rig: Rig) {
 
 fn relocate_to_a_bad_place(mut rig: Rig) {
     let mut doorbells = rig.set(HERE);
-    let window = Window::ram(0x8000_0000..=0x8000_3fff);
-    rig.guest.bus.exclude(&[window]).unwrap();
+    let range = ReservedRange::ram(0x8000_0000..=0x8000_3fff);
+    rig.guest.bus.reserve(&[range]).unwrap();
     let in_the_way = Doorbell::on(&rig.guest.bus, nth(THERE, 3).with_datamatch(1));
     rig.faulty.calls();
     let high = u64::MAX - 0x2fff;
@@ -396,18 +397,18 @@ fn relocate_to_a_bad_place(mut rig: Rig) {
         (
             HERE,
             0x8000_0000,
-            Error::Rejected {
+            Error::Reserved {
                 at: nth(0x8000_0000, 0),
-                why: Rejection::InsideWindow(window),
+                range,
             },
         ),
-        // Only the last of the set is in the window.
+        // Only the last of the set is in the range.
         (
             HERE,
             0x7fff_f000,
-            Error::Rejected {
+            Error::Reserved {
                 at: nth(0x7fff_f000, 1),
-                why: Rejection::InsideWindow(window),
+                range,
             },
         ),
         (
@@ -506,17 +507,60 @@ fn removal_fails(mut rig: Rig) {
             }
         );
         assert!(error.to_string().contains("MMIO 0xd0000000 length 4"), "{error}");
-        // It is off the table and the books; what the kernel still has is the kernel's.
         assert_eq!(rig.guest.bus.find(Space::Mmio, HERE, &[0; 4]), None);
         let again = Doorbell::on(&rig.guest.bus, nth(HERE, 0));
-        let taken = Path::Trapped(Refusal::Kernel(errno(Code::EXIST)));
-        assert_eq!(again.registration.path(), taken, "the kernel never lost it");
-        drop(again);
-        ioevent::Backend::deassign(&rig.faulty, &nth(HERE, 0), &event).unwrap();
+        if code == Code::NOENT {
+            // The kernel said that it had lost the registration, and was believed. It never had: what it still has
+            // looks like a registration that was made past the bus.
+            let taken = Path::Trapped(Refusal::Kernel(errno(Code::EXIST)));
+            assert_eq!(again.registration.path(), taken);
+            drop(again);
+            ioevent::Backend::deassign(&rig.faulty, &nth(HERE, 0), &event).unwrap();
+        } else {
+            assert_eq!(
+                again.registration.path(),
+                Path::Kernel,
+                "the kernel was asked again first"
+            );
+            rig.assert_ring(&[again], HERE, THERE);
+        }
         let seen = rig.guest.store(Space::Mmio, HERE, &[0; 4]);
         rig.guest.assert_passed(&seen, Space::Mmio, HERE, &[0; 4]);
         assert_eq!(count(event.as_ref()), 0);
     }
+}
+
+/// A removal failed, and the kernel goes on to refuse: the place cannot be used, and the answer says why. When the
+/// kernel lets go, the place is free.
+fn a_stuck_place_is_refused(rig: Rig) {
+    let bus = &rig.guest.bus;
+    let stuck = Error::NotRemoved {
+        at: nth(HERE, 0),
+        errno: errno(Code::PERM),
+    };
+    let mut mover = Doorbell::on(bus, nth(THERE, 0));
+    let Doorbell { registration, event } = Doorbell::on(bus, nth(HERE, 0));
+    let held = Arc::downgrade(&event);
+    drop(event);
+    rig.faulty.set_fault(|call| deassigns(call).then_some(Code::PERM));
+    assert_eq!(registration.remove().unwrap_err(), stuck);
+    assert!(held.upgrade().is_some(), "the kernel needs the eventfd to remove it");
+
+    let range = ReservedRange::ram(HERE..=HERE);
+    let set = [(nth(THERE, 1), eventfd()), (nth(HERE, 0), eventfd())];
+    assert_eq!(bus.register_all(set).unwrap_err(), stuck);
+    assert_eq!(bus.relocate([&mut mover.registration], THERE, HERE).unwrap_err(), stuck);
+    assert_eq!(bus.reserve(&[range]).unwrap_err(), stuck);
+    for at in [nth(HERE, 0), nth(THERE, 1)] {
+        assert_eq!(bus.find(at.space, at.address, &[0; 4]), None, "{at}");
+    }
+    // Somewhere else it is in nobody's way.
+    bus.register(nth(HERE, 2), eventfd()).unwrap().remove().unwrap_err();
+
+    rig.faulty.set_fault(|_| None);
+    bus.relocate([&mut mover.registration], THERE, HERE).unwrap();
+    assert_eq!(mover.registration.path(), Path::Kernel);
+    assert!(held.upgrade().is_none(), "nothing is kept any longer");
 }
 
 fn first_refusal_is_a_warning() {

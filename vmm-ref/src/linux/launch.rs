@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ioevent::{IoeventBus, Window};
+use ioevent::{IoeventBus, ReservedRange};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_irqfd::{Chip, KvmInterrupts, Route};
 
@@ -67,7 +67,7 @@ pub fn launch(
         Doorbell::Ioeventfd => IoeventBus::kvm(Arc::clone(&vm)),
         Doorbell::Trap => IoeventBus::userspace(),
     };
-    doorbells.exclude(&[Window::LAPIC])?;
+    doorbells.reserve(&[ReservedRange::LAPIC])?;
     let ending = Ending::new()?;
     let wiring = Wiring {
         controllers: &controllers,

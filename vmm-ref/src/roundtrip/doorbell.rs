@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use ioevent::{IoeventBus, Length, Match, Path, Registration, Space, Window};
+use ioevent::{IoeventBus, Length, Match, Path, Registration, ReservedRange, Space};
 use serde::Serialize;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -111,8 +111,8 @@ impl Doorbell {
     /// # Errors
     /// When the bus rejects the places, or an eventfd or the guest's clock rate cannot be had.
     pub fn new(machine: &mut Machine, bus: IoeventBus, stores: u64) -> Result<Self> {
-        bus.exclude(&[Window::ram(0..=MEMORY_SIZE as u64 - 1)])?;
-        bus.exclude(&Window::X86_IRQCHIP)?;
+        bus.reserve(&[ReservedRange::ram(0..=MEMORY_SIZE as u64 - 1)])?;
+        bus.reserve(&ReservedRange::X86_IRQCHIP)?;
         let event = || {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map(Arc::new)

@@ -10,18 +10,19 @@ use vm_device::{DeviceMmio, DevicePio};
 use crate::bus::IoeventBus;
 use crate::matching::Space;
 
-/// A device with the doorbells of an [`IoeventBus`] in front of it.
+/// A device with the doorbells of an [`IoeventBus`] over it.
 ///
-/// Registered on a vm-device bus in the device's place and range. A write that a registration matches signals it and
-/// goes no further, as it would if the kernel had taken it. Every other write, and every read, goes to the device.
+/// The VMM puts the overlay on a vm-device bus in the device's place and range. A write that a registration matches
+/// signals its eventfd and goes no further, as if the kernel had taken the write. Every other write, and every read, goes
+/// to the device.
 ///
-/// A VMM that calls [`IoeventBus::dispatch`] in its exit path, before its bus, needs none of this.
+/// A VMM that calls [`IoeventBus::dispatch`] in its exit path, before its bus, needs no overlay.
 ///
-/// vm-device's handlers cannot fail. When a matching write cannot be signalled, that is logged.
+/// vm-device's handlers cannot fail: a matching write that cannot be signalled is logged.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use ioevent::{FrontEnd, IoeventBus, Length, Match, Unclaimed};
+/// use ioevent::{DoorbellOverlay, IoeventBus, Length, Match, UnassignedRange};
 /// use vm_device::bus::{MmioAddress, MmioRange};
 /// use vm_device::device_manager::{IoManager, MmioManager};
 /// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -33,7 +34,7 @@ use crate::matching::Space;
 ///
 /// let mut devices = IoManager::new();
 /// let range = MmioRange::new(MmioAddress(0xd000_0000), 0x1000)?;
-/// devices.register_mmio(range, Arc::new(FrontEnd::new(bus, Unclaimed)))?;
+/// devices.register_mmio(range, Arc::new(DoorbellOverlay::new(bus, UnassignedRange)))?;
 ///
 /// devices.mmio_write(MmioAddress(0xd000_0004), &[0; 4])?;
 /// assert_eq!(kick.read()?, 1);
@@ -41,15 +42,15 @@ use crate::matching::Space;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct FrontEnd<D> {
+pub struct DoorbellOverlay<D> {
     bus: IoeventBus,
     device: D,
     /// The guest decides how often it stores, so only the first failure is an error in the log.
     failure_reported: AtomicBool,
 }
 
-impl<D> FrontEnd<D> {
-    /// Puts the doorbells of `bus` in front of `device`.
+impl<D> DoorbellOverlay<D> {
+    /// Puts the doorbells of `bus` over `device`.
     pub fn new(bus: IoeventBus, device: D) -> Self {
         Self {
             bus,
@@ -58,7 +59,7 @@ impl<D> FrontEnd<D> {
         }
     }
 
-    /// Whether a registration took the write. One whose eventfd is broken did: the write was not meant for the device.
+    /// Whether a registration matched the write, even if its eventfd is broken: the write was not meant for the device.
     fn takes(&self, space: Space, address: u64, data: &[u8]) -> bool {
         self.bus.dispatch(space, address, data).unwrap_or_else(|failure| {
             if self.failure_reported.swap(true, Ordering::Relaxed) {
@@ -71,7 +72,7 @@ impl<D> FrontEnd<D> {
     }
 }
 
-impl<D: DeviceMmio> DeviceMmio for FrontEnd<D> {
+impl<D: DeviceMmio> DeviceMmio for DoorbellOverlay<D> {
     fn mmio_read(&self, base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         self.device.mmio_read(base, offset, data);
     }
@@ -84,7 +85,7 @@ impl<D: DeviceMmio> DeviceMmio for FrontEnd<D> {
     }
 }
 
-impl<D: DevicePio> DevicePio for FrontEnd<D> {
+impl<D: DevicePio> DevicePio for DoorbellOverlay<D> {
     fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         self.device.pio_read(base, offset, data);
     }
@@ -96,11 +97,12 @@ impl<D: DevicePio> DevicePio for FrontEnd<D> {
     }
 }
 
-/// Nothing at all, as hardware has it: reads are all ones, writes go nowhere. For a range that holds only doorbells.
+/// An address range without a device, as hardware has it: reads are all ones, writes go nowhere. For a range that holds
+/// only doorbells.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unclaimed;
+pub struct UnassignedRange;
 
-impl DeviceMmio for Unclaimed {
+impl DeviceMmio for UnassignedRange {
     fn mmio_read(&self, _base: MmioAddress, _offset: MmioAddressOffset, data: &mut [u8]) {
         data.fill(0xff);
     }
@@ -108,7 +110,7 @@ impl DeviceMmio for Unclaimed {
     fn mmio_write(&self, _base: MmioAddress, _offset: MmioAddressOffset, _data: &[u8]) {}
 }
 
-impl DevicePio for Unclaimed {
+impl DevicePio for UnassignedRange {
     fn pio_read(&self, _base: PioAddress, _offset: PioAddressOffset, data: &mut [u8]) {
         data.fill(0xff);
     }
