@@ -15,6 +15,7 @@ mod program;
 mod tally;
 mod test;
 mod tree;
+mod upstream;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ enum Task {
     Documents,
     Bench(bench::Options),
     Lab(lab::Options),
+    Upstream(upstream::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Task::Documents => documents(),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
+        Task::Upstream(options) => upstream::run(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The patches of `upstream/`: faults of the crates that this workspace is built on, mended in their released sources.
+//!
+//! A series comes in pairs. The first patch of a pair adds tests and names them in a line `Tests: NAME, NAME`; they fail, or do
+//! not build, until the second patch is applied.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::cargo::{Workspace, cargo};
+
+/// Show that the patches of upstream/ mend what they say, in the released sources of those crates.
+///
+/// Each crate's source is copied from cargo's registry to target/upstream and patched there. Each test that a patch adds is
+/// run twice: it has to fail before the patch that mends the fault, and to pass after it. Last, the workspace is compiled
+/// against all patched crates.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask upstream                 every series, then the workspace
+  cargo xtask upstream vfio_user       one crate's series alone")]
+pub struct Options {
+    /// The series of these crates alone
+    #[arg(value_name = "CRATE")]
+    crates: Vec<String>,
+}
+
+/// What the patches of one run showed.
+#[derive(Debug, Default)]
+struct Shown {
+    passed: usize,
+    failed: usize,
+}
+
+impl Shown {
+    fn count(&mut self, good: bool) {
+        self.passed += usize::from(good);
+        self.failed += usize::from(!good);
+    }
+
+    fn row(&mut self, name: &str, what: &str, before: bool, after: bool) {
+        self.count(!before && after);
+        let say = |passes| if passes { "passes" } else { "fails" };
+        println!("{name:<14} {:<7} {:<7} {what}", say(before), say(after));
+    }
+}
+
+/// Applies every series and prints one row for each test.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let sources = released_sources()?;
+    let here = workspace.target().join("upstream");
+    let mut shown = Shown::default();
+    let mut patched = Vec::new();
+    println!("{:<14} {:<7} {:<7} test", "crate", "before", "after");
+    for series in all(&workspace.root().join("upstream"))? {
+        let (name, version) = series_of(&series)?;
+        if !options.crates.is_empty() && !options.crates.contains(&name) {
+            continue;
+        }
+        let Some(source) = sources.get(&(name.clone(), version.clone())) else {
+            bail!("upstream/{name}-{version}: the workspace's Cargo.lock has another version of {name}");
+        };
+        let copy = here.join(format!("{name}-{version}"));
+        lay_out(source, &copy)?;
+        apply_series(&name, &series, &copy, &here.join("target"), &mut shown)?;
+        patched.push((name, copy));
+    }
+    if patched.is_empty() {
+        bail!(
+            "no series for {}; see the folders of upstream/",
+            options.crates.join(", ")
+        );
+    }
+    if options.crates.is_empty() {
+        let builds = builds_against(&workspace, &patched)?;
+        println!(
+            "the workspace {} against the patched crates",
+            if builds { "compiles" } else { "does not compile" }
+        );
+        shown.count(builds);
+    }
+    println!("{} passed, {} failed", shown.passed, shown.failed);
+    Ok(if shown.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Where the released source of each dependency lies, by name and version.
+fn released_sources() -> Result<BTreeMap<(String, String), PathBuf>> {
+    let output = cargo()
+        .args(["metadata", "--format-version=1", "--all-features"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed");
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?;
+    let field = |package: &Value, key: &str| package[key].as_str().unwrap_or_default().to_owned();
+    Ok(packages
+        .iter()
+        .filter_map(|package| {
+            let manifest = PathBuf::from(field(package, "manifest_path"));
+            let directory = manifest.parent()?.to_owned();
+            Some(((field(package, "name"), field(package, "version")), directory))
+        })
+        .collect())
+}
+
+/// The folders of `upstream/`, one for each crate.
+fn all(directory: &Path) -> Result<Vec<PathBuf>> {
+    sorted(directory, |path| path.is_dir())
+}
+
+fn sorted(directory: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let context = || format!("cannot read {}", directory.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if wanted(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// `upstream/NAME-VERSION`.
+fn series_of(series: &Path) -> Result<(String, String)> {
+    let folder = series.file_name().unwrap_or_default().to_string_lossy();
+    let (name, version) = folder
+        .rsplit_once('-')
+        .with_context(|| format!("upstream/{folder} is not named CRATE-VERSION"))?;
+    Ok((name.to_owned(), version.to_owned()))
+}
+
+/// Copies a released source to `copy`, as a workspace of its own.
+fn lay_out(source: &Path, copy: &Path) -> Result<()> {
+    if copy.exists() {
+        fs::remove_dir_all(copy).with_context(|| format!("cannot remove {}", copy.display()))?;
+    }
+    copy_tree(source, copy)?;
+    let manifest = copy.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    fs::write(&manifest, text + "\n[workspace]\n").with_context(|| format!("cannot write {}", manifest.display()))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for path in sorted(from, |_| true)? {
+        let copy = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy_tree(&path, &copy)?;
+        } else {
+            // Not fs::copy: a registry's files may be read-only, and the copies are patched.
+            let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            fs::write(&copy, content).with_context(|| format!("cannot write {}", copy.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn apply_series(name: &str, series: &Path, copy: &Path, target: &Path, shown: &mut Shown) -> Result<()> {
+    let mut waiting: Vec<(String, bool)> = Vec::new();
+    for patch in sorted(series, |path| {
+        path.extension().is_some_and(|extension| extension == "patch")
+    })? {
+        apply(&patch, copy)?;
+        let tests = tests_of(&patch)?;
+        if tests.is_empty() {
+            for (test, before) in waiting.drain(..) {
+                let after = passes(&test, copy, target)?;
+                shown.row(name, &test, before, after);
+            }
+        }
+        for test in tests {
+            let before = passes(&test, copy, target)?;
+            waiting.push((test, before));
+        }
+    }
+    match waiting.first() {
+        Some((test, _)) => bail!("upstream/{name}: no patch mends what {test} tests"),
+        None => Ok(()),
+    }
+}
+
+fn apply(patch: &Path, copy: &Path) -> Result<()> {
+    let applied = Command::new("git")
+        // Not the repository around target/: its root is another one.
+        .env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy))
+        .args(["apply", "--whitespace=nowarn"])
+        .arg(patch)
+        .current_dir(copy)
+        .status()
+        .context("cannot run git")?;
+    if !applied.success() {
+        bail!("{} does not apply to the released source", patch.display());
+    }
+    Ok(())
+}
+
+/// The tests that a patch adds and names.
+fn tests_of(patch: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(patch).with_context(|| format!("cannot read {}", patch.display()))?;
+    let line = text
+        .lines()
+        .take_while(|line| *line != "---")
+        .find_map(|line| line.strip_prefix("Tests: "));
+    Ok(line
+        .map(|names| names.split(',').map(|name| name.trim().to_owned()).collect())
+        .unwrap_or_default())
+}
+
+/// Whether the tests whose names contain `test` build and pass, and there is at least one.
+fn passes(test: &str, copy: &Path, target: &Path) -> Result<bool> {
+    let output = cargo()
+        .args(["test", "--quiet", "--lib", "--", test])
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", target)
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot run cargo")?;
+    let ran = !String::from_utf8_lossy(&output.stdout).contains("running 0 tests");
+    Ok(output.status.success() && ran)
+}
+
+/// Compiles the workspace with the patched crates in the place of the released ones.
+fn builds_against(workspace: &Workspace, patched: &[(String, PathBuf)]) -> Result<bool> {
+    let mut command = cargo();
+    command
+        .args(["check", "--quiet", "--workspace", "--all-targets", "--all-features"])
+        .current_dir(workspace.root())
+        .env("CARGO_TARGET_DIR", workspace.target().join("upstream/target"));
+    for (name, copy) in patched {
+        let path = toml_string(copy)?;
+        command.args(["--config", &format!("patch.crates-io.{name}.path={path}")]);
+    }
+    // Cargo writes the patched crates into the lock file, and has no option to keep it from that.
+    let lock = workspace.root().join("Cargo.lock");
+    let before = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let status = command.status().context("cannot run cargo");
+    fs::write(&lock, before).with_context(|| format!("cannot restore {}", lock.display()))?;
+    Ok(status?.success())
+}
+
+fn toml_string(path: &Path) -> Result<String> {
+    let text = path.to_str().context("the target directory's path is no UTF-8")?;
+    Ok(serde_json::to_string(text)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_named_for_its_crate_and_version() {
+        let series = series_of(Path::new("upstream/vfio-ioctls-0.10.0")).unwrap();
+        assert_eq!(series, ("vfio-ioctls".to_owned(), "0.10.0".to_owned()));
+        assert!(series_of(Path::new("upstream/notes")).is_err());
+    }
+
+    #[test]
+    fn a_test_that_passes_before_its_patch_counts_as_failed() {
+        let mut shown = Shown::default();
+        shown.row("x", "t", false, true);
+        assert_eq!((shown.passed, shown.failed), (1, 0));
+        shown.row("x", "t", true, true);
+        shown.row("x", "t", false, false);
+        assert_eq!((shown.passed, shown.failed), (1, 2));
+    }
+}
