@@ -119,6 +119,12 @@ impl Workspace {
         libraries.map(|package| (package.name.as_str(), package.features.as_slice()))
     }
 
+    /// The packages and their directories.
+    pub fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
+        let packages = self.packages.iter();
+        packages.map(|package| (package.name.as_str(), package.directory.as_path()))
+    }
+
     /// The directory that cargo builds in.
     pub fn target(&self) -> &Path {
         &self.target

@@ -8,6 +8,7 @@ mod citations;
 mod consumers;
 mod dependencies;
 mod features;
+mod imports;
 mod lab;
 mod packages;
 mod platforms;
@@ -40,6 +41,7 @@ enum Task {
     ///
     /// It is a part of `cargo xtask test`.
     Documents,
+    Imports(imports::Options),
     Bench(bench::Options),
     Lab(lab::Options),
     Upstream(upstream::Options),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Adoption => adoption::run(),
         Task::Documents => documents(),
+        Task::Imports(options) => imports::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
         Task::Upstream(options) => upstream::run(&options),

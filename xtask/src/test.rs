@@ -9,7 +9,7 @@ use clap::Args;
 use crate::cargo::{TestProgram, Workspace};
 use crate::lab::{self, Lab};
 use crate::tally::Tally;
-use crate::{adoption, citations, program};
+use crate::{adoption, citations, imports, program};
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
@@ -19,7 +19,7 @@ use crate::{adoption, citations, program};
 /// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
 /// a test failed or when none ran. A test program that takes longer than 300 s is ended, and has failed.
 ///
-/// Then come the checks of the documents (`cargo xtask documents`) and what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
+/// Then come the checks of the documents (`cargo xtask documents`), of the imports (`cargo xtask imports`) and what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
 /// the packages of `consumers/`.
 ///
 /// Last, the tests that need KVM or VFIO are built with --release and run in the lab, an emulated PC that has both. Where
@@ -59,6 +59,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.packages.is_empty() {
         total.add(citations::run(&workspace)?);
+        total.add(imports::check(&workspace)?);
         total.add(adoption::check(&workspace)?);
     }
     let in_lab = lab::suite::packages(&options.packages);
