@@ -55,6 +55,12 @@ struct Drive {
     /// Counts EOIs, from 1. A source that an EOI lowers asserts when its mark is the current epoch, so that an EOI lowers
     /// any number of them at once.
     epoch: u64,
+    /// The line was high in a saved state, and not every source has stated its level since.
+    restored: bool,
+    /// How many sources have not stated their level since the restore. Meaningful while `restored` is set.
+    unstated: usize,
+    /// Counts restores. A source has stated its level when it bears the current count.
+    restores: u64,
     /// The level that the pin took last.
     driven: Level,
     /// See [`LineCounts`]. Counted where the lock is held anyway, so that they cost no access of their own.
@@ -105,11 +111,21 @@ impl Drive {
     }
 
     fn level(&self) -> Level {
-        if self.held + self.until_eoi > 0 {
+        if self.held + self.until_eoi > 0 || self.restored {
             Level::High
         } else {
             Level::Low
         }
+    }
+
+    /// A source states its level. Returns whether this is its first statement since a restore that left the line high.
+    fn state(&mut self, contribution: &Contribution) -> bool {
+        if !self.restored || contribution.stated.swap(self.restores, Ordering::Relaxed) == self.restores {
+            return false;
+        }
+        self.unstated = self.unstated.saturating_sub(1);
+        self.restored = self.unstated > 0;
+        true
     }
 
     /// The mark that a contribution of this kind bears while it asserts, and the counter it is counted in.
@@ -144,6 +160,8 @@ struct Contribution {
     lowered_by: LoweredBy,
     /// See [`Drive::asserting`]. Written under the drive lock only, which also orders it.
     mark: AtomicU64,
+    /// See [`Drive::restores`]. Written under the drive lock only.
+    stated: AtomicU64,
     /// How often it has begun to assert. Written under the drive lock only. A std atomic even under a model checker: it orders
     /// nothing.
     asserted: Counter,
@@ -158,6 +176,9 @@ impl<P: Pin> Line<P> {
             drive: Mutex::new(Drive {
                 held: 0,
                 until_eoi: 0,
+                restored: false,
+                unstated: 0,
+                restores: 0,
                 epoch: FIRST_EPOCH,
                 driven: Level::Low,
                 asserted: 0,
@@ -220,9 +241,13 @@ impl<P: Pin> Line<P> {
             label: label.into().into_boxed_str(),
             lowered_by,
             mark: AtomicU64::new(LOW),
+            stated: AtomicU64::new(0),
             asserted: Counter::new(0),
         });
         let mut contributions = lock(&self.contributions);
+        let mut drive = lock(&self.drive);
+        drive.unstated += usize::from(drive.restored);
+        drop(drive);
         // Most lines have one source, and there can be thousands of lines.
         contributions.reserve_exact(1);
         contributions.push(Arc::clone(&contribution));
@@ -246,6 +271,7 @@ impl<P: Pin> Line<P> {
             drive.idle_eois += u64::from(drive.level() == Level::Low);
             drive.epoch += 1;
             drive.until_eoi = 0;
+            drive.restored = false;
             self.settle(&mut drive)
         };
         let lowered = lowered.and_then(|outcome| self.finish(outcome));
@@ -268,6 +294,39 @@ impl<P: Pin> Line<P> {
         drive.reasserted += 1;
         drop(drive);
         self.pin.deliver(outcome)
+    }
+
+    /// Takes over a level from a saved state, after the pin has taken over its own. A restored high level is a contribution of
+    /// its own: the first statement of each source replaces its share, and the next EOI ends what is left of it. Sources that
+    /// assert now go on asserting, and their level is driven once more. Make the sources before this, or before the first of
+    /// them states its level.
+    ///
+    /// # Errors
+    /// The pin's.
+    pub fn restore(&self, level: Level) -> Result<Delivery> {
+        let contributions = lock(&self.contributions);
+        let mut drive = lock(&self.drive);
+        drive.driven = level;
+        drive.restored = false;
+        let live = drive.level();
+        drive.restored = level == Level::High;
+        drive.unstated = contributions.len();
+        drive.restores += 1;
+        self.high.store(drive.level() == Level::High, Ordering::Release);
+        drop((drive, contributions));
+        match live {
+            Level::High => self.reassert(),
+            Level::Low => Ok(Delivery::Coalesced),
+        }
+    }
+
+    /// Tells the listeners of the GSI to state their level, and not those of the sources of this line, whose levels the line
+    /// knows: for a moment at which a signal may have been lost that went to the processor without this line.
+    ///
+    /// # Errors
+    /// A listener's eventfd could not be written. All were told.
+    pub fn resample_gsi(&self) -> Result<()> {
+        self.listeners.notify_gsi(self.gsi)
     }
 
     /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin
@@ -308,10 +367,13 @@ impl<P: Pin> Line<P> {
         let mut drive = lock(&self.drive);
         let (mark, count) = drive.asserting(contribution.lowered_by);
         let before = contribution.set(mark);
-        if before == mark {
+        *count += usize::from(before != mark);
+        if drive.state(contribution) {
+            // The pin has this level from a saved state, and perhaps has not sent it.
+            drive.driven = Level::Low;
+        } else if before == mark {
             return Ok(None);
         }
-        *count += 1;
         let outcome = self.settle(&mut drive);
         if outcome.is_ok() {
             drive.asserted += 1;
@@ -329,6 +391,7 @@ impl<P: Pin> Line<P> {
     /// Ends a contribution. What is returned is to be delivered without the lock.
     fn lower(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
         let mut drive = lock(&self.drive);
+        drive.state(contribution);
         drive.end(contribution);
         self.settle(&mut drive)
     }
@@ -675,6 +738,32 @@ mod tests {
         source.assert().unwrap();
         line.reassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High, Level::High]);
+    }
+
+    #[test]
+    fn the_first_statement_of_each_source_replaces_a_restored_level() {
+        let line = line();
+        let [first, second] = ["first", "second"].map(|label| line.source(label, LoweredBy::Device));
+        line.restore(Level::High).unwrap();
+        assert_eq!((line.level(), line.pin().levels()), (Level::High, vec![]));
+        first.deassert().unwrap();
+        first.deassert().unwrap();
+        assert_eq!(line.level(), Level::High, "the second may have been the one");
+        second.assert().unwrap();
+        second.deassert().unwrap();
+        assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn an_eoi_ends_a_restored_level_that_nobody_stands_by() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        line.restore(Level::High).unwrap();
+        assert_eq!(line.eoi().unwrap(), Level::Low);
+        assert_eq!(line.pin().levels(), [Level::Low]);
+        source.assert().unwrap();
+        line.restore(Level::Low).unwrap();
+        assert_eq!(line.pin().levels(), [Level::Low, Level::High, Level::High], "live");
     }
 
     #[test]

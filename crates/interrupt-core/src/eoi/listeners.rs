@@ -63,8 +63,20 @@ impl Listeners {
     /// # Errors
     /// The first error of a write to an eventfd; the other listeners are told all the same.
     pub fn notify(&self, gsi: Gsi) -> Result<()> {
+        self.notify_where(gsi, |_| true)
+    }
+
+    /// Tells the listeners of the line, and not those of a source, as [`notify`](Self::notify) does.
+    ///
+    /// # Errors
+    /// As for [`notify`](Self::notify).
+    pub fn notify_gsi(&self, gsi: Gsi) -> Result<()> {
+        self.notify_where(gsi, |entry| matches!(entry.subject, EoiScope::Gsi(_)))
+    }
+
+    fn notify_where(&self, gsi: Gsi, is_meant: impl Fn(&Entry) -> bool) -> Result<()> {
         let mut outcome = Ok(());
-        for entry in self.list.load().iter() {
+        for entry in self.list.load().iter().filter(|entry| is_meant(entry)) {
             let told = entry.tell(gsi);
             if outcome.is_ok() {
                 outcome = told;
