@@ -8,8 +8,9 @@ mod support;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ioevent::{IoeventBus, Length, Match, Registration, Space};
+use ioevent::{IoeventBus, Length, Match, Path, Registration, Space};
 use rustix::io::Errno as Code;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::backends::{Books, Call, Faulty};
 use support::guest::{Guest, Setup, vm};
 use support::{Doorbell, eventfd};
@@ -39,6 +40,13 @@ fn main() -> ExitCode {
         .test("kernel/no_fd_is_left", &[Need::Kvm], || {
             let mut guest = Guest::new(Setup::Kernel);
             no_fd_is_left(IoeventBus::new(ioevent::Kvm::new(vm(&mut guest))));
+        })
+        .test("model/row_144_without_a_free_fd", &[], || {
+            without_a_free_fd(IoeventBus::new(Books::default()));
+        })
+        .test("kernel/row_144_without_a_free_fd", &[Need::Kvm], || {
+            let mut guest = Guest::new(Setup::Kernel);
+            without_a_free_fd(IoeventBus::new(ioevent::Kvm::new(vm(&mut guest))));
         })
         .run()
 }
@@ -129,4 +137,29 @@ fn no_fd_is_left(bus: IoeventBus) {
         drop(registrations);
         assert_eq!(fds(), before);
     }
+}
+
+/// The process can open no fd any more: each call of the bus works all the same.
+fn without_a_free_fd(bus: IoeventBus) {
+    let event = eventfd();
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(0),
+        ..limit.clone()
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    let refused = EventFd::new(0).is_err();
+    let outcome = (|| {
+        let one = bus.register(Match::mmio(0x1000, Length::Bytes4), event.clone())?;
+        let mut set = bus.register_all((2..5).map(|n| (Match::mmio(0x1000 * n, Length::Any), event.clone())))?;
+        bus.relocate(&mut set, 0x2000, 0x8000)?;
+        let paths: Vec<_> = set.iter().map(Registration::path).collect();
+        let rang = bus.dispatch(Space::Mmio, 0x8000, &[0])?;
+        set.into_iter().chain([one]).try_for_each(Registration::remove)?;
+        Ok::<_, ioevent::Error>((paths, rang))
+    })();
+    setrlimit(Resource::Nofile, limit).unwrap();
+    assert!(refused, "an eventfd could be made");
+    assert_eq!(outcome.unwrap(), (vec![Path::Kernel; 3], true));
+    assert_eq!(count(event.as_ref()), 1);
 }
