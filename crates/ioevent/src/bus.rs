@@ -98,9 +98,9 @@ impl IoeventBus {
     /// difference.
     ///
     /// One eventfd may carry any number of registrations. It may be the trigger of an irqfd at the same time: a store
-    /// then becomes an interrupt in the kernel, without an exit. Its counter is left alone, here and at removal. A store
-    /// that finds the counter full is dropped, as in KVM. This call looks up whether the eventfd is non-blocking; a later
-    /// change of the flag is not noticed.
+    /// then becomes an interrupt in the kernel, without an exit. Its counter is left alone, here and at removal. A
+    /// store that finds the counter full is dropped, as in KVM. This call looks up whether the eventfd is non-blocking;
+    /// a later change of the flag is not noticed.
     ///
     /// A store that exited before this call and is dispatched after it counts as a store after it.
     ///
@@ -121,9 +121,9 @@ impl IoeventBus {
 
     /// Registers a set of events, all or none: the doorbells of one device.
     ///
-    /// The whole set is checked before any of it is registered, and [`IoeventBus::dispatch`] sees all of it at once. What
-    /// the kernel refuses, at whatever position of the set, is served from the exit path, so a refusal fails nothing.
-    /// The registrations come back in the order of the set.
+    /// The whole set is checked before any of it is registered, and [`IoeventBus::dispatch`] sees all of it at once.
+    /// What the kernel refuses, at whatever position of the set, is served from the exit path, so a refusal fails
+    /// nothing. The registrations come back in the order of the set.
     ///
     /// # Errors
     /// As [`IoeventBus::register`], for the first of the set that is wrong or collides with what is registered or with
@@ -141,14 +141,14 @@ impl IoeventBus {
 
     /// Moves registrations with a base address that moves: the doorbells of a BAR that the guest programs anew.
     ///
-    /// Each of `registrations` goes from `from + offset` to `to + offset` and keeps its length, datamatch and event. All
-    /// move at one moment. In three steps:
+    /// Each of `registrations` goes from `from + offset` to `to + offset` and keeps its length, datamatch and event.
+    /// All move at one moment. In three steps:
     ///
     /// 1. The kernel's ioeventfds at the old addresses are removed. A store there now exits, and the table, which still
     ///    has the old addresses, serves it.
     /// 2. The table changes from all old addresses to all new ones, at once. **This is the moment of the move.**
-    /// 3. The kernel is asked to take the new addresses. Until it does, and where it refuses, a store there exits and the
-    ///    table serves it.
+    /// 3. The kernel is asked to take the new addresses. Until it does, and where it refuses, a store there exits and
+    ///    the table serves it.
     ///
     /// # A guest that stores meanwhile
     /// *No store signals twice.* KVM looks one store up once, and either signals the eventfd and resumes the guest, or
@@ -159,14 +159,14 @@ impl IoeventBus {
     /// signals, or exits and meets the old table, which signals. A store to a new address after the move meets the new
     /// table or the kernel's new ioeventfd. No other thread can get at an address in between, because a registration
     /// takes the lock that this call holds (cloud-hypervisor #8572). KVM's removal waits for stores that are on their
-    /// way through its bus (`kvm_io_bus_unregister_dev` ends with `synchronize_srcu_expedited`), so that none is still to
-    /// be signalled at an old address when step 2 comes.
+    /// way through its bus (`kvm_io_bus_unregister_dev` ends with `synchronize_srcu_expedited`), so that none is still
+    /// to be signalled at an old address when step 2 comes.
     ///
-    /// *Before* and *after* mean, for a store that exits, its dispatch. A store to an old address that exited before the
-    /// move and is dispatched after it is returned as not matched, like any store to an address where nothing is any
-    /// more: the vCPU that made it has executed nothing since, so nothing in the guest can tell it from one that was made
-    /// after the move. The VMM has it in its hands, it is not lost; and once this call returns, no eventfd is signalled
-    /// for an old address.
+    /// *Before* and *after* mean, for a store that exits, its dispatch. A store to an old address that exited before
+    /// the move and is dispatched after it is returned as not matched, like any store to an address where nothing is
+    /// any more: the vCPU that made it has executed nothing since, so nothing in the guest can tell it from one that
+    /// was made after the move. The VMM has it in its hands, it is not lost; and once this call returns, no eventfd is
+    /// signalled for an old address.
     ///
     /// # Errors
     /// The registrations work at their old addresses then, each one.
@@ -203,8 +203,8 @@ impl IoeventBus {
     /// Offers one store that made a vCPU exit. `true`: a registration matched it, and its eventfd has been signalled.
     /// `false`: no registration matched; the store belongs to the device at that address.
     ///
-    /// A store to a registration that the kernel serves does not exit, unless it came before the registration; it may be
-    /// offered all the same. Offer stores alone: a read never matches.
+    /// A store to a registration that the kernel serves does not exit, unless it came before the registration; it may
+    /// be offered all the same. Offer stores alone: a read never matches.
     ///
     /// `data` is one store, in the bytes of KVM's exit. An exit that carries several (`KVM_EXIT_IO` with a count above
     /// one, as SEV-ES guests cause with `rep outs`) is split into stores of `io.size` bytes and offered one by one.
@@ -227,7 +227,8 @@ impl IoeventBus {
         Ok(true)
     }
 
-    /// The registration that a store would match, without signalling anything: [`IoeventBus::dispatch`] up to the write.
+    /// The registration that a store would match, without signalling anything: [`IoeventBus::dispatch`] up to the
+    /// write.
     #[inline]
     pub fn find(&self, space: Space, address: u64, data: &[u8]) -> Option<Match> {
         Some(self.ledger.table.read().find(space, address, data)?.at)

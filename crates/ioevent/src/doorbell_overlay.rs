@@ -13,8 +13,8 @@ use crate::matching::Space;
 /// A device with the doorbells of an [`IoeventBus`] over it.
 ///
 /// The VMM puts the overlay on a vm-device bus in the device's place and range. A write that a registration matches
-/// signals its eventfd and goes no further, as if the kernel had taken the write. Every other write, and every read, goes
-/// to the device.
+/// signals its eventfd and goes no further, as if the kernel had taken the write. Every other write, and every read,
+/// goes to the device.
 ///
 /// A VMM that calls [`IoeventBus::dispatch`] in its exit path, before its bus, needs no overlay.
 ///

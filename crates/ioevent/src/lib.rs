@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! ioeventfds that always work: a guest store that matches a registration signals its eventfd, whether or not the kernel
-//! takes part.
+//! ioeventfds that always work: a guest store that matches a registration signals its eventfd, whether or not the
+//! kernel takes part.
 //!
 //! KVM can turn a guest store into a signal on an eventfd without an exit to the VMM, but it may refuse to, and it
 //! accepts some registrations that can never fire. An [`IoeventBus`] keeps one table of registrations and drives both
-//! sides from it: it registers with the kernel what the kernel takes, and serves the rest from the exit path, by the same
-//! matching rules. A device registers and gets a [`Registration`]. The device need not know which path serves its
+//! sides from it: it registers with the kernel what the kernel takes, and serves the rest from the exit path, by the
+//! same matching rules. A device registers and gets a [`Registration`]. The device need not know which path serves its
 //! registration, and can ask ([`Registration::path`]).
 //!
 //! | file | concept |

@@ -2,10 +2,10 @@
 //! The table as vCPU threads see it while another thread changes it.
 //!
 //! There are two copies of the table. Readers look things up in the active copy; the other is the writer's. To make a
-//! change, the writer changes its own copy, swaps the two, waits until the last reader has left the copy that is now the
-//! writer's, and makes the same change there. So a reader takes no lock and sees all of a change or none of it; the cost
-//! of a change does not grow with the table; and once [`Published::change`] returns, no reader is left that saw the table
-//! before the change. The last of these makes a removal final.
+//! change, the writer changes its own copy, swaps the two, waits until the last reader has left the copy that is now
+//! the writer's, and makes the same change there. So a reader takes no lock and sees all of a change or none of it; the
+//! cost of a change does not grow with the table; and once [`Published::change`] returns, no reader is left that saw
+//! the table before the change. The last of these makes a removal final.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -13,8 +13,8 @@ use crate::matching::Match;
 
 /// One registration on an [`IoeventBus`](crate::IoeventBus), for as long as it lives.
 ///
-/// Remembers exactly what was registered, and removes exactly that when dropped. Registrations, bus and devices may go in
-/// any order; the bus's backend and the eventfd stay open for as long as the registration lives.
+/// Remembers exactly what was registered, and removes exactly that when dropped. Registrations, bus and devices may go
+/// in any order; the bus's backend and the eventfd stay open for as long as the registration lives.
 #[must_use = "dropping it removes the registration"]
 pub struct Registration {
     ledger: Arc<Ledger>,

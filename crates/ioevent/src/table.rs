@@ -226,7 +226,8 @@ mod tests {
             for (at, insert, keep) in steps {
                 let entry = Entry { at, event: event.clone() };
                 if insert {
-                    let with: Vec<_> = registered.iter().filter(|other: &&Match| other.collides(&at)).copied().collect();
+                    let collides = |other: &&Match| other.collides(&at);
+                    let with: Vec<_> = registered.iter().filter(collides).copied().collect();
                     let step = Change::Insert(entry);
                     match table.apply(&step) {
                         Ok(()) => {

@@ -145,7 +145,7 @@ fn without_a_free_fd(bus: IoeventBus) {
     let limit = getrlimit(Resource::Nofile);
     let none = Rlimit {
         current: Some(0),
-        ..limit.clone()
+        ..limit
     };
     setrlimit(Resource::Nofile, none).unwrap();
     let refused = EventFd::new(0).is_err();
