@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::composition::options::{
-    Composition, Controller, DeviceKind, Doorbell, Eoi, Forward, Irqchip, MachineKind, Source, Wait,
+    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, Irqchip, MachineKind, Source, Wait,
 };
 use crate::linux::args::LinuxArgs;
 use crate::vm::kvm::DEV_KVM;
@@ -171,7 +171,7 @@ pub struct RunArgs {
 
     /// Ring the device's doorbell besides, COUNT times by PIO and COUNT times by MMIO, and time the stores
     #[arg(long, value_enum)]
-    pub doorbell: Option<Doorbell>,
+    pub doorbell: Option<DoorbellPath>,
 
     /// Leave the EOI out of the guest's handler: the negative control, which is to end with no EOI seen
     #[arg(long)]

@@ -13,7 +13,7 @@ use signal_hook::flag;
 
 use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
 use crate::composition::check::Impossible;
-use crate::composition::options::{Composition, Controller, DeviceKind, Doorbell, Forward, Irqchip, MachineKind};
+use crate::composition::options::{Composition, Controller, DeviceKind, DoorbellPath, Forward, Irqchip, MachineKind};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, INTERRUPTED};
 use crate::explain::explain;
@@ -200,7 +200,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         share_irq: given.share_irq,
         irqchip,
         source: arguments.source.unwrap_or(default_source(irqchip)),
-        doorbell: arguments.doorbell.unwrap_or(Doorbell::Ioeventfd),
+        doorbell: arguments.doorbell.unwrap_or(DoorbellPath::Ioeventfd),
     })?;
     let kvm = open_kvm(kvm_device)?;
     let host = Host::this();

@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::fds;
-use vmm_ref::composition::options as composition;
-use vmm_ref::composition::options::{Composition, Controller, Irqchip, MachineKind};
-use vmm_ref::roundtrip::doorbell::{Account, Doorbell};
+use vmm_ref::composition::options::{Composition, Controller, DoorbellPath, Irqchip, MachineKind};
+use vmm_ref::roundtrip::doorbell::{Doorbell, DoorbellSummary};
 use vmm_ref::roundtrip::guest::layout::{BATCH_MAX, DOORBELL_ADDRESS};
 use vmm_ref::roundtrip::guest::program::{Idle, Program};
 use vmm_ref::roundtrip::machine::Machine;
@@ -150,7 +149,7 @@ fn refused() {
 }
 
 /// Runs a guest that rings, with the doorbell on the bus that `bus` makes.
-fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64) -> Account {
+fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64) -> DoorbellSummary {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let program = Program {
         controller: irqchip.controllers(MachineKind::Kvm)[0],
@@ -169,7 +168,7 @@ fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64)
         .unwrap();
     doorbell.wait(&running, &AtomicBool::new(false)).unwrap();
     running.stop().unwrap();
-    doorbell.account().unwrap()
+    doorbell.summary().unwrap()
 }
 
 /// KVM, which refuses one space.
@@ -204,13 +203,13 @@ fn half_refused() {
             Space::Pio => (&account.pio, &account.mmio),
             Space::Mmio => (&account.mmio, &account.pio),
         };
-        assert_eq!(trapped.path, composition::Doorbell::Trap);
+        assert_eq!(trapped.path, DoorbellPath::Trap);
         assert!(
             trapped.why.as_ref().unwrap().starts_with("the kernel refused: "),
             "{account:?}"
         );
         assert_eq!((trapped.stores, trapped.signals, trapped.exits), (COUNT, COUNT, COUNT));
-        assert_eq!((kernels.path, &kernels.why), (composition::Doorbell::Ioeventfd, &None));
+        assert_eq!((kernels.path, &kernels.why), (DoorbellPath::Ioeventfd, &None));
         assert_eq!((kernels.stores, kernels.signals, kernels.exits), (COUNT, COUNT, 0));
         assert!(account.is_exact(), "{account:?}");
     }
@@ -226,7 +225,7 @@ fn stolen() {
                 .vm()
                 .register_ioevent(&thief, &IoEventAddress::Mmio(DOORBELL_ADDRESS), NoDatamatch)
                 .unwrap();
-            composition::Doorbell::Ioeventfd.bus(machine)
+            DoorbellPath::Ioeventfd.bus(machine)
         },
         COUNT,
     );
@@ -238,7 +237,7 @@ fn stolen() {
             account.mmio.signals,
             account.mmio.exits
         ),
-        (composition::Doorbell::Trap, COUNT, 0, 0)
+        (DoorbellPath::Trap, COUNT, 0, 0)
     );
     assert_eq!((account.pio.stores, account.pio.signals), (COUNT, COUNT));
     assert!(!account.is_exact(), "{account:?}");
@@ -246,7 +245,7 @@ fn stolen() {
 
 fn batches() {
     let batch = u64::from(BATCH_MAX);
-    for path in [composition::Doorbell::Ioeventfd, composition::Doorbell::Trap] {
+    for path in [DoorbellPath::Ioeventfd, DoorbellPath::Trap] {
         for stores in [0, 1, batch - 1, batch, batch + 1] {
             made_exactly(Irqchip::Kernel, path, stores);
         }
@@ -255,23 +254,23 @@ fn batches() {
 
 /// An ioeventfd needs no irqchip in the kernel.
 fn without_irqchip() {
-    for path in [composition::Doorbell::Ioeventfd, composition::Doorbell::Trap] {
+    for path in [DoorbellPath::Ioeventfd, DoorbellPath::Trap] {
         made_exactly(Irqchip::User, path, COUNT);
     }
 }
 
 fn split_irqchip() {
-    for path in [composition::Doorbell::Ioeventfd, composition::Doorbell::Trap] {
+    for path in [DoorbellPath::Ioeventfd, DoorbellPath::Trap] {
         made_exactly(Irqchip::Split, path, COUNT);
     }
 }
 
-fn made_exactly(irqchip: Irqchip, path: composition::Doorbell, stores: u64) {
+fn made_exactly(irqchip: Irqchip, path: DoorbellPath, stores: u64) {
     let account = ring(irqchip, |machine| path.bus(machine), stores);
     assert!(account.made(stores) && account.is_exact(), "{stores}: {account:?}");
     let exits = match path {
-        composition::Doorbell::Ioeventfd => 0,
-        composition::Doorbell::Trap => stores,
+        DoorbellPath::Ioeventfd => 0,
+        DoorbellPath::Trap => stores,
     };
     for rung in [&account.pio, &account.mmio] {
         assert_eq!(
@@ -283,7 +282,7 @@ fn made_exactly(irqchip: Irqchip, path: composition::Doorbell, stores: u64) {
     assert_eq!(account.clock_p50_ns.is_some(), stores > 0, "{account:?}");
 }
 
-fn options(doorbell: composition::Doorbell, count: u64) -> Options {
+fn options(doorbell: DoorbellPath, count: u64) -> Options {
     Options {
         composition: Composition {
             doorbell: Some(doorbell),
@@ -298,7 +297,7 @@ fn options(doorbell: composition::Doorbell, count: u64) -> Options {
 fn interrupted() {
     const MANY: u64 = 1_000_000_000;
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
-    let options = options(composition::Doorbell::Trap, MANY);
+    let options = options(DoorbellPath::Trap, MANY);
     let summary = run(Some(&kvm), &options, &AtomicBool::new(true), &mut |_| {}).unwrap();
     assert_eq!(summary.outcome, Outcome::Interrupted);
     let account = summary.doorbell.unwrap();
@@ -314,9 +313,9 @@ fn leaves_no_fd() {
         assert_eq!(summary.outcome, Outcome::Ok);
     };
     // What is made once for a process is made by now.
-    once(composition::Doorbell::Trap);
+    once(DoorbellPath::Trap);
     let before = fds();
-    once(composition::Doorbell::Ioeventfd);
-    once(composition::Doorbell::Trap);
+    once(DoorbellPath::Ioeventfd);
+    once(DoorbellPath::Trap);
     assert_eq!(fds(), before);
 }

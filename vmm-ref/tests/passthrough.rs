@@ -352,7 +352,7 @@ fn reaches_the_bar() {
         thread::yield_now();
     }
     let error = running.stop().unwrap_err().to_string();
-    assert!(error.contains("unexpected exit MmioRead"), "{error}");
+    assert!(error.contains("unexpected exit MmioRead at"), "{error}");
     assert_eq!((status.handler_runs(), parts.devices[0].serviced()), (1, 0));
 }
 

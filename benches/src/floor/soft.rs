@@ -11,7 +11,7 @@ use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::guest::layout::MEMORY_SIZE;
 use vmm_ref::roundtrip::guest::status::Status;
 use vmm_ref::vm::cpu_thread::Cpu;
-use vmm_ref::vm::irqchip::Processor;
+use vmm_ref::vm::cpu_thread::Processor;
 
 use super::Floor;
 use crate::Result;

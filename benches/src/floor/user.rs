@@ -10,8 +10,8 @@ use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
+use vmm_ref::vm::cpu_thread::Processor;
 use vmm_ref::vm::inject::interrupt;
-use vmm_ref::vm::irqchip::Processor;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Floor;

@@ -164,7 +164,7 @@ impl Serialize for DeviceKind {
 /// Who takes the guest's stores to its device's doorbell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Doorbell {
+pub enum DoorbellPath {
     /// KVM, which signals an eventfd without an exit
     Ioeventfd,
     /// The VMM, which signals it from the exit that the store causes
@@ -196,7 +196,7 @@ pub struct Composition {
     /// How they wait.
     pub wait: Wait,
     /// Who takes the stores to the doorbell; `None` when the guest rings none.
-    pub doorbell: Option<Doorbell>,
+    pub doorbell: Option<DoorbellPath>,
 }
 
 impl Irqchip {
@@ -353,7 +353,7 @@ mod tests {
         check::<Source>();
         check::<Eoi>();
         check::<Wait>();
-        check::<Doorbell>();
+        check::<DoorbellPath>();
         check::<Forward>();
     }
 }

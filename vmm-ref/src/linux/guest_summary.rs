@@ -7,7 +7,7 @@ use std::time::Duration;
 use interrupt_core::Gsi;
 use serde::Serialize;
 
-use crate::composition::options::{Doorbell, Irqchip, Source, name};
+use crate::composition::options::{DoorbellPath, Irqchip, Source, name};
 use crate::error::INTERRUPTED;
 use crate::host::Host;
 use crate::linux::devices::guest_counts::GuestCount;
@@ -24,7 +24,7 @@ pub struct Setup {
     /// How a device held its line.
     pub source: Source,
     /// Who took the stores to the doorbells.
-    pub doorbell: Doorbell,
+    pub doorbell: DoorbellPath,
     /// The guest's processors.
     pub cpus: u8,
     /// The guest's memory in MiB.
@@ -175,7 +175,7 @@ pub(crate) mod tests {
                 },
                 irqchip: Irqchip::Split,
                 source: Source::Pin,
-                doorbell: Doorbell::Trap,
+                doorbell: DoorbellPath::Trap,
                 cpus: 2,
                 memory_mib: 256,
             },

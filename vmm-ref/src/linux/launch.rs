@@ -17,12 +17,12 @@ use super::devices::wiring::{Devices, Wiring};
 use super::eoi_thread::EoiThread;
 use super::guest_summary::{DeviceAccount, GuestSummary, Setup};
 use super::prepare::Prepared;
-use super::processor::Machine;
 use super::signals::Signals;
-use crate::composition::options::{Doorbell, Irqchip};
+use crate::composition::options::{DoorbellPath, Irqchip};
 use crate::error::{Error, Result, at};
 use crate::vm::cpu_thread::Cpu;
 use crate::vm::ending::{End, Ending};
+use crate::vm::exits::{Exits, Unassigned};
 use crate::vm::irqchip::Controllers;
 use crate::vm::kvm::{create_vm, map};
 
@@ -64,8 +64,8 @@ pub fn launch(
         }
     };
     let doorbells = match options.doorbell {
-        Doorbell::Ioeventfd => IoeventBus::kvm(Arc::clone(&vm)),
-        Doorbell::Trap => IoeventBus::userspace(),
+        DoorbellPath::Ioeventfd => IoeventBus::kvm(Arc::clone(&vm)),
+        DoorbellPath::Trap => IoeventBus::userspace(),
     };
     doorbells.reserve(&[ReservedRange::LAPIC])?;
     let ending = Ending::new()?;
@@ -77,15 +77,15 @@ pub fn launch(
         doorbells: &doorbells,
     };
     let devices = Devices::new(&wiring, backends, output, &ending)?;
-    let ioapic = match &controllers {
-        Controllers::Split { ioapic, .. } => Some(Arc::clone(ioapic)),
-        _ => None,
-    };
-    let machine = Arc::new(Machine {
-        devices: devices.io_manager(ioapic.as_ref())?,
+    let mut places = devices.io_manager()?;
+    controllers.attach(&mut places)?;
+    let exits = Arc::new(Exits {
+        devices: places,
         doorbells,
-        ioapic,
+        doorbell_stores: Arc::default(),
+        controllers,
         ending: Arc::clone(&ending),
+        unassigned: Unassigned::Ones,
     });
 
     let signals = Signals::catch()?;
@@ -104,8 +104,8 @@ pub fn launch(
         .into_iter()
         .enumerate()
         .map(|(id, vcpu)| {
-            let machine = Arc::clone(&machine);
-            Cpu::start(&format!("cpu{id}"), move |stop| machine.run(vcpu, stop))
+            let exits = Arc::clone(&exits);
+            Cpu::start(&format!("cpu{id}"), move |stop| exits.run(vcpu, stop))
         })
         .collect::<Result<Vec<_>>>()?;
 
@@ -156,7 +156,7 @@ fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
     Ok(())
 }
 
-fn account(devices: &Devices, asked: Doorbell) -> Vec<DeviceAccount> {
+fn account(devices: &Devices, asked: DoorbellPath) -> Vec<DeviceAccount> {
     let serial = DeviceAccount {
         name: "ttyS0".to_owned(),
         gsi: devices.serial_line.gsi(),
@@ -174,7 +174,7 @@ fn account(devices: &Devices, asked: Doorbell) -> Vec<DeviceAccount> {
             counts: line.counts(),
             high: line.causes() != 0,
             guest: devices.console.guest_count(line.gsi()),
-            trapped: device.trapped().filter(|_| asked == Doorbell::Ioeventfd),
+            trapped: device.trapped().filter(|_| asked == DoorbellPath::Ioeventfd),
             needed_reset: device.mmio.shared().trouble().map(|why| why.to_string()),
         }
     });

@@ -16,7 +16,6 @@ pub mod eoi_thread;
 pub mod guest_summary;
 pub mod launch;
 pub mod prepare;
-pub mod processor;
 pub mod signals;
 pub mod speed;
 pub mod virtio;

@@ -20,7 +20,7 @@ use super::virtio::block::Block;
 use super::virtio::disk::Disk;
 use super::virtio::entropy::Entropy;
 use crate::composition::check::Impossible;
-use crate::composition::options::{Doorbell, Irqchip, Source};
+use crate::composition::options::{DoorbellPath, Irqchip, Source};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -47,7 +47,7 @@ pub struct BootOptions {
     /// How a device holds its line.
     pub source: Source,
     /// Who takes the stores to the doorbells.
-    pub doorbell: Doorbell,
+    pub doorbell: DoorbellPath,
 }
 
 /// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line which they lower

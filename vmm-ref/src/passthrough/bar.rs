@@ -11,8 +11,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_REGION_INFO_FLAG_MMAP};
 use vfio_ioctls::VfioDevice;
 use vfio_user::Client;
+use vm_device::DeviceMmio;
+use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
+use crate::error::Error;
 use crate::passthrough::edu_registers::{ACKNOWLEDGE, BAR_SIZE, RAISE, STATUS};
+use crate::vm::ending::Ending;
 
 const BAR: u32 = VFIO_PCI_BAR0_REGION_INDEX;
 
@@ -108,6 +112,40 @@ impl Remote {
     fn client<R>(&self, access: impl FnOnce(&mut Client) -> Result<R, vfio_user::Error>) -> io::Result<R> {
         let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         access(&mut client).map_err(io::Error::other)
+    }
+}
+
+impl Remote {
+    /// The registers as the guest of the machine that `ending` ends reaches them. An access that fails ends the machine.
+    pub fn registers(&self, ending: Arc<Ending>) -> RemoteRegisters {
+        let bar = self.clone();
+        RemoteRegisters { bar, ending }
+    }
+}
+
+/// A [`Remote`] BAR on the guest's bus.
+#[derive(Debug)]
+pub struct RemoteRegisters {
+    bar: Remote,
+    ending: Arc<Ending>,
+}
+
+impl RemoteRegisters {
+    fn done(&self, accessed: io::Result<()>) {
+        if let Err(source) = accessed {
+            let step = "the guest's access to its device";
+            self.ending.fail(Error::System { step, source });
+        }
+    }
+}
+
+impl DeviceMmio for RemoteRegisters {
+    fn mmio_read(&self, _: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        self.done(self.bar.read(offset, data));
+    }
+
+    fn mmio_write(&self, _: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        self.done(self.bar.write(offset, data));
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Object<'a> {
     machine: MachineKind,
     /// Not there without `--doorbell`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    doorbell: Option<&'a crate::roundtrip::doorbell::Account>,
+    doorbell: Option<&'a crate::roundtrip::doorbell::DoorbellSummary>,
     /// Not there with the embedded device.
     #[serde(skip_serializing_if = "Option::is_none")]
     forwarding: Option<Pair>,

@@ -12,7 +12,7 @@ use crate::explain::Explained;
 use crate::host::Host;
 use crate::probe::Probe;
 use crate::report::Report;
-use crate::roundtrip::doorbell;
+use crate::roundtrip::doorbell::DoorbellSummary;
 use crate::roundtrip::negative_control::EndedBy;
 use crate::roundtrip::summary::{Outcome, Summary};
 use crate::roundtrip::swapper::Account as SwapAccount;
@@ -184,8 +184,8 @@ fn swapped(swaps: &SwapAccount) -> String {
 }
 
 /// How the doorbell was rung.
-fn doorbell(out: &mut impl Write, account: &doorbell::Account) -> io::Result<()> {
-    for (space, rung) in [("PIO", &account.pio), ("MMIO", &account.mmio)] {
+fn doorbell(out: &mut impl Write, summary: &DoorbellSummary) -> io::Result<()> {
+    for (space, rung) in [("PIO", &summary.pio), ("MMIO", &summary.mmio)] {
         let mut text = format!(
             "{space} by {}: {} stores, {} signals, {} exits",
             name(&rung.path),
@@ -201,7 +201,7 @@ fn doorbell(out: &mut impl Write, account: &doorbell::Account) -> io::Result<()>
         }
         line(out, "doorbell", &text)?;
     }
-    if let Some(clock) = account.clock_p50_ns {
+    if let Some(clock) = summary.clock_p50_ns {
         let text = format!("in each of these ns are p50 {clock} ns for reading the clock");
         writeln!(out, "{:<10}{text}", "")?;
     }

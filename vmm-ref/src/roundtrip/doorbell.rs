@@ -13,7 +13,7 @@
 //! the eventfds while the guest rings, so waking a device's thread, which both ways have to do, is in neither.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -22,15 +22,16 @@ use ioevent::{IoeventBus, Length, Match, Path, Registration, ReservedRange, Spac
 use serde::Serialize;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::composition::options as composition;
+use crate::composition::options::DoorbellPath;
 use crate::error::{Error, Result};
 use crate::latency::Latency;
-use crate::roundtrip::guest::layout::{BATCH_MAX, BATCH_PORT, DOORBELL_ADDRESS, DOORBELL_PORT, MEMORY_SIZE};
+use crate::roundtrip::guest::layout::{BATCH_MAX, DOORBELL_ADDRESS, DOORBELL_PORT, MEMORY_SIZE};
 use crate::roundtrip::guest::ringing::{Ringing, Timed};
 use crate::roundtrip::machine::{Machine, Running};
+use crate::vm::exits::DoorbellStores;
 use crate::vm::stall::{INTERVAL, STALL_LIMIT};
 
-impl composition::Doorbell {
+impl DoorbellPath {
     /// The bus that makes it so.
     pub fn bus(self, machine: &Machine) -> IoeventBus {
         match self {
@@ -40,58 +41,59 @@ impl composition::Doorbell {
     }
 }
 
-/// The places, the port first.
-const PLACES: [Match; 2] = [
+/// The doorbells, the port first.
+const DOORBELLS: [Match; 2] = [
     Match::pio(DOORBELL_PORT as u64, Length::Bytes4),
     Match::mmio(DOORBELL_ADDRESS, Length::Bytes4),
 ];
 
-/// See the [module](self).
+/// The guest's doorbells, from their registration to the account of them.
 #[derive(Debug)]
 pub struct Doorbell {
     registrations: [Registration; 2],
-    bell: Arc<Bell>,
+    /// The stores that exited.
+    exits: Arc<DoorbellStores>,
+    batches: Arc<Batches>,
 }
 
-/// The part of a [`Doorbell`] that is in the vCPU's exit path.
+/// The guest's batches of stores. The vCPU's thread is here at the end of each batch, the waiting thread in between.
 #[derive(Debug)]
-pub struct Bell {
-    bus: IoeventBus,
+struct Batches {
     ringing: Ringing,
-    exits: [AtomicU64; 2],
     tsc_khz: u64,
-    batches: Mutex<Batches>,
+    samples: Mutex<Samples>,
     finish: AtomicBool,
     done: AtomicBool,
     waits: Thread,
 }
 
-/// What is looked at between batches only.
+/// What the batches so far have taken.
 #[derive(Debug)]
-struct Batches {
+struct Samples {
     left: u64,
     pio: Latency,
     mmio: Latency,
     clock: Latency,
-    samples: Vec<u32>,
+    /// Room for the samples of one batch.
+    batch: Vec<u32>,
 }
 
 /// What became of the stores.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Account {
+pub struct DoorbellSummary {
     /// By PIO.
-    pub pio: Rung,
+    pub pio: DoorbellStats,
     /// By MMIO.
-    pub mmio: Rung,
+    pub mmio: DoorbellStats,
     /// Median of what reading the guest's clock takes, in ns: a part of each other figure.
     pub clock_p50_ns: Option<u64>,
 }
 
-/// What became of the stores to one place.
+/// What became of the stores to one doorbell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rung {
-    /// Who took them. It may be another than was asked for: KVM can refuse.
-    pub path: composition::Doorbell,
+pub struct DoorbellStats {
+    /// Who took the stores: KVM can refuse what was asked for.
+    pub path: DoorbellPath,
     /// Why not KVM.
     pub why: Option<String>,
     /// Stores that the guest says it has made.
@@ -105,11 +107,11 @@ pub struct Rung {
 }
 
 impl Doorbell {
-    /// Registers the places on `bus`, and lets the guest of `machine` make `stores` to each when it starts. The calling thread is
-    /// the one that may [`wait`](Self::wait).
+    /// Registers the doorbells on `bus`, and lets the guest of `machine` make `stores` to each when it starts. Only the calling
+    /// thread may [`wait`](Self::wait).
     ///
     /// # Errors
-    /// When the bus rejects the places, or an eventfd or the guest's clock rate cannot be had.
+    /// When the bus rejects the doorbells, or an eventfd or the guest's clock rate cannot be had.
     pub fn new(machine: &mut Machine, bus: IoeventBus, stores: u64) -> Result<Self> {
         bus.reserve(&[ReservedRange::ram(0..=MEMORY_SIZE as u64 - 1)])?;
         bus.reserve(&ReservedRange::X86_IRQCHIP)?;
@@ -121,28 +123,29 @@ impl Doorbell {
                     source,
                 })
         };
-        let [pio, mmio] = PLACES;
+        let [pio, mmio] = DOORBELLS;
         let registrations = [bus.register(pio, event()?)?, bus.register(mmio, event()?)?];
-        let bell = Bell {
-            bus,
+        let batches = Arc::new(Batches {
             ringing: machine.status()?.ringing()?,
-            exits: Default::default(),
             tsc_khz: machine.tsc_khz()?.into(),
-            batches: Mutex::new(Batches {
+            samples: Mutex::new(Samples {
                 left: stores,
                 pio: Latency::new(),
                 mmio: Latency::new(),
                 clock: Latency::new(),
-                samples: Vec::with_capacity(BATCH_MAX as usize),
+                batch: Vec::with_capacity(BATCH_MAX as usize),
             }),
             finish: AtomicBool::new(false),
             done: AtomicBool::new(false),
             waits: thread::current(),
-        };
-        bell.next(&bell.batches());
-        let bell = Arc::new(bell);
-        machine.connect(Arc::clone(&bell));
-        Ok(Self { registrations, bell })
+        });
+        batches.next(stores);
+        let made = Arc::clone(&batches);
+        Ok(Self {
+            registrations,
+            exits: machine.connect(bus, move || made.batch_made())?,
+            batches,
+        })
     }
 
     /// Returns when the guest has made its stores, when `interrupted` became true and it has made those of the batch, or when it
@@ -151,12 +154,12 @@ impl Doorbell {
     /// # Errors
     /// [`Error::Guest`] when it stops half-way.
     pub fn wait(&self, running: &Running, interrupted: &AtomicBool) -> Result<()> {
-        let (mut rung, mut since) = (self.bell.ringing.rung(), Instant::now());
-        while !self.bell.done.load(Ordering::Acquire) && !running.has_ended() {
+        let (mut rung, mut since) = (self.batches.ringing.rung(), Instant::now());
+        while !self.batches.done.load(Ordering::Acquire) && !running.has_ended() {
             if interrupted.load(Ordering::Acquire) {
-                self.bell.finish.store(true, Ordering::Release);
+                self.batches.finish.store(true, Ordering::Release);
             }
-            let now = self.bell.ringing.rung();
+            let now = self.batches.ringing.rung();
             if now != rung {
                 (rung, since) = (now, Instant::now());
             }
@@ -174,51 +177,32 @@ impl Doorbell {
     ///
     /// # Errors
     /// When the kernel does not remove what it had accepted, or an eventfd cannot be read.
-    pub fn account(self) -> Result<Account> {
-        let stores = self.bell.ringing.rung();
-        let batches = self.bell.batches();
+    pub fn summary(self) -> Result<DoorbellSummary> {
+        let stores = self.batches.ringing.rung();
+        let samples = self.batches.samples();
         let [pio, mmio] = self.registrations;
-        let exits = self.bell.exits.each_ref().map(|exits| exits.load(Ordering::Relaxed));
-        Ok(Account {
-            pio: Rung::new(pio, stores[0], exits[0], &batches.pio)?,
-            mmio: Rung::new(mmio, stores[1], exits[1], &batches.mmio)?,
-            clock_p50_ns: p50_ns(&batches.clock),
+        Ok(DoorbellSummary {
+            pio: DoorbellStats::new(pio, stores[0], self.exits.of(Space::Pio), &samples.pio)?,
+            mmio: DoorbellStats::new(mmio, stores[1], self.exits.of(Space::Mmio), &samples.mmio)?,
+            clock_p50_ns: p50_ns(&samples.clock),
         })
     }
 }
 
-impl Bell {
-    /// Serves a store that exited. Returns whether it has to do with the doorbell.
-    ///
-    /// # Errors
-    /// When its eventfd cannot be written.
-    pub fn serve(&self, space: Space, address: u64, data: &[u8]) -> Result<bool> {
-        let dispatched = self.bus.dispatch(space, address, data)?;
-        if let Some(place) = PLACES.iter().position(|at| at.space == space && at.address == address) {
-            // One that was not dispatched is not signalled either, and the account says so.
-            self.exits[place].fetch_add(1, Ordering::Relaxed);
-            return Ok(true);
-        }
-        if (space, address) == (Space::Pio, BATCH_PORT.into()) {
-            self.batch_made()?;
-            return Ok(true);
-        }
-        Ok(dispatched)
-    }
-
-    /// Takes the samples of a batch, and puts down the next one.
+impl Batches {
+    /// Takes the samples of a batch, and lets the guest make the next batch.
     fn batch_made(&self) -> Result<()> {
-        let batches = &mut *self.batches();
-        let Batches {
+        let samples = &mut *self.samples();
+        let Samples {
             left,
             pio,
             mmio,
             clock,
-            samples,
-        } = batches;
+            batch,
+        } = samples;
         for (timed, latency) in [(Timed::Pio, pio), (Timed::Mmio, mmio), (Timed::Clock, clock)] {
-            self.ringing.samples(timed, samples)?;
-            for ticks in samples.iter() {
+            self.ringing.samples(timed, batch)?;
+            for ticks in batch.iter() {
                 // 2^32 ticks times 10^6 fit.
                 latency.record(Duration::from_nanos(u64::from(*ticks) * 1_000_000 / self.tsc_khz));
             }
@@ -227,25 +211,25 @@ impl Bell {
         if self.finish.load(Ordering::Acquire) {
             *left = 0;
         }
-        self.next(batches);
+        self.next(*left);
         Ok(())
     }
 
-    fn next(&self, batches: &Batches) {
-        self.ringing.next(u32::try_from(batches.left).unwrap_or(BATCH_MAX));
-        if batches.left == 0 {
+    fn next(&self, left: u64) {
+        self.ringing.next(u32::try_from(left).unwrap_or(BATCH_MAX));
+        if left == 0 {
             self.done.store(true, Ordering::Release);
             self.waits.unpark();
         }
     }
 
-    fn batches(&self) -> MutexGuard<'_, Batches> {
-        // Whoever panics with it held ends the run.
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    fn samples(&self) -> MutexGuard<'_, Samples> {
+        // A panic with the lock held ends the run.
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Account {
+impl DoorbellSummary {
     /// Whether each store was signalled exactly once.
     pub fn is_exact(&self) -> bool {
         self.pio.is_exact() && self.mmio.is_exact()
@@ -257,11 +241,11 @@ impl Account {
     }
 }
 
-impl Rung {
+impl DoorbellStats {
     fn new(registration: Registration, stores: u32, exits: u64, latency: &Latency) -> Result<Self> {
         let (path, why) = match registration.path() {
-            Path::Kernel => (composition::Doorbell::Ioeventfd, None),
-            Path::Trapped(refusal) => (composition::Doorbell::Trap, Some(refusal.to_string())),
+            Path::Kernel => (DoorbellPath::Ioeventfd, None),
+            Path::Trapped(refusal) => (DoorbellPath::Trap, Some(refusal.to_string())),
         };
         let event = Arc::clone(registration.eventfd());
         registration.remove()?;
@@ -279,8 +263,8 @@ impl Rung {
     /// that it has accepted.
     fn is_exact(&self) -> bool {
         let exited = match self.path {
-            composition::Doorbell::Ioeventfd => self.exits <= self.stores,
-            composition::Doorbell::Trap => self.exits == self.stores,
+            DoorbellPath::Ioeventfd => self.exits <= self.stores,
+            DoorbellPath::Trap => self.exits == self.stores,
         };
         self.signals == self.stores && exited
     }

@@ -7,22 +7,29 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ioevent::{IoeventBus, UnassignedRange};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_irqfd::KvmInterrupts;
+use user_irqchip::Pic;
+use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::passthrough::bar::Bar;
-use crate::roundtrip::doorbell::Bell;
 use crate::roundtrip::guest::image::Image;
-use crate::roundtrip::guest::layout::{BAR_ADDRESS, DOORBELL_ADDRESS, MEMORY_SIZE};
+use crate::roundtrip::guest::layout::{
+    ACKNOWLEDGE_PORT, BAR_ADDRESS, BATCH_PORT, DOORBELL_ADDRESS, FAULT_PORT, MEMORY_SIZE,
+};
 use crate::roundtrip::guest::status::Status;
-use crate::roundtrip::vcpu::Vcpu;
 use crate::vm::cpu_thread::Cpu;
-use crate::vm::irqchip::Controllers;
+use crate::vm::ending::Ending;
+use crate::vm::exits::{DoorbellStores, Exits, Unassigned};
+use crate::vm::irqchip::{Controllers, occupied};
 use crate::vm::kvm::{create_vm, map};
+use crate::vm::port::Port;
 
 /// A guest that does not get through its set-up in this time is not going to.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -34,13 +41,16 @@ const BAR_SLOT: u32 = 1;
 
 /// A VM with one vCPU that has not started yet.
 // Field order is drop order: the vCPU goes before the memory that it runs in.
-#[derive(Debug)]
 pub struct Machine {
     irqchip: Irqchip,
     vcpu: VcpuFd,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
-    bell: Option<Arc<Bell>>,
+    devices: IoManager,
+    doorbells: IoeventBus,
+    doorbell_stores: Arc<DoorbellStores>,
+    ending: Arc<Ending>,
+    /// Keeps the mapping that is the guest's memory too.
     bar: Option<Arc<Bar>>,
 }
 
@@ -60,28 +70,38 @@ impl Machine {
             vcpu,
             vm: Arc::new(vm),
             memory: Arc::new(memory),
-            bell: None,
+            devices: IoManager::new(),
+            doorbells: IoeventBus::userspace(),
+            doorbell_stores: Arc::default(),
+            ending: Ending::new()?,
             bar: None,
         })
     }
 
-    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]: it reaches the registers of a mapped one without an exit. A machine has
-    /// room for one.
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]. The guest reaches the registers of a mapped BAR without an exit, and
+    /// those of a remote BAR by exits. A machine has room for one BAR.
     ///
     /// # Errors
-    /// [`Error::Kvm`]: EEXIST for a second one.
+    /// [`Error::Kvm`] with EEXIST for a second mapped BAR, [`Error::Guest`] for a second remote one.
     pub fn map_bar(&mut self, bar: Arc<Bar>) -> Result<()> {
-        if let Bar::Mapped(mapping) = &*bar {
-            let region = kvm_userspace_memory_region {
-                slot: BAR_SLOT,
-                flags: 0,
-                guest_phys_addr: BAR_ADDRESS,
-                memory_size: bar.size() as u64,
-                userspace_addr: mapping.address() as u64,
-            };
-            // SAFETY: the range is the mapping that `bar` owns, and whoever holds the vCPU (`Machine`, then `Running`) holds it
-            // too and drops it last.
-            unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+        match &*bar {
+            Bar::Mapped(mapping) => {
+                let region = kvm_userspace_memory_region {
+                    slot: BAR_SLOT,
+                    flags: 0,
+                    guest_phys_addr: BAR_ADDRESS,
+                    memory_size: bar.size() as u64,
+                    userspace_addr: mapping.address() as u64,
+                };
+                // SAFETY: the range is the mapping that `bar` owns. The owner of the vCPU (`Machine`, then `Running`) owns `bar`
+                // too, and drops it last.
+                unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
+            }
+            Bar::Remote(remote) => {
+                let range = MmioRange::new(MmioAddress(BAR_ADDRESS), bar.size() as u64).map_err(occupied)?;
+                let registers = Arc::new(remote.registers(Arc::clone(&self.ending)));
+                self.devices.register_mmio(range, registers).map_err(occupied)?;
+            }
         }
         self.bar = Some(bar);
         Ok(())
@@ -126,9 +146,25 @@ impl Machine {
         }
     }
 
-    /// Lets `bell` serve the stores to the doorbell that exit.
-    pub fn connect(&mut self, bell: Arc<Bell>) {
-        self.bell = Some(bell);
+    /// Gives the guest these doorbells, and calls `batch_made` when it has made a batch of stores. Returns the count of the stores
+    /// that exit.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] for a second call.
+    pub fn connect(
+        &mut self,
+        doorbells: IoeventBus,
+        batch_made: impl Fn() -> Result<()> + Send + Sync + 'static,
+    ) -> Result<Arc<DoorbellStores>> {
+        self.register_port(BATCH_PORT, batch_made)?;
+        self.doorbells = doorbells;
+        Ok(Arc::clone(&self.doorbell_stores))
+    }
+
+    fn register_port(&mut self, port: u16, on_write: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
+        let range = PioRange::new(PioAddress(port), 1).map_err(occupied)?;
+        let port = Arc::new(Port::new(on_write, Arc::clone(&self.ending)));
+        self.devices.register_pio(range, port).map_err(occupied)
     }
 
     /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
@@ -136,24 +172,38 @@ impl Machine {
     /// # Errors
     /// What [`Cpu::start`] says, or [`Error::Guest`] when the guest does not get ready.
     pub fn start(
-        self,
+        mut self,
         controllers: &Controllers,
-        on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
+        on_acknowledge: impl Fn() -> Result<()> + Send + Sync + 'static,
     ) -> Result<Running> {
-        let (controllers, bell) = (controllers.clone(), self.bell.clone());
-        let bar = match self.bar.as_deref() {
-            Some(Bar::Remote(bar)) => Some(bar.clone()),
-            Some(Bar::Mapped(_)) | None => None,
+        self.register_port(ACKNOWLEDGE_PORT, on_acknowledge)?;
+        self.register_port(FAULT_PORT, || {
+            Err(Error::Guest("it took a vector that nothing here raises".to_owned()))
+        })?;
+        controllers.attach(&mut self.devices)?;
+        if self.irqchip == Irqchip::Split {
+            // The guest masks an 8259 that a split irqchip does not have.
+            for (first, ports) in Pic::PORTS {
+                let range = PioRange::new(PioAddress(first), ports).map_err(occupied)?;
+                self.devices
+                    .register_pio(range, Arc::new(UnassignedRange))
+                    .map_err(occupied)?;
+            }
+        }
+        let exits = Exits {
+            devices: std::mem::take(&mut self.devices),
+            doorbells: self.doorbells.clone(),
+            doorbell_stores: Arc::clone(&self.doorbell_stores),
+            controllers: controllers.clone(),
+            ending: Arc::clone(&self.ending),
+            unassigned: Unassigned::Error,
         };
         self.start_with(move |fd, stop| {
-            let vcpu = Vcpu {
-                fd,
-                controllers,
-                bell,
-                bar,
-                on_acknowledge: Box::new(on_acknowledge),
-            };
-            vcpu.run(stop)
+            exits.run(fd, stop)?;
+            match exits.ending.ended() {
+                Some(_) => Err(Error::Guest("its processor gave up (triple fault)".to_owned())),
+                None => Ok(()),
+            }
         })
     }
 
@@ -166,6 +216,12 @@ impl Machine {
         let cpu = Cpu::start("vcpu0", move |stop| body(vcpu, stop))?;
         // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
         Running::new(cpu, &status, (self.vm, self.memory, self.bar))
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Machine({:?}, {:?})", self.irqchip, self.vcpu)
     }
 }
 

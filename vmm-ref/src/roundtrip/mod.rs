@@ -16,4 +16,3 @@ pub mod soft;
 pub mod summary;
 pub mod swapper;
 pub mod traffic;
-pub mod vcpu;

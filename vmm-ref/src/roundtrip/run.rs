@@ -126,7 +126,7 @@ pub fn run(
         &traffic,
         &devices,
         &status,
-        doorbell.map(Doorbell::account).transpose()?,
+        doorbell.map(Doorbell::summary).transpose()?,
         interrupted.load(Ordering::Acquire),
     );
     summary.forwarding = forwarding;

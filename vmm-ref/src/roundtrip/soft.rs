@@ -58,7 +58,7 @@ impl SoftMachine {
     pub fn start(
         self,
         controllers: &Controllers,
-        on_acknowledge: impl FnMut() -> Result<()> + Send + 'static,
+        on_acknowledge: impl Fn() -> Result<()> + Send + 'static,
     ) -> Result<Running> {
         let status = self.status()?;
         let master = Master {
@@ -77,7 +77,7 @@ struct Master {
     program: Program,
     status: Status,
     controllers: Controllers,
-    on_acknowledge: Box<dyn FnMut() -> Result<()> + Send>,
+    on_acknowledge: Box<dyn Fn() -> Result<()> + Send>,
 }
 
 impl Master {

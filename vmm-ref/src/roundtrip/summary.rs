@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::composition::options::Composition;
 use crate::latency::{Latency, Percentiles};
 use crate::roundtrip::device::Device;
-use crate::roundtrip::doorbell;
+use crate::roundtrip::doorbell::DoorbellSummary;
 use crate::roundtrip::guest::status::Status;
 use crate::roundtrip::swapper::Account as SwapAccount;
 use crate::roundtrip::traffic::{Traffic, Watched};
@@ -77,7 +77,7 @@ pub struct Summary {
     /// From the first assertion to the last EOI.
     pub elapsed: Duration,
     /// The doorbell, if the guest rang it.
-    pub doorbell: Option<doorbell::Account>,
+    pub doorbell: Option<DoorbellSummary>,
     /// By which path the device's interrupt went at the beginning, and why, if it was forwarded.
     pub forwarding: Option<Explanation>,
     /// The changes of path, if there were to be any.
@@ -93,7 +93,7 @@ impl Summary {
         traffic: &Traffic,
         devices: &[Device],
         status: &Status,
-        doorbell: Option<doorbell::Account>,
+        doorbell: Option<DoorbellSummary>,
         interrupted: bool,
     ) -> Self {
         let sum = |of: fn(&Device) -> u64| devices.iter().map(of).sum::<u64>();
@@ -152,9 +152,9 @@ impl Summary {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::composition::options;
     use crate::composition::options::Controller;
-    use crate::roundtrip::doorbell::Rung;
+    use crate::composition::options::DoorbellPath;
+    use crate::roundtrip::doorbell::DoorbellStats;
 
     /// A run that went well.
     pub(crate) fn sample() -> Summary {
@@ -221,8 +221,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_doorbell_is_judged_too() {
-        let rung = |signals, exits| Rung {
-            path: options::Doorbell::Trap,
+        let rung = |signals, exits| DoorbellStats {
+            path: DoorbellPath::Trap,
             why: None,
             stores: 100,
             signals,
@@ -232,7 +232,7 @@ pub(crate) mod tests {
         let with = |interrupted, pio, mmio, done| {
             outcome(true, interrupted, |run| {
                 run.done = done;
-                run.doorbell = Some(doorbell::Account {
+                run.doorbell = Some(DoorbellSummary {
                     pio,
                     mmio,
                     clock_p50_ns: None,
@@ -247,7 +247,7 @@ pub(crate) mod tests {
             );
             assert_eq!(with(true, rung(100, 100), rung(signals, exits), 99), Outcome::Doorbell);
         }
-        let some = || Rung {
+        let some = || DoorbellStats {
             stores: 64,
             ..rung(64, 64)
         };

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The thread in which a guest's CPU runs, and how it is stopped.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -89,3 +90,40 @@ impl Drop for Cpu {
 
 /// The kick has done its work by interrupting KVM_RUN.
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// The thread that plays a processor, for controllers in this process that interrupt the processor.
+///
+/// A thread that has nothing to do parks. A wake that comes before the thread parks is kept: the park then returns at once.
+#[derive(Clone, Default)]
+pub struct Processor(Arc<OnceLock<Thread>>);
+
+impl Processor {
+    /// The calling thread is the processor from now on. A second call has no effect.
+    pub fn is_this_thread(&self) {
+        let _ = self.0.set(thread::current());
+    }
+
+    /// Wakes the processor, so that it looks for interrupts. A processor that has not started looks when it starts.
+    pub fn wake(&self) {
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Parks the calling thread, which plays the processor, until `condition` holds. It is checked after each wake.
+    pub fn wait_until(&self, condition: impl Fn() -> bool) {
+        while !condition() {
+            thread::park();
+        }
+    }
+}
+
+impl fmt::Debug for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.get().is_some() {
+            "started"
+        } else {
+            "not started"
+        })
+    }
+}

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a run ends, whoever ends it.
+//! How a machine ends, whoever ends it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
 use super::wake::Wake;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// How a run ended.
+/// How a machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
@@ -22,46 +23,70 @@ pub enum End {
     Interrupted,
     /// Nobody reads the console any more.
     ConsoleClosed,
-    /// A processor could not go on; the error says why.
+    /// A processor or a device could not go on; the error says why.
     Failed,
 }
 
-/// Takes the end of a run, once, and wakes who waits for it.
+/// Takes the first end of a machine, and wakes the thread that waits for the end.
 #[derive(Debug)]
 pub struct Ending {
     end: Mutex<Option<End>>,
+    /// The first failure of a device, until a processor returns it.
+    failure: Mutex<Option<Error>>,
+    /// What processors look at between two exits.
+    has_ended: AtomicBool,
     event: Wake,
 }
 
 impl Ending {
-    /// Not yet.
+    /// A machine that goes on.
     ///
     /// # Errors
     /// As [`Wake::new`].
     pub fn new() -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             end: Mutex::new(None),
+            failure: Mutex::new(None),
+            has_ended: AtomicBool::new(false),
             event: Wake::new()?,
         }))
     }
 
-    /// Ends the run, if it has not ended.
+    /// Ends the machine, if it has not ended.
     pub fn end(&self, end: End) {
-        self.slot().get_or_insert(end);
+        lock(&self.end).get_or_insert(end);
+        self.has_ended.store(true, Ordering::Release);
         self.event.wake();
     }
 
-    /// How it ended, once it has.
+    /// Ends the machine because a device could not do what the guest asked for. A processor returns the first such error.
+    pub fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.end(End::Failed);
+    }
+
+    /// How the machine ended, if it has ended.
     pub fn ended(&self) -> Option<End> {
-        *self.slot()
+        *lock(&self.end)
+    }
+
+    /// Whether the machine has ended. Takes no lock.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Takes the error of [`fail`](Self::fail).
+    pub fn take_failure(&self) -> Option<Error> {
+        lock(&self.failure).take()
     }
 
     /// Becomes readable at the end.
     pub fn event(&self) -> &Wake {
         &self.event
     }
+}
 
-    fn slot(&self) -> MutexGuard<'_, Option<End>> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic.
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

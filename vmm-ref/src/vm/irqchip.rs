@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The interrupt controllers of a machine: which of them there are, who drives their lines, and who tells of their EOIs.
 
-use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
+use std::sync::Arc;
 
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, LoweredBy, Msi, MsiOutput};
 use kvm_irqfd::KvmInterrupts;
 use user_irqchip::lapic::LocalApics;
 use user_irqchip::{Ioapic, Pic};
+use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 
 use crate::composition::check::Impossible;
 use crate::composition::options::Source;
 use crate::error::{Error, Result};
+use crate::vm::cpu_thread::Processor;
 
 /// The interrupt controllers of a machine. Clones are handles to the same.
 #[derive(Clone, Debug)]
@@ -96,6 +97,26 @@ impl Controllers {
         })
     }
 
+    /// Gives the guest the registers of the controllers that are in this process.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] when a device has one of their places.
+    pub fn attach(&self, devices: &mut IoManager) -> Result<()> {
+        match self {
+            Self::Kernel(_) => Ok(()),
+            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => {
+                let registers: Arc<Ioapic> = Arc::clone(ioapic);
+                let range = MmioRange::new(MmioAddress(Ioapic::BASE), Ioapic::SIZE).map_err(occupied)?;
+                devices.register_mmio(range, registers).map_err(occupied)
+            }
+            Self::Pic(pic, _) => Pic::PORTS.iter().try_for_each(|&(first, ports)| {
+                let registers: Arc<Pic> = Arc::clone(pic);
+                let range = PioRange::new(PioAddress(first), ports).map_err(occupied)?;
+                devices.register_pio(range, registers).map_err(occupied)
+            }),
+        }
+    }
+
     /// Who tells of EOIs.
     pub fn notifier(&self) -> Arc<dyn EoiNotifier> {
         match self {
@@ -106,40 +127,14 @@ impl Controllers {
     }
 }
 
+/// Two devices want one address, or an address range is none.
+pub fn occupied(error: vm_device::bus::Error) -> Error {
+    Error::Guest(format!("a device's place: {error:?}"))
+}
+
 fn ioapic(output: Arc<dyn MsiOutput>) -> Result<Arc<Ioapic>> {
     let built = Ioapic::builder().build(output);
     built.map(Arc::new).map_err(|error| Error::Guest(error.to_string()))
-}
-
-/// The thread that plays a processor, as those see it who interrupt it.
-///
-/// It parks itself while it has nothing to do. A wake that comes before it parks is not lost: the park then returns at once.
-#[derive(Clone, Default)]
-pub struct Processor(Arc<OnceLock<Thread>>);
-
-impl Processor {
-    /// The calling thread is the processor from now on.
-    pub fn is_this_thread(&self) {
-        // The first one is the only one: a machine starts once.
-        let _ = self.0.set(thread::current());
-    }
-
-    /// Gets the processor to look for interrupts. Before it has started it looks by itself.
-    pub fn wake(&self) {
-        if let Some(thread) = self.0.get() {
-            thread.unpark();
-        }
-    }
-}
-
-impl fmt::Debug for Processor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.get().is_some() {
-            "started"
-        } else {
-            "not started"
-        })
-    }
 }
 
 /// A model of local APICs whose processor is woken by what comes in.

@@ -3,8 +3,10 @@
 
 pub mod cpu_thread;
 pub mod ending;
+pub mod exits;
 pub mod inject;
 pub mod irqchip;
 pub mod kvm;
+pub mod port;
 pub mod stall;
 pub mod wake;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use interrupt_core::{EoiGuard, Gsi};
 use ioevent::{IoeventBus, Length, Match, Path, Registration};
-use user_irqchip::Ioapic;
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_memory::GuestMemoryMmap;
@@ -24,7 +23,7 @@ use crate::linux::devices::power::Power;
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::mmio::{Mmio, QUEUE_NOTIFY, WINDOW};
 use crate::vm::ending::Ending;
-use crate::vm::irqchip::Controllers;
+use crate::vm::irqchip::{Controllers, occupied};
 
 /// A virtio device on its window and its line.
 #[derive(Debug)]
@@ -123,12 +122,11 @@ impl Devices {
         })
     }
 
-    /// The devices by their addresses, and the IOAPIC if it is in this process.
+    /// The devices by their addresses.
     ///
     /// # Errors
     /// [`Error::Guest`] when two of them are in one place.
-    pub fn io_manager(&self, ioapic: Option<&Arc<Ioapic>>) -> Result<IoManager> {
-        let occupied = |error: vm_device::bus::Error| Error::Guest(format!("a device's place: {error:?}"));
+    pub fn io_manager(&self) -> Result<IoManager> {
         let mut manager = IoManager::new();
         for (base, size) in [(I8042, 5), (SLEEP_CONTROL, 2), (EXIT_STATUS_PORT, 1)] {
             let range = PioRange::new(PioAddress(base), size).map_err(occupied)?;
@@ -143,11 +141,6 @@ impl Devices {
             let mmio: Arc<Mmio> = Arc::clone(&device.mmio);
             let range = MmioRange::new(base, WINDOW).map_err(occupied)?;
             manager.register_mmio(range, mmio).map_err(occupied)?;
-        }
-        if let Some(ioapic) = ioapic {
-            let ioapic: Arc<Ioapic> = Arc::clone(ioapic);
-            let range = MmioRange::new(MmioAddress(Ioapic::BASE), Ioapic::SIZE).map_err(occupied)?;
-            manager.register_mmio(range, ioapic).map_err(occupied)?;
         }
         Ok(manager)
     }
