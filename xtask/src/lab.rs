@@ -4,11 +4,13 @@
 //! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
 //! vfio-pci. The programs in it are the build machine's own.
 
+mod debian;
+mod emulator;
 mod guest;
 mod initramfs;
+mod kernel;
 mod machine;
 mod modules;
-mod packages;
 mod script;
 pub mod suite;
 
@@ -24,8 +26,9 @@ use clap::{Args, ValueEnum};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use self::emulator::{Emulator, Qemu};
+use self::kernel::{Kernel, Linux};
 use self::machine::{Sink, TimeLimitStruck};
-use self::packages::Parts;
 use crate::cargo::Workspace;
 
 /// What a run may take when nothing else is said.
@@ -44,22 +47,27 @@ const LAB_FAILED: u8 = 125;
 /// --release first. Its standard output and standard error are passed on, and its exit status is returned; 124 says that
 /// the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
 ///
-/// A Linux guest finds its kernel, initrd and disk in target/lab/cache/kernel: vmlinuz, guest-initrd and guest-disk, of which
-/// IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
+/// A Linux guest finds its kernel, initrd and disk in target/lab/cache/linux-VERSION: vmlinuz, guest-initrd and guest-disk, of
+/// which IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
 ///
 /// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in target/lab.
+/// After that no network is needed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask lab                                       the lab test suite
   cargo xtask lab -- ls -l /dev/kvm /dev/vfio           one command
   cargo xtask lab --edu 2 -- sh -c 'cat /proc/interrupts'
+  cargo xtask lab --linux 7.3 --qemu 11.1 -- uname -r   another kernel and emulator
   cargo xtask lab --time-limit 60 -- vmm-ref probe      a program of this workspace
   cargo xtask lab --verbose -- dmesg                    with the console of the PC")]
 pub struct Options {
     /// The kind of machine
     #[arg(value_enum, default_value = "x86_64")]
     machine: Kind,
+
+    #[command(flatten)]
+    setup: Setup,
 
     /// Number of edu devices: the first at 0000:00:02.0, the next at 0000:00:03.0 (the suite has its own number)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
@@ -76,6 +84,47 @@ pub struct Options {
     /// The command and its arguments; without one, the lab test suite runs
     #[arg(last = true)]
     command: Vec<String>,
+}
+
+/// Which kernel the lab boots, and in which emulator.
+#[derive(Clone, Debug, Args)]
+pub struct Setup {
+    /// The kernel: Debian's 6.1, 6.12 or 7.3, or a directory with boot/vmlinuz-VERSION and lib/modules/VERSION
+    #[arg(long, value_name = "KERNEL", default_value = Linux::DEFAULT)]
+    linux: Linux,
+
+    /// The emulator: Debian's QEMU 7.2 or 11.1, or a program; otherwise the installed one, or 7.2
+    #[arg(long, value_name = "QEMU", default_value = "any", hide_default_value = true)]
+    qemu: Emulator,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            linux: Linux::default(),
+            qemu: Emulator::Any,
+        }
+    }
+}
+
+/// What the emulated PC is made of.
+#[derive(Debug)]
+struct Parts {
+    kernel: Kernel,
+    qemu: Qemu,
+}
+
+impl Parts {
+    fn provide(cache: &Path, setup: &Setup) -> Result<Self> {
+        if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+            bail!("the lab runs this machine's programs in a PC: it needs Linux on x86_64");
+        }
+        fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
+        Ok(Self {
+            kernel: kernel::provide(cache, &setup.linux)?,
+            qemu: emulator::provide(cache, &setup.qemu)?,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,14 +165,14 @@ fn run_command(options: &Options) -> Result<ExitCode> {
         out.write_all(bytes)?;
         out.flush()
     });
-    let status = Lab::open(workspace.target(), run.time_limit)?.run(&run, stdout)?;
+    let status = Lab::open(workspace.target(), run.time_limit, &options.setup)?.run(&run, stdout)?;
     Ok(ExitCode::from(status))
 }
 
 fn run_suite(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let time_limit = Duration::from_secs(options.time_limit);
-    let lab = Lab::open(workspace.target(), time_limit)?;
+    let lab = Lab::open(workspace.target(), time_limit, &options.setup)?;
     let total = suite::run(&lab, &workspace, &suite::packages(&[]), time_limit, options.verbose)?;
     print!("\n{total}");
     Ok(total.exit_code())
@@ -155,11 +204,11 @@ impl Lab {
     /// Waits until no other process uses the lab in `target`, but not longer than `patience`, and provides what it is made of.
     ///
     /// An error says why there can be no lab on this machine, and how to mend that.
-    pub fn open(target: &Path, patience: Duration) -> Result<Self> {
+    pub fn open(target: &Path, patience: Duration, setup: &Setup) -> Result<Self> {
         let directory = target.join("lab");
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(&directory.join("lock"), patience)?;
-        let parts = Parts::provide(&directory.join("cache"))?;
+        let parts = Parts::provide(&directory.join("cache"), setup)?;
         Ok(Self {
             directory,
             parts,

@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// Runs the lab suite of `packages`. Where there can be no lab that is a skip, and in CI a failure.
 fn lab_suite(workspace: &Workspace, packages: &[String]) -> Result<Tally> {
     let mut tally = Tally::default();
-    match Lab::open(workspace.target(), lab::TIME_LIMIT) {
+    match Lab::open(workspace.target(), lab::TIME_LIMIT, &lab::Setup::default()) {
         Ok(lab) => tally = lab::suite::run(&lab, workspace, packages, lab::TIME_LIMIT, false)?,
         Err(error) if in_ci() => tally.fail(format!("lab: {error:#}")),
         Err(error) => tally.skip("lab", &format!("{error:#}")),

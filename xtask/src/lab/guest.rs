@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a Linux guest in the lab boots: the lab's own kernel, an initrd made for it, and a disk.
 //!
-//! They lie beside the lab's kernel in `target/lab/cache/kernel`, which the lab sees under the same path.
+//! They lie beside the lab's kernel in `target/lab/cache/linux-VERSION`, which the lab sees under the same path.
 
 use std::path::Path;
 
 use anyhow::Result;
 
+use super::Parts;
 use super::initramfs::Archive;
-use super::packages::Parts;
 use super::script::quote_path;
 
 /// The modules that the guest loads; those that they need come by themselves.
@@ -61,7 +61,7 @@ pub fn version() -> String {
 
 /// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
 pub fn exports(parts: &Parts) -> String {
-    let beside = |name: &str| quote_path(&parts.kernel.with_file_name(name));
+    let beside = |name: &str| quote_path(&parts.kernel.image.with_file_name(name));
     let qemu: Vec<_> = parts
         .qemu
         .command_line()
@@ -71,7 +71,7 @@ pub fn exports(parts: &Parts) -> String {
     format!(
         "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
          export IRQ_TEST_QEMU=\"env {}\"\n",
-        quote_path(&parts.kernel),
+        quote_path(&parts.kernel.image),
         beside(INITRD),
         beside(DISK),
         qemu.join(" ")

@@ -21,8 +21,8 @@ use anyhow::{Context, Result, bail};
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
+use super::debian::find_program;
 use super::initramfs::Archive;
-use super::packages::find_program;
 use super::{Lab, Run, guest};
 
 /// The error of a run that took too long.
@@ -216,7 +216,7 @@ impl Lab {
     }
 
     fn write_initramfs(&self, script: &str) -> Result<()> {
-        let base = &self.parts.initramfs;
+        let base = &self.parts.kernel.initramfs;
         let mut bytes = fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
         let mut archive = Archive::default();
         archive.file("init", include_bytes!("init.sh"))?;
@@ -283,7 +283,7 @@ impl Lab {
                     .arg(format!("virtserialport,chardev={name},name=lab.{name}"));
             }
         }
-        command.arg("-kernel").arg(&self.parts.kernel);
+        command.arg("-kernel").arg(&self.parts.kernel.image);
         command.arg("-initrd").arg(self.initramfs());
         let loglevel = if run.verbose { 7 } else { 5 };
         command

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The kernels that the lab boots, and what is made of each: an initramfs for the PC, and one for a guest in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+use super::debian::{Suites, find_program, note, replace, run};
+use super::initramfs::Archive;
+use super::{guest, modules};
+
+/// The modules that the lab loads; those that they need come by themselves.
+const MODULES: [&str; 8] = [
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm_amd",
+    "vfio_iommu_type1",
+    "vfio_pci",
+];
+
+/// A kernel of Debian's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Release {
+    name: &'static str,
+    suites: &'static [&'static str],
+    /// The package that depends on the newest kernel of this line.
+    package: &'static str,
+}
+
+const RELEASES: [Release; 3] = [
+    Release {
+        name: "6.1",
+        suites: &["bookworm", "bookworm-security"],
+        package: "linux-image-amd64",
+    },
+    Release {
+        name: "6.12",
+        suites: &["bookworm", "bookworm-security"],
+        package: "linux-image-6.12-amd64",
+    },
+    Release {
+        name: "7.3",
+        suites: &["trixie-backports"],
+        package: "linux-image-amd64",
+    },
+];
+
+/// Which kernel the lab boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Linux {
+    /// One of Debian's, fetched once.
+    Debian(&'static Release),
+    /// A directory with boot/vmlinuz-VERSION and lib/modules/VERSION, as a kernel's packages unpack to.
+    Directory(PathBuf),
+}
+
+impl Linux {
+    /// What the lab boots when nothing is said, and what Linux's own guests in it boot.
+    pub const DEFAULT: &str = "6.12";
+}
+
+impl Default for Linux {
+    fn default() -> Self {
+        Self::Debian(&RELEASES[1])
+    }
+}
+
+impl FromStr for Linux {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if let Some(release) = RELEASES.iter().find(|release| release.name == text) {
+            return Ok(Self::Debian(release));
+        }
+        let directory = PathBuf::from(text);
+        if directory.join("lib/modules").is_dir() {
+            return Ok(Self::Directory(directory));
+        }
+        let names = RELEASES.map(|release| release.name).join(", ");
+        Err(format!(
+            "neither one of {names} nor a directory with lib/modules and boot/vmlinuz-VERSION"
+        ))
+    }
+}
+
+/// What the lab boots.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The kernel.
+    pub image: PathBuf,
+    /// An initramfs with busybox, `modules/` and `order`, the modules in the order of their loading; without an init.
+    pub initramfs: PathBuf,
+}
+
+/// Finds the kernel in `cache`, or fetches it. One of a directory is prepared anew each time.
+///
+/// # Errors
+/// What this machine lacks, and how to mend it.
+pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
+    let directory = match linux {
+        Linux::Debian(release) => {
+            let directory = cache.join(format!("linux-{}", release.name));
+            if fs::read_to_string(directory.join("modules")).ok() != Some(made_for()) {
+                replace(&directory, |directory| fetch(cache, release, directory))?;
+            }
+            directory
+        }
+        Linux::Directory(unpacked) => {
+            let directory = cache.join("linux-own");
+            replace(&directory, |directory| prepare(unpacked, &busybox(cache)?, directory))?;
+            directory
+        }
+    };
+    Ok(Kernel {
+        image: directory.join("vmlinuz"),
+        initramfs: directory.join("initramfs"),
+    })
+}
+
+/// What a kernel's directory is made for.
+fn made_for() -> String {
+    format!("{}, {}", MODULES.join(" "), guest::version())
+}
+
+fn fetch(cache: &Path, release: &Release, directory: &Path) -> Result<()> {
+    let busybox = busybox(cache)?;
+    let suites = Suites::open(cache, release.suites)?;
+    let mut packages = of_kernel(suites.depends(release.package)?);
+    if packages.is_empty() {
+        bail!("the package {} depends on no kernel", release.package);
+    }
+    // Newer packages are empty, and depend on the kernel and on its modules.
+    for package in packages.clone() {
+        packages.extend(of_kernel(suites.depends(&package)?));
+    }
+    note(&format!("fetching Linux {}, once (100 MB)", release.name));
+    let files = directory.join("unpacked");
+    suites.unpack(&packages, &files)?;
+    prepare(&files, &busybox, directory)?;
+    fs::remove_dir_all(&files).context("cannot remove the unpacked kernel")
+}
+
+fn of_kernel(packages: Vec<String>) -> Vec<String> {
+    let is_kernel = |package: &String| {
+        ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"]
+            .iter()
+            .any(|prefix| package.starts_with(prefix))
+    };
+    packages.into_iter().filter(is_kernel).collect()
+}
+
+/// A busybox that needs no libraries: this machine's, or Debian's.
+fn busybox(cache: &Path) -> Result<PathBuf> {
+    let directory = cache.join("busybox");
+    if !directory.exists() {
+        replace(&directory, |directory| {
+            let suites = Suites::open(cache, &["bookworm"])?;
+            suites.unpack(&["busybox-static".to_owned()], directory)
+        })?;
+    }
+    Ok(directory.join("bin/busybox"))
+}
+
+/// Writes `vmlinuz`, `initramfs`, a guest's initrd and disk, and `modules` (what they were made for) from unpacked packages.
+fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
+    let (version, modules) = modules_of(unpacked)?;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let scratch = directory.join("index");
+    let index = Index::of(&modules, busybox, &scratch)?;
+
+    let mut archive = Archive::default();
+    archive.directory("bin")?;
+    archive.directory("modules")?;
+    archive.file("bin/busybox", &read(busybox)?)?;
+    let mut names = String::new();
+    for (name, content) in index.load(&MODULES)? {
+        archive.file(&format!("modules/{name}"), &content)?;
+        names += &name;
+        names.push('\n');
+    }
+    archive.file("order", names.as_bytes())?;
+
+    let write = |name: &str, content: &[u8]| {
+        let path = directory.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let image = [
+        unpacked.join(format!("boot/vmlinuz-{version}")),
+        modules.join("vmlinuz"),
+    ];
+    let image = image.iter().find(|path| path.exists());
+    write(
+        "vmlinuz",
+        &read(image.context("the kernel's packages have no vmlinuz")?)?,
+    )?;
+    write("initramfs", &archive.finish()?)?;
+    write(
+        guest::INITRD,
+        &guest::initrd(&read(busybox)?, &index.load(&guest::MODULES)?)?,
+    )?;
+    write(guest::DISK, &guest::disk())?;
+    fs::remove_dir_all(&scratch).context("cannot remove the unpacked modules")?;
+    write("modules", made_for().as_bytes())
+}
+
+/// The version of an unpacked kernel and the directory of its modules, of which there has to be one.
+fn modules_of(unpacked: &Path) -> Result<(String, PathBuf)> {
+    for place in ["lib/modules", "usr/lib/modules"] {
+        let Ok(entries) = fs::read_dir(unpacked.join(place)) else {
+            continue;
+        };
+        let mut versions: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        if let (Some(modules), true) = (versions.pop(), versions.is_empty()) {
+            let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Ok((version, modules));
+        }
+    }
+    bail!("{} has no lib/modules with one version in it", unpacked.display())
+}
+
+/// The modules of a kernel, unpacked where they came compressed, and what each needs.
+#[derive(Debug)]
+struct Index {
+    modules: PathBuf,
+    dep: String,
+    builtin: String,
+}
+
+impl Index {
+    /// Copies the modules below `root`: the kernel may be somebody else's, and is not ours to write to.
+    fn of(modules: &Path, busybox: &Path, root: &Path) -> Result<Self> {
+        let version = modules.file_name().unwrap_or_default();
+        let copy = root.join("lib/modules").join(version);
+        fs::create_dir_all(&copy).with_context(|| format!("cannot create {}", copy.display()))?;
+        run(Command::new(busybox)
+            .args(["cp", "-R"])
+            .arg(modules.join("kernel"))
+            .arg(&copy))?;
+        for list in ["modules.builtin", "modules.order"] {
+            run(Command::new(busybox).arg("cp").arg(modules.join(list)).arg(&copy))?;
+        }
+        // A process for each module would take minutes; `+` gives many to one.
+        let (unxz, option) = match find_program("xz") {
+            Some(xz) => (xz, "-d"),
+            None => (busybox.to_owned(), "unxz"),
+        };
+        let mut find = Command::new(busybox);
+        find.arg("find")
+            .arg(&copy)
+            .args(["-type", "f", "-name", "*.ko.xz", "-exec"]);
+        run(find.arg(unxz).args([option, "{}", "+"]))?;
+        // A package leaves this to its installation.
+        run(Command::new(busybox).args(["depmod", "-b"]).arg(root).arg(version))?;
+        let text = |name: &str| fs::read_to_string(copy.join(name)).with_context(|| format!("depmod wrote no {name}"));
+        Ok(Self {
+            dep: text("modules.dep")?,
+            builtin: text("modules.builtin")?,
+            modules: copy,
+        })
+    }
+
+    /// The files of these modules and of those that they need, in the order of their loading.
+    fn load(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        let order = modules::load_order(wanted, &self.dep, &self.builtin)?;
+        let read = |file: String| {
+            let path = self.modules.join(&file);
+            let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((file.rsplit('/').next().unwrap_or(&file).to_owned(), content))
+        };
+        order.into_iter().map(read).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_one_of_debians_or_a_directory() {
+        assert!(matches!("7.3".parse(), Ok(Linux::Debian(release)) if release.package == "linux-image-amd64"));
+        assert_eq!(Linux::DEFAULT.parse(), Ok(Linux::default()));
+        let refused = "5.10".parse::<Linux>().unwrap_err();
+        assert!(refused.contains("6.1, 6.12, 7.3"), "{refused}");
+    }
+
+    #[test]
+    fn only_packages_of_a_kernel_are_fetched_with_it() {
+        let depends = [
+            "kmod",
+            "linux-image-7.3.4+deb13-amd64",
+            "linux-base",
+            "linux-modules-7.3.4+deb13-amd64",
+        ];
+        let kernel = of_kernel(depends.map(str::to_owned).to_vec());
+        assert_eq!(
+            kernel,
+            ["linux-image-7.3.4+deb13-amd64", "linux-modules-7.3.4+deb13-amd64"]
+        );
+    }
+}
