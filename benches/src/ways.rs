@@ -4,9 +4,10 @@
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum as _;
+use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
 use vmm_ref::composition::options::{
-    Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait, name,
+    Composition, Controller, DeviceKind, Eoi, Forward, MachineKind, Source, Wait, name,
 };
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::passthrough::preflight::check;
@@ -53,12 +54,8 @@ fn is_short(composition: &Composition) -> bool {
 pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -> Result<Ways<'a>> {
     let mut ways = Ways::default();
     for &machine in MachineKind::value_variants() {
-        let irqchips: &[Irqchip] = match machine {
-            MachineKind::Kvm => Irqchip::value_variants(),
-            MachineKind::Soft => &[Irqchip::User],
-        };
-        for &irqchip in irqchips {
-            for &controller in irqchip.controllers(machine) {
+        for &irqchip in machine.irqchips() {
+            for &controller in machine.controllers(irqchip) {
                 let plain = Composition::new(machine, irqchip, controller);
                 let title = title(&plain);
                 if machine == MachineKind::Kvm && kvm.is_none() {
@@ -141,7 +138,7 @@ fn title(composition: &Composition) -> String {
     };
     match composition.machine {
         MachineKind::Soft => format!("no KVM, {controller}"),
-        MachineKind::Kvm => format!("{} irqchip, {controller}", name(&composition.irqchip)),
+        MachineKind::Kvm => format!("{} irqchip, {controller}", composition.irqchip),
     }
 }
 
@@ -216,7 +213,7 @@ fn of_composition<'a>(
         name: match composition.device {
             DeviceKind::Embedded => format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
             DeviceKind::Model => format!("model device, {}", name(&composition.forward)),
-            _ => format!("{}, {} irqchip", name(&composition.forward), name(&composition.irqchip)),
+            _ => format!("{}, {} irqchip", name(&composition.forward), composition.irqchip),
         },
         wait: name(&composition.wait),
         floor: Some(floor),

@@ -4,11 +4,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use interrupt_core::Irqchip;
 
 use crate::composition::options::{
-    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, Irqchip, MachineKind, Source, Wait,
+    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, MachineKind, Source, Wait,
 };
 use crate::linux::args::LinuxArgs;
 use crate::vm::kvm::DEV_KVM;
@@ -129,7 +131,7 @@ pub struct RunArgs {
     pub machine: Option<MachineKind>,
 
     /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = irqchip())]
     pub irqchip: Option<Irqchip>,
 
     /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both are]
@@ -194,7 +196,7 @@ pub struct ExplainArgs {
     pub machine: Option<MachineKind>,
 
     /// Where the interrupt controllers are [default: kernel, or user with the soft machine]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = irqchip())]
     pub irqchip: Option<Irqchip>,
 
     /// How the line is held [default: resample with --irqchip kernel, irqfd with split, else pin]
@@ -239,7 +241,7 @@ pub struct ProbeArgs {
 impl RunArgs {
     /// Where the controllers are, on that machine.
     pub fn irqchip(&self, machine: MachineKind) -> Irqchip {
-        self.irqchip.unwrap_or(Irqchip::default_of(machine))
+        self.irqchip.unwrap_or(machine.irqchips()[0])
     }
 
     /// How many round trips to make.
@@ -295,6 +297,32 @@ impl Default for RunArgs {
             linux: LinuxArgs::default(),
         }
     }
+}
+
+/// The values of `--irqchip`. `interrupt-core` knows no command line.
+fn irqchip() -> impl TypedValueParser<Value = Irqchip> {
+    const VALUES: [(Irqchip, &str, &str); 3] = [
+        (
+            Irqchip::Kernel,
+            "kernel",
+            "All in the kernel: 8259 pair, IOAPIC and LAPIC",
+        ),
+        (
+            Irqchip::Split,
+            "split",
+            "The LAPIC in the kernel, the IOAPIC in this process",
+        ),
+        (
+            Irqchip::User,
+            "user",
+            "All in this process: the 8259 pair, and on the soft machine the IOAPIC too",
+        ),
+    ];
+    PossibleValuesParser::new(VALUES.map(|(_, name, help)| PossibleValue::new(name).help(help))).map(|text| {
+        let value = VALUES.iter().find(|(_, name, _)| *name == text);
+        // The parser lets no other text through.
+        value.map_or(Irqchip::Kernel, |(irqchip, ..)| *irqchip)
+    })
 }
 
 fn swap_every(text: &str) -> Result<u64, String> {
@@ -373,6 +401,17 @@ mod tests {
         };
         assert_eq!(format!("{arguments:?}"), format!("{:?}", RunArgs::default()));
         assert!(parse("vmm-ref").unwrap().command.is_none());
+    }
+
+    #[test]
+    fn an_irqchip_is_parsed_from_its_name() {
+        for irqchip in MachineKind::Kvm.irqchips() {
+            let Some(Command::Run(arguments)) = parse(&format!("vmm-ref run --irqchip {irqchip}")).unwrap().command
+            else {
+                panic!("no run");
+            };
+            assert_eq!(arguments.irqchip, Some(*irqchip));
+        }
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
 use crate::composition::check::Impossible;
-use crate::composition::options::{Composition, Controller, DeviceKind, DoorbellPath, Forward, Irqchip, MachineKind};
+use crate::composition::options::{Composition, Controller, DeviceKind, DoorbellPath, Forward, MachineKind};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, INTERRUPTED};
 use crate::explain::explain;
@@ -55,7 +56,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     let interrupted = on_interrupt()?;
     let host = Host::this();
     let (machine, kvm) = machine(kvm_device, arguments)?;
-    let controllers = arguments.irqchip(machine).controllers(machine);
+    let controllers = machine.controllers(arguments.irqchip(machine));
 
     let mut eois = Vec::new();
     for &controller in controllers {
@@ -229,7 +230,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
 
 fn first_controller(arguments: &RunArgs, machine: MachineKind) -> Controller {
     // There is one for every irqchip.
-    let controllers = arguments.irqchip(machine).controllers(machine);
+    let controllers = machine.controllers(arguments.irqchip(machine));
     controllers.first().copied().unwrap_or(Controller::Ioapic)
 }
 

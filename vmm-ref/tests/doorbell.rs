@@ -8,13 +8,14 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use interrupt_core::Irqchip;
 use ioevent::{Backend, IoeventBus, Kvm, Match, Refusal, Space};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use serde_json::{Value, json};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::fds;
-use vmm_ref::composition::options::{Composition, Controller, DoorbellPath, Irqchip, MachineKind};
+use vmm_ref::composition::options::{Composition, Controller, DoorbellPath, MachineKind};
 use vmm_ref::roundtrip::doorbell::{Doorbell, DoorbellSummary};
 use vmm_ref::roundtrip::guest::layout::{BATCH_MAX, DOORBELL_ADDRESS};
 use vmm_ref::roundtrip::guest::program::{Idle, Program};
@@ -152,7 +153,7 @@ fn refused() {
 fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64) -> DoorbellSummary {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let program = Program {
-        controller: irqchip.controllers(MachineKind::Kvm)[0],
+        controller: MachineKind::Kvm.controllers(irqchip)[0],
         devices: 1,
         edu: false,
         acknowledge: false,

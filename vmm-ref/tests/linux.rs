@@ -170,7 +170,7 @@ fn assert_agrees(devices: &[&Value]) {
     assert!(of("raised").chain(of("eois")).all(|count| count > 0), "{devices:?}");
     assert_eq!(of("errors").sum::<u64>(), 0, "{devices:?}");
     let least = of("raised").max().unwrap();
-    let most = of("raised").chain(of("restated")).sum::<u64>();
+    let most = of("raised").chain(of("reasserted")).sum::<u64>();
     let range = least.saturating_sub(SPURIOUS)..=most + SPURIOUS;
     assert!(range.contains(&count), "{range:?}: {devices:?}");
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use interrupt_core::Irqchip;
 use serde_json::Value;
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::fds;
-use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source};
+use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Eoi, Forward, MachineKind, Source};
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::passthrough::edu::Edu;
 use vmm_ref::passthrough::preflight::check;

@@ -4,9 +4,9 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
+use interrupt_core::Irqchip;
 use interrupt_core::LevelSource as _;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::options::Irqchip;
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::latency::Latency;
 use vmm_ref::passthrough::edu::{Edu, EduPin};

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::at;
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;

@@ -13,8 +13,9 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
-use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Irqchip, MachineKind, Source, Wait};
+use vmm_ref::composition::options::{Composition, Controller, DeviceKind, MachineKind, Source, Wait};
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::guest::program::{Idle, Program};

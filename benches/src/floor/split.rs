@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use interrupt_core::Irqchip;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use interrupt_core::Irqchip;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vmm_ref::composition::options::Irqchip;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;

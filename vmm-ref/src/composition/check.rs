@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which compositions can work, and why the others cannot.
 
-use super::options::{
-    Composition, Controller, DeviceKind, Eoi, Forward, Irqchip, MAX_DEVICES, MachineKind, Source, name,
-};
+use interrupt_core::Irqchip;
+
+use super::options::{Composition, Controller, DeviceKind, Eoi, Forward, MAX_DEVICES, MachineKind, Source, name};
 
 /// Why a composition cannot work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -184,7 +184,7 @@ mod tests {
         use Source::{Irqfd, Line, Pin, Resample};
         let mut works = Vec::new();
         for machine in MachineKind::value_variants() {
-            for irqchip in Irqchip::value_variants() {
+            for irqchip in Kvm.irqchips() {
                 for controller in Controller::value_variants() {
                     for source in Source::value_variants() {
                         for eoi in Eoi::value_variants() {
@@ -226,13 +226,8 @@ mod tests {
     #[test]
     fn what_is_not_asked_for_can_work() {
         for machine in MachineKind::value_variants() {
-            let irqchips: &[Irqchip] = match machine {
-                MachineKind::Kvm => Irqchip::value_variants(),
-                MachineKind::Soft => &[Irqchip::User],
-            };
-            assert!(irqchips.contains(&Irqchip::default_of(*machine)));
-            for irqchip in irqchips {
-                for controller in irqchip.controllers(*machine) {
+            for irqchip in machine.irqchips() {
+                for controller in machine.controllers(*irqchip) {
                     Composition::new(*machine, *irqchip, *controller).check().unwrap();
                 }
             }
@@ -247,8 +242,8 @@ mod tests {
         use Source::{Irqfd, Pin, Resample};
         let device: DeviceKind = "vfio:0000:00:02.0".parse().unwrap();
         let mut works = Vec::new();
-        for irqchip in Irqchip::value_variants() {
-            let controller = irqchip.controllers(MachineKind::Kvm)[0];
+        for irqchip in MachineKind::Kvm.irqchips() {
+            let controller = MachineKind::Kvm.controllers(*irqchip)[0];
             for forward in Forward::value_variants() {
                 for source in Source::value_variants() {
                     for eoi in Eoi::value_variants() {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use interrupt_core::Gsi;
+use interrupt_core::{Gsi, Irqchip};
 use serde::{Serialize, Serializer};
 
 use super::pci_address::PciAddress;
@@ -21,18 +21,6 @@ pub enum MachineKind {
     Kvm,
     /// No KVM: a bus master written in Rust does what the guest would do, to the same controllers
     Soft,
-}
-
-/// Where the interrupt controllers are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Irqchip {
-    /// All in the kernel: 8259 pair, IOAPIC and LAPIC
-    Kernel,
-    /// The LAPIC in the kernel, the IOAPIC in this process
-    Split,
-    /// All in this process: the 8259 pair, and on the soft machine the IOAPIC too
-    User,
 }
 
 /// The interrupt controller that the guest sets up, and to which its devices' line goes.
@@ -199,21 +187,21 @@ pub struct Composition {
     pub doorbell: Option<DoorbellPath>,
 }
 
-impl Irqchip {
-    /// What is there without being asked for.
-    pub fn default_of(machine: MachineKind) -> Self {
-        match machine {
-            MachineKind::Kvm => Self::Kernel,
-            MachineKind::Soft => Self::User,
+impl MachineKind {
+    /// The irqchips that this machine can have, the default first.
+    pub fn irqchips(self) -> &'static [Irqchip] {
+        match self {
+            Self::Kvm => &[Irqchip::Kernel, Irqchip::Split, Irqchip::User],
+            Self::Soft => &[Irqchip::User],
         }
     }
 
-    /// The controllers that a guest of this machine can use, best first.
-    pub fn controllers(self, machine: MachineKind) -> &'static [Controller] {
-        match (machine, self) {
-            (MachineKind::Soft, _) | (_, Self::Kernel) => &Controller::ALL,
-            (MachineKind::Kvm, Self::Split) => &[Controller::Ioapic],
-            (MachineKind::Kvm, Self::User) => &[Controller::Pic],
+    /// The controllers that a guest of this machine can use with that irqchip, best first.
+    pub fn controllers(self, irqchip: Irqchip) -> &'static [Controller] {
+        match (self, irqchip) {
+            (Self::Soft, _) | (_, Irqchip::Kernel) => &Controller::ALL,
+            (Self::Kvm, Irqchip::Split) => &[Controller::Ioapic],
+            (Self::Kvm, Irqchip::User) => &[Controller::Pic],
         }
     }
 }
@@ -287,7 +275,7 @@ impl fmt::Display for Composition {
             f,
             "machine {}, irqchip {}, controller {} ({}), source {}, eoi {}, sharers {}, wait {}",
             name(&self.machine),
-            name(&self.irqchip),
+            self.irqchip,
             name(&self.controller),
             self.controller.gsi(),
             name(&self.source),
@@ -305,6 +293,14 @@ impl fmt::Display for Composition {
             }
         }
     }
+}
+
+/// An irqchip as JSON has it.
+///
+/// # Errors
+/// The serializer's.
+pub fn serialize_irqchip<S: Serializer>(irqchip: &Irqchip, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(irqchip)
 }
 
 /// The name that a value has on the command line.
@@ -348,7 +344,6 @@ mod tests {
             }
         }
         check::<MachineKind>();
-        check::<Irqchip>();
         check::<Controller>();
         check::<Source>();
         check::<Eoi>();

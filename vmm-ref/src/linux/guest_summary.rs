@@ -4,14 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use interrupt_core::Gsi;
+use interrupt_core::{Gsi, InterruptCounts, Irqchip};
 use serde::Serialize;
 
-use crate::composition::options::{DoorbellPath, Irqchip, Source, name};
+use crate::composition::options::{DoorbellPath, Source, name, serialize_irqchip};
 use crate::error::INTERRUPTED;
 use crate::host::Host;
 use crate::linux::devices::guest_counts::GuestCount;
-use crate::linux::devices::line::Counts;
 use crate::vm::ending::End;
 
 /// How a run was put together.
@@ -20,6 +19,7 @@ pub struct Setup {
     /// The host.
     pub host: Host,
     /// Where the interrupt controllers were.
+    #[serde(serialize_with = "serialize_irqchip")]
     pub irqchip: Irqchip,
     /// How a device held its line.
     pub source: Source,
@@ -31,9 +31,33 @@ pub struct Setup {
     pub memory_mib: u64,
 }
 
+/// What has happened to a device's interrupt: [`InterruptCounts`], for JSON.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Counts {
+    /// See [`InterruptCounts::raised`].
+    pub raised: u64,
+    /// See [`InterruptCounts::eois`].
+    pub eois: u64,
+    /// See [`InterruptCounts::reasserted`].
+    pub reasserted: u64,
+    /// See [`InterruptCounts::errors`].
+    pub errors: u64,
+}
+
+impl From<InterruptCounts> for Counts {
+    fn from(counts: InterruptCounts) -> Self {
+        Self {
+            raised: counts.raised,
+            eois: counts.eois,
+            reasserted: counts.reasserted,
+            errors: counts.errors,
+        }
+    }
+}
+
 /// What became of a device's interrupts.
 #[derive(Clone, Debug, Serialize)]
-pub struct DeviceAccount {
+pub struct DeviceSummary {
     /// Who it is.
     pub name: String,
     /// Its line.
@@ -65,7 +89,7 @@ pub struct GuestSummary {
     #[serde(flatten)]
     pub setup: Setup,
     /// The devices, the serial port first.
-    pub devices: Vec<DeviceAccount>,
+    pub devices: Vec<DeviceSummary>,
     /// How it ended.
     pub end: End,
     /// The status that the guest gave, if it did.
@@ -93,7 +117,7 @@ impl GuestSummary {
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (irqchip, source, doorbell) = (name(&self.irqchip), name(&self.source), name(&self.doorbell));
+        let (irqchip, source, doorbell) = (self.irqchip, name(&self.source), name(&self.doorbell));
         let plural = if self.cpus == 1 { "" } else { "s" };
         write!(
             f,
@@ -103,17 +127,17 @@ impl fmt::Display for Setup {
     }
 }
 
-impl fmt::Display for DeviceAccount {
+impl fmt::Display for DeviceSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts {
             raised,
             eois,
-            restated,
+            reasserted,
             errors,
         } = self.counts;
         write!(
             f,
-            "{}: {}: raised {raised}, EOIs {eois}, restated {restated}",
+            "{}: {}: raised {raised}, EOIs {eois}, reasserted {reasserted}",
             self.name, self.gsi
         )?;
         if errors > 0 {
@@ -141,13 +165,13 @@ pub(crate) mod tests {
 
     /// A run with two devices.
     pub(crate) fn account() -> GuestSummary {
-        let serial = DeviceAccount {
+        let serial = DeviceSummary {
             name: "ttyS0".to_owned(),
             gsi: Gsi(4),
             counts: Counts {
                 raised: 9,
                 eois: 8,
-                restated: 1,
+                reasserted: 1,
                 errors: 0,
             },
             high: false,
@@ -158,7 +182,7 @@ pub(crate) mod tests {
             trapped: None,
             needed_reset: None,
         };
-        let disk = DeviceAccount {
+        let disk = DeviceSummary {
             name: "virtio0 (disk d)".to_owned(),
             gsi: Gsi(16),
             high: true,
@@ -194,7 +218,7 @@ pub(crate) mod tests {
             serde_json::to_string(&account).unwrap(),
             concat!(
                 r#"{"host":"Linux 6.18.0, kvm_amd, 2 CPUs","irqchip":"split","source":"pin","doorbell":"trap","cpus":2,"#,
-                r#""memory_mib":256,"devices":[{"name":"ttyS0","gsi":4,"raised":9,"eois":8,"restated":1,"errors":0,"#,
+                r#""memory_mib":256,"devices":[{"name":"ttyS0","gsi":4,"raised":9,"eois":8,"reasserted":1,"errors":0,"#,
                 r#""high":false,"guest":{"count":7,"flow":"fasteoi"}}],"end":"power-off","guest_status":3,"elapsed_s":1.5}"#
             )
         );

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
+use interrupt_core::{Irqchip, LevelInterrupt};
 use ioevent::{IoeventBus, ReservedRange};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_irqfd::{Chip, KvmInterrupts, Route};
@@ -15,10 +16,10 @@ use super::boot::memory_map::{BOOT_PARAMS, SERIAL_GSI};
 use super::devices::terminal::GuestTerminal;
 use super::devices::wiring::{Devices, Wiring};
 use super::eoi_thread::EoiThread;
-use super::guest_summary::{DeviceAccount, GuestSummary, Setup};
+use super::guest_summary::{DeviceSummary, GuestSummary, Setup};
 use super::prepare::Prepared;
 use super::signals::Signals;
-use crate::composition::options::{DoorbellPath, Irqchip};
+use crate::composition::options::DoorbellPath;
 use crate::error::{Error, Result, at};
 use crate::vm::cpu_thread::Cpu;
 use crate::vm::ending::{End, Ending};
@@ -124,7 +125,7 @@ pub fn launch(
     drop(terminal);
     let summary = GuestSummary {
         setup,
-        devices: account(&devices, options.doorbell),
+        devices: summaries(&devices, options.doorbell),
         end: ending.ended().unwrap_or(End::Interrupted),
         guest_status: devices.power.status(),
         elapsed,
@@ -156,26 +157,23 @@ fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
     Ok(())
 }
 
-fn account(devices: &Devices, asked: DoorbellPath) -> Vec<DeviceAccount> {
-    let serial = DeviceAccount {
-        name: "ttyS0".to_owned(),
-        gsi: devices.serial_line.gsi(),
-        counts: devices.serial_line.counts(),
-        high: devices.serial_line.causes() != 0,
-        guest: devices.console.guest_count(devices.serial_line.gsi()),
+fn summaries(devices: &Devices, asked: DoorbellPath) -> Vec<DeviceSummary> {
+    let summary = |name: &str, interrupt: &LevelInterrupt| DeviceSummary {
+        name: name.to_owned(),
+        gsi: interrupt.gsi(),
+        counts: interrupt.counts().into(),
+        high: interrupt.causes() != 0,
+        guest: devices.console.guest_count(interrupt.gsi()),
         trapped: None,
         needed_reset: None,
     };
+    let serial = summary("ttyS0", devices.console.interrupt());
     let virtio = devices.virtio.iter().map(|device| {
-        let line = device.mmio.shared().line();
-        DeviceAccount {
-            name: device.name.clone(),
-            gsi: line.gsi(),
-            counts: line.counts(),
-            high: line.causes() != 0,
-            guest: devices.console.guest_count(line.gsi()),
+        let shared = device.mmio.shared();
+        DeviceSummary {
             trapped: device.trapped().filter(|_| asked == DoorbellPath::Ioeventfd),
-            needed_reset: device.mmio.shared().trouble().map(|why| why.to_string()),
+            needed_reset: shared.trouble().map(|why| why.to_string()),
+            ..summary(&device.name, shared.interrupt())
         }
     });
     [serial].into_iter().chain(virtio).collect()

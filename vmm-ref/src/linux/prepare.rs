@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
 use vm_memory::GuestMemoryMmap;
 
@@ -20,7 +21,7 @@ use super::virtio::block::Block;
 use super::virtio::disk::Disk;
 use super::virtio::entropy::Entropy;
 use crate::composition::check::Impossible;
-use crate::composition::options::{DoorbellPath, Irqchip, Source};
+use crate::composition::options::{DoorbellPath, Source};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, Result};
 use crate::host::Host;

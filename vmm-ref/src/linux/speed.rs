@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use interrupt_core::Irqchip;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::linux::boot::cpu_state as cpu;
 use crate::vm::cpu_thread::EINTR;

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use interrupt_core::Irqchip;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::probe::{GSI, Trial, event};
 use crate::roundtrip::guest::unmask_program::unmask_program;

@@ -3,10 +3,11 @@
 
 use std::io::{self, Write};
 
+use interrupt_core::Irqchip;
 use interrupt_core::forward::{Explanation, Path};
 use serde::Serialize;
 
-use crate::composition::options::{Controller, DeviceKind, Eoi, Forward, Irqchip, MachineKind, Source, Wait};
+use crate::composition::options::{Controller, DeviceKind, Eoi, Forward, MachineKind, Source, Wait, serialize_irqchip};
 use crate::explain;
 use crate::latency::Percentiles;
 use crate::report::Report;
@@ -18,6 +19,7 @@ use crate::roundtrip::summary::Outcome;
 #[derive(Debug, Serialize)]
 pub struct Object<'a> {
     host: &'a crate::host::Host,
+    #[serde(serialize_with = "serialize_irqchip")]
     irqchip: Irqchip,
     controller: Controller,
     source: Source,

@@ -52,8 +52,8 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "host      Linux 6.18.0, kvm_amd, 2 CPUs\n\
              composed  irqchip split, source pin, doorbell trap, 2 CPUs, 256 MiB\n\
-             device    ttyS0: gsi 4: raised 9, EOIs 8, restated 1; the guest counted 7 (fasteoi)\n\
-             device    virtio0 (disk d): gsi 16: raised 9, EOIs 8, restated 1, high at the end; NEEDED A RESET: the chain at 3 is a loop\n\
+             device    ttyS0: gsi 4: raised 9, EOIs 8, reasserted 1; the guest counted 7 (fasteoi)\n\
+             device    virtio0 (disk d): gsi 16: raised 9, EOIs 8, reasserted 1, high at the end; NEEDED A RESET: the chain at 3 is a loop\n\
              ended     the guest switched itself off after 1.5 s, with status 3\n"
         );
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use interrupt_core::Irqchip;
 use ioevent::{IoeventBus, UnassignedRange};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -16,7 +17,6 @@ use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::passthrough::bar::Bar;
 use crate::roundtrip::guest::image::Image;

@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use interrupt_core::Irqchip;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqfd::{SPLIT_PINS, enable_split_irqchip};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
-use crate::composition::options::Irqchip;
 use crate::error::{Error, Result, at};
 use crate::vm::cpu_thread::EINTR;
 

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use interrupt_core::testing::RecordingPin;
-use interrupt_core::{Gsi, Level, Line, LoweredBy};
+use interrupt_core::{Gsi, Level, LevelInterrupt, Line, LoweredBy};
 use vm_device::DeviceMmio as _;
 use vm_device::bus::MmioAddress;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
-use vmm_ref::linux::devices::line::DeviceLine;
 use vmm_ref::linux::virtio::backend::Backend;
 use vmm_ref::linux::virtio::block::Block;
 use vmm_ref::linux::virtio::disk::Disk;
@@ -76,7 +75,7 @@ impl Driver {
     pub fn of(backend: Box<dyn Backend>) -> Self {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap());
         let line = Line::new(Gsi(16), RecordingPin::default());
-        let device_line = DeviceLine::new(Arc::new(line.source("device", LoweredBy::Eoi)));
+        let device_line = LevelInterrupt::new(Arc::new(line.source("device", LoweredBy::Eoi)), &*line).unwrap();
         let kick = Arc::new(EventFd::new(0).unwrap());
         Self {
             device: Mmio::new(Arc::clone(&memory), device_line, kick, backend),

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use interrupt_core::LevelInterrupt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vm_device::DevicePio;
@@ -22,12 +23,10 @@ use vm_superio::serial::{Serial, SerialEvents};
 
 use crate::error::{Error, Result};
 use crate::linux::devices::guest_counts::{GuestCount, GuestCounts};
-use crate::linux::devices::line::DeviceLine;
 use crate::vm::ending::{End, Ending};
 use crate::vm::wake::Wake;
 
-/// The chip's only cause, as far as its line is concerned: bit 0 of the identification register, low when there is one.
-const PENDING: u32 = 1;
+/// The bit of the identification register that is set while the chip has no cause for an interrupt.
 const IIR_NONE: u8 = 1;
 
 /// A line of output that its sender does not end shows after this time.
@@ -39,16 +38,16 @@ const BUFFER_MAX: usize = 4096;
 /// The serial port, as the guest's processors and the input's thread share it.
 pub struct Console {
     chip: Mutex<Serial<NoButton, Room, Output>>,
-    line: Arc<DeviceLine>,
+    interrupt: LevelInterrupt,
     wake: Arc<Wake>,
 }
 
 impl Console {
-    /// A serial port on `line` that prints to `out`, and ends the run when that is closed.
+    /// A serial port with that interrupt. It prints to `out`, and ends the run when `out` is closed.
     ///
     /// # Errors
     /// [`Error::System`] when no eventfd is to be had.
-    pub fn new(line: Arc<DeviceLine>, out: File, ending: Arc<Ending>) -> Result<Arc<Self>> {
+    pub fn new(interrupt: LevelInterrupt, out: File, ending: Arc<Ending>) -> Result<Arc<Self>> {
         let wake = Arc::new(Wake::new()?);
         let output = Output {
             out,
@@ -59,9 +58,14 @@ impl Console {
         };
         Ok(Arc::new(Self {
             chip: Mutex::new(Serial::with_events(NoButton, Room(Arc::clone(&wake)), output)),
-            line,
+            interrupt,
             wake,
         }))
+    }
+
+    /// The port's interrupt.
+    pub fn interrupt(&self) -> &LevelInterrupt {
+        &self.interrupt
     }
 
     /// What the guest last said of the console's line, and of others.
@@ -94,12 +98,12 @@ impl Console {
         self.chip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// States the level that the chip has now. Called with the chip's lock held, so that a later level is stated later.
-    fn state_level(&self, chip: &Serial<NoButton, Room, Output>) {
-        match chip.state().interrupt_identification & IIR_NONE {
-            0 => self.line.raise(PENDING),
-            _ => self.line.clear(PENDING),
-        }
+    /// Gives the interrupt the level that the chip has now. Called with the chip's lock held, so that levels keep their order.
+    fn update_level(&self, chip: &Serial<NoButton, Room, Output>) {
+        // The interrupt counts a level that its source refuses, and tries it again at the next event.
+        let _ = self
+            .interrupt
+            .set_level(chip.state().interrupt_identification & IIR_NONE == 0);
     }
 
     /// The thread of the input.
@@ -146,7 +150,7 @@ impl Console {
                 let mut chip = self.chip();
                 // A full buffer is no loss: the guest's next read of it wakes this thread.
                 waiting.start += chip.enqueue_raw_bytes(&buffer[waiting.clone()]).unwrap_or(0);
-                self.state_level(&chip);
+                self.update_level(&chip);
             }
         }
     }
@@ -159,7 +163,7 @@ impl DevicePio for Console {
         if let [byte] = data {
             let mut chip = self.chip();
             *byte = chip.read(offset as u8);
-            self.state_level(&chip);
+            self.update_level(&chip);
         }
     }
 
@@ -168,14 +172,14 @@ impl DevicePio for Console {
             let mut chip = self.chip();
             // The output has its own way to say that it is closed, and the button cannot fail.
             let _ = chip.write(offset as u8, *byte);
-            self.state_level(&chip);
+            self.update_level(&chip);
         }
     }
 }
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "serial console on {:?}", self.line)
+        write!(f, "serial console, {:?}", self.interrupt)
     }
 }
 
@@ -307,7 +311,7 @@ mod tests {
 
     fn rig() -> Rig {
         let line = Line::new(Gsi(4), RecordingPin::default());
-        let device = DeviceLine::new(Arc::new(line.source("serial", LoweredBy::Eoi)));
+        let device = LevelInterrupt::new(Arc::new(line.source("serial", LoweredBy::Eoi)), &*line).unwrap();
         let ending = Ending::new().unwrap();
         let (printed, out) = pipe();
         let console = Console::new(device, out, Arc::clone(&ending)).unwrap();

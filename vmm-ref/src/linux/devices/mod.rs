@@ -3,7 +3,6 @@
 
 pub mod console;
 pub mod guest_counts;
-pub mod line;
 pub mod power;
 pub mod terminal;
 pub mod wiring;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use interrupt_core::{EoiGuard, Gsi};
+use interrupt_core::{Gsi, LevelInterrupt};
 use ioevent::{IoeventBus, Length, Match, Path, Registration};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
@@ -18,7 +18,6 @@ use crate::linux::boot::memory_map::{
     COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_WINDOW, VIRTIO_WINDOWS,
 };
 use crate::linux::devices::console::Console;
-use crate::linux::devices::line::DeviceLine;
 use crate::linux::devices::power::Power;
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::mmio::{Mmio, QUEUE_NOTIFY, WINDOW};
@@ -37,14 +36,10 @@ pub struct OnLine {
 }
 
 /// All devices.
-// Field order is drop order: nobody is told of an EOI any more when the rest goes.
 #[derive(Debug)]
 pub struct Devices {
-    _eois: Vec<EoiGuard>,
     /// The serial port.
     pub console: Arc<Console>,
-    /// Its line.
-    pub serial_line: Arc<DeviceLine>,
     /// How the guest ends the run.
     pub power: Arc<Power>,
     /// The virtio devices in the order of their windows.
@@ -81,7 +76,7 @@ pub fn virtio_places(count: usize, share_irq: bool) -> Vec<VirtioDevice> {
 }
 
 impl Devices {
-    /// Makes the devices and listens to their lines.
+    /// Makes the devices, each with its interrupt.
     ///
     /// # Errors
     /// Those of the controllers, of the doorbells' bus, and of making eventfds.
@@ -92,15 +87,16 @@ impl Devices {
         ending: &Arc<Ending>,
     ) -> Result<Self> {
         let notifier = wiring.controllers.notifier();
-        let mut eois = Vec::new();
-        let mut line = |gsi: Gsi, label: String| {
-            let line = DeviceLine::new(wiring.controllers.source(wiring.source, gsi, label)?);
-            // A KVM_IRQ_LINE source has no EOI of its own.
-            eois.push(line.listen(&*notifier, wiring.source == Source::Line)?);
-            Ok::<_, Error>(line)
+        let interrupt = |gsi: Gsi, label: String| {
+            let source = wiring.controllers.source(wiring.source, gsi, label)?;
+            let scope = match wiring.source {
+                // A KVM_IRQ_LINE source has no EOI of its own.
+                Source::Line => gsi.into(),
+                Source::Resample | Source::Pin | Source::Irqfd => source.key().into(),
+            };
+            Ok::<_, Error>(LevelInterrupt::with_scope(source, &*notifier, scope)?)
         };
-        let serial_line = line(SERIAL_GSI, "ttyS0".to_owned())?;
-        let console = Console::new(Arc::clone(&serial_line), out, Arc::clone(ending))?;
+        let console = Console::new(interrupt(SERIAL_GSI, "ttyS0".to_owned())?, out, Arc::clone(ending))?;
         let mut virtio = Vec::new();
         for (place, (name, backend)) in virtio_places(backends.len(), wiring.share_irq).iter().zip(backends) {
             let kick = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(|source| Error::System {
@@ -110,13 +106,16 @@ impl Devices {
             // Any width and any value: the device has one queue.
             let at = Match::mmio(place.window + QUEUE_NOTIFY, Length::Any);
             let doorbell = wiring.doorbells.register(at, Arc::clone(&kick))?;
-            let mmio = Mmio::new(Arc::clone(wiring.memory), line(place.gsi, name.clone())?, kick, backend);
+            let mmio = Mmio::new(
+                Arc::clone(wiring.memory),
+                interrupt(place.gsi, name.clone())?,
+                kick,
+                backend,
+            );
             virtio.push(OnLine { name, mmio, doorbell });
         }
         Ok(Self {
-            _eois: eois,
             console,
-            serial_line,
             power: Power::new(Arc::clone(ending)),
             virtio,
         })

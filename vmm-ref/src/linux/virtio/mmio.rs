@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use interrupt_core::LevelInterrupt;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
@@ -23,7 +24,6 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Result;
-use crate::linux::devices::line::DeviceLine;
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::Malformed;
 use crate::linux::virtio::worker::{Shared, Worker};
@@ -75,10 +75,10 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// The transport of `backend`, which interrupts by `line`. `kick` is a blocking eventfd that each write to [`QUEUE_NOTIFY`] signals.
+    /// The transport of `backend`, with that interrupt. `kick` is a blocking eventfd that each write to [`QUEUE_NOTIFY`] signals.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
-        line: Arc<DeviceLine>,
+        interrupt: LevelInterrupt,
         kick: Arc<EventFd>,
         backend: Box<dyn Backend>,
     ) -> Arc<Self> {
@@ -88,7 +88,7 @@ impl Mmio {
             features: backend.features() | common,
             configuration: backend.configuration(),
             registers: Mutex::default(),
-            shared: Arc::new(Shared::new(memory, line, kick, backend)),
+            shared: Arc::new(Shared::new(memory, interrupt, kick, backend)),
         })
     }
 
@@ -116,7 +116,7 @@ impl Mmio {
             VIRTIO_MMIO_DEVICE_ID => return self.kind,
             VIRTIO_MMIO_VENDOR_ID => return VENDOR,
             // Without the other registers' lock: it is read at each interrupt.
-            VIRTIO_MMIO_INTERRUPT_STATUS => return self.shared.line().causes(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => return self.shared.interrupt().causes(),
             // The configuration does not change.
             VIRTIO_MMIO_CONFIG_GENERATION => return 0,
             // A shared memory region that there is not has the length -1.
@@ -136,7 +136,7 @@ impl Mmio {
 
     fn write_register(&self, register: u32, value: u32) {
         if register == VIRTIO_MMIO_INTERRUPT_ACK {
-            self.shared.line().clear(value);
+            self.shared.clear(value);
             return;
         }
         let registers = &mut *self.registers();

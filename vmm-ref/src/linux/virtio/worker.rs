@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use interrupt_core::LevelInterrupt;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Result};
-use crate::linux::devices::line::DeviceLine;
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::{Chain, Malformed};
 
@@ -19,7 +19,7 @@ use crate::linux::virtio::chain::{Chain, Malformed};
 #[derive(Debug)]
 pub struct Shared {
     memory: Arc<GuestMemoryMmap>,
-    line: Arc<DeviceLine>,
+    interrupt: LevelInterrupt,
     kick: Arc<EventFd>,
     /// The queue, while the driver has it set up, and the device behind it.
     state: Mutex<State>,
@@ -39,13 +39,13 @@ impl Shared {
     /// A device without a queue yet. `kick` is blocking; the guest's notifications are counted in it.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
-        line: Arc<DeviceLine>,
+        interrupt: LevelInterrupt,
         kick: Arc<EventFd>,
         backend: Box<dyn Backend>,
     ) -> Self {
         Self {
             memory,
-            line,
+            interrupt,
             kick,
             state: Mutex::new(State {
                 queue: None,
@@ -58,9 +58,9 @@ impl Shared {
         }
     }
 
-    /// The device's line.
-    pub fn line(&self) -> &Arc<DeviceLine> {
-        &self.line
+    /// The device's interrupt.
+    pub fn interrupt(&self) -> &LevelInterrupt {
+        &self.interrupt
     }
 
     /// What the guest's notifications are counted in.
@@ -97,7 +97,13 @@ impl Shared {
     pub fn reset(&self) {
         self.state().queue = None;
         self.needs_reset.store(false, Ordering::Release);
-        self.line.clear(u32::MAX);
+        self.clear(u32::MAX);
+    }
+
+    /// The guest has acknowledged these causes of an interrupt.
+    pub fn clear(&self, causes: u32) {
+        // As in `raise`.
+        let _ = self.interrupt.clear(causes);
     }
 
     /// The driver has broken the rules: nothing more is served until it resets the device, and it is told so.
@@ -109,13 +115,13 @@ impl Shared {
         state.queue = None;
         state.trouble = Some(why);
         self.needs_reset.store(true, Ordering::Release);
-        self.line.raise(VIRTIO_MMIO_INT_CONFIG);
+        raise(&self.interrupt, VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Serves what is in the queue.
     pub fn serve(&self) {
         let state = &mut *self.state();
-        if let Err(why) = state.serve(&self.memory, &self.line) {
+        if let Err(why) = state.serve(&self.memory, &self.interrupt) {
             self.fail_in(state, why);
         }
     }
@@ -125,8 +131,13 @@ impl Shared {
     }
 }
 
+fn raise(interrupt: &LevelInterrupt, causes: u32) {
+    // The interrupt counts a level that its source refuses, and tries it again at the next event.
+    let _ = interrupt.raise(causes);
+}
+
 impl State {
-    fn serve(&mut self, memory: &GuestMemoryMmap, line: &DeviceLine) -> std::result::Result<(), Malformed> {
+    fn serve(&mut self, memory: &GuestMemoryMmap, interrupt: &LevelInterrupt) -> std::result::Result<(), Malformed> {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
@@ -140,7 +151,7 @@ impl State {
                 let written = self.backend.serve(memory, &mut self.chain)?;
                 queue.add_used(memory, head, written).map_err(ring)?;
                 if queue.needs_notification(memory).map_err(ring)? {
-                    line.raise(VIRTIO_MMIO_INT_VRING);
+                    raise(interrupt, VIRTIO_MMIO_INT_VRING);
                 }
             }
             if !queue.enable_notification(memory).map_err(ring)? {

@@ -3,8 +3,9 @@
 
 use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, ptr};
 use iced_x86::{BlockEncoderOptions, IcedError};
+use interrupt_core::Irqchip;
 
-use crate::composition::options::{Controller, Irqchip};
+use crate::composition::options::Controller;
 use crate::roundtrip::guest::chips::{
     APIC_BASE_ENABLE_X2APIC, IOAPIC_VECTOR, LVT_MASKED, MASTER_COMMAND, MSR_APIC_BASE, MSR_EOI, MSR_LVT0, MSR_SPURIOUS,
     OCW2_NON_SPECIFIC_EOI, PIC_BASE, SPURIOUS_LAPIC_ENABLE, ioapic_set_up, mask_pics, out, pic_set_up, write_ioapic,
