@@ -63,15 +63,23 @@ pub enum Unusable {
     /// Another process has it.
     #[error("{0} is in use by another process; a group has one user: end that one first")]
     Busy(PathBuf),
-    /// A vfio-user server is not there, or has no such device.
+    /// Nobody listens where a vfio-user server was to be.
     #[error(
-        "vfio-user:{}: {step}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user \
-         --example vfio-user-edu -- {}",
+        "vfio-user:{}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user --example \
+         vfio-user-edu -- {}",
         path.display(),
         path.display()
     )]
+    NoServer {
+        /// The path of the socket.
+        path: PathBuf,
+        /// Why there is no connection.
+        reason: std::io::Error,
+    },
+    /// A vfio-user server is there and is of no use.
+    #[error("vfio-user:{}: {step}: {reason}", path.display())]
     Server {
-        /// Where it was to listen.
+        /// The path of the socket.
         path: PathBuf,
         /// What was tried.
         step: &'static str,

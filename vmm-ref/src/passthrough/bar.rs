@@ -5,12 +5,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_REGION_INFO_FLAG_MMAP};
+use vfio_intx::VfioUserIntx;
 use vfio_ioctls::VfioDevice;
-use vfio_user::Client;
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
@@ -30,8 +30,8 @@ pub enum Bar {
 }
 
 /// A BAR behind a vfio-user server.
-#[derive(Clone)]
-pub struct Remote(Arc<Mutex<Client>>);
+#[derive(Clone, Debug)]
+pub struct Remote(Arc<VfioUserIntx>);
 
 impl Bar {
     /// The BAR of a device of VFIO.
@@ -40,8 +40,8 @@ impl Bar {
     }
 
     /// The BAR of a device of vfio-user.
-    pub(super) fn remote(client: &Arc<Mutex<Client>>) -> Self {
-        Self::Remote(Remote(Arc::clone(client)))
+    pub(super) fn remote(device: Arc<VfioUserIntx>) -> Self {
+        Self::Remote(Remote(device))
     }
 
     /// How many bytes of it.
@@ -98,7 +98,7 @@ impl Remote {
     /// # Errors
     /// The server's, or that of the connection to it.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.client(|client| client.region_read(BAR, offset, data))
+        self.0.region_read(BAR, offset, data)
     }
 
     /// A store to `offset`, the guest's too.
@@ -106,16 +106,9 @@ impl Remote {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.client(|client| client.region_write(BAR, offset, data))
+        self.0.region_write(BAR, offset, data)
     }
 
-    fn client<R>(&self, access: impl FnOnce(&mut Client) -> Result<R, vfio_user::Error>) -> io::Result<R> {
-        let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        access(&mut client).map_err(io::Error::other)
-    }
-}
-
-impl Remote {
     /// The registers as the guest of the machine that `ending` ends reaches them. An access that fails ends the machine.
     pub fn registers(&self, ending: Arc<Ending>) -> RemoteRegisters {
         let bar = self.clone();
@@ -146,12 +139,6 @@ impl DeviceMmio for RemoteRegisters {
 
     fn mmio_write(&self, _: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
         self.done(self.bar.write(offset, data));
-    }
-}
-
-impl fmt::Debug for Remote {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BAR 0 of a vfio-user device")
     }
 }
 

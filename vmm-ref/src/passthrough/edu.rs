@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use interrupt_core::forward::DeviceInterrupt;
@@ -27,6 +27,9 @@ const COMMAND: u64 = 0x04;
 const MEMORY_SPACE: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
+
+/// Vendor and device ID (QEMU, docs/specs/edu.rst).
+const EDU: (u16, u16) = (0x1234, 0x11e8);
 
 /// A server that does not reply in this time is gone.
 const SERVER_LIMIT: Duration = Duration::from_secs(10);
@@ -80,25 +83,37 @@ impl Edu {
     /// Connects to the vfio-user server that listens at `path`, and turns its device's memory space on.
     ///
     /// # Errors
-    /// [`Unusable::Server`].
+    /// [`Unusable::NoServer`], [`Unusable::Server`].
     pub fn connect(path: &SocketPath) -> Result<Self, Unusable> {
-        let refused = |step| {
-            move |reason: String| Unusable::Server {
+        let server = |step, reason: String| Unusable::Server {
+            path: path.path().to_owned(),
+            step,
+            reason,
+        };
+        let refused = |step| move |error: io::Error| server(step, error.to_string());
+        let device = VfioUserIntx::connect(format!("vfio-user:{path}"), path.path(), SERVER_LIMIT);
+        let device = Arc::new(device.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unusable::NoServer {
                 path: path.path().to_owned(),
-                step,
-                reason,
-            }
-        };
-        let interrupt = VfioUserIntx::connect(format!("vfio-user:{path}"), path.path(), SERVER_LIMIT)
-            .map_err(|error| refused("connect")(error.to_string()))?;
+                reason: error,
+            },
+            _ => refused("connect")(error),
+        })?);
+        let mut ids = [0; 4];
+        device
+            .region_read(VFIO_PCI_CONFIG_REGION_INDEX, 0, &mut ids)
+            .map_err(refused("vendor and device ID"))?;
+        let [vendor, id] = [[ids[0], ids[1]], [ids[2], ids[3]]].map(u16::from_le_bytes);
+        if (vendor, id) != EDU {
+            let other = format!("{vendor:04x}:{id:04x}, and the embedded guest drives QEMU's edu (1234:11e8) only");
+            return Err(server("its device is", other));
+        }
         let command = (MEMORY_SPACE | BUS_MASTER).to_le_bytes();
-        let configured = {
-            let mut client = interrupt.client().lock().unwrap_or_else(PoisonError::into_inner);
-            client.region_write(VFIO_PCI_CONFIG_REGION_INDEX, COMMAND, &command)
-        };
-        configured.map_err(|error| refused("command register")(error.to_string()))?;
-        let bar = Bar::remote(interrupt.client());
-        Self::new(Arc::new(interrupt), None, bar).map_err(refused("BAR 0"))
+        device
+            .region_write(VFIO_PCI_CONFIG_REGION_INDEX, COMMAND, &command)
+            .map_err(refused("command register"))?;
+        let bar = Bar::remote(Arc::clone(&device));
+        Self::new(device, None, bar).map_err(|reason| server("BAR 0", reason))
     }
 
     fn new(interrupt: Arc<dyn DeviceInterrupt>, irq: Option<DeviceIrq>, bar: Bar) -> Result<Self, String> {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device's end of INTx: VFIO's request format, and the devices that take such requests.
 
+#[cfg(feature = "vfio-user")]
+mod connection;
 pub mod irq_set;
 pub(crate) mod model;
 #[cfg(feature = "vfio")]
