@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use interrupt_core::{Delivery, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy, Msi, MsiOutput};
+use interrupt_core::{Delivery, EoiNotifier as _, Gsi, Listener, LoweredBy, Msi, MsiOutput};
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio as _, DevicePio as _};

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use interrupt_core::forward::{EventfdId, Registration, Registry};
 use interrupt_core::testing::{Journal, RecordingConsumer, RecordingProducer};
-use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource as _, Listener, LoweredBy};
+use interrupt_core::{EoiGuard, EoiNotifier as _, Gsi, LevelSource, Listener, LoweredBy};
 use kvm_ioctls::Kvm;
 use kvm_irqfd::{KvmInterrupts, Route, enable_split_irqchip};
-use user_irqchip::{Ioapic, IoapicSource};
+use user_irqchip::Ioapic;
 
 use crate::Result;
 use crate::counters::heap_bytes;
@@ -32,7 +32,7 @@ const PINS: u64 = Ioapic::MAX_PINS as u64;
 /// Level lines of userspace IOAPICs, with a source and a listener each.
 pub struct Lines {
     chips: Vec<Ioapic>,
-    sources: Vec<(IoapicSource, EoiGuard)>,
+    sources: Vec<(Arc<dyn LevelSource>, EoiGuard)>,
     next: usize,
 }
 
@@ -84,8 +84,8 @@ impl Lines {
 
     /// What is not the lines': where whoever owns them keeps them.
     fn owners_heap(&self) -> i64 {
-        (self.sources.capacity() * size_of::<(IoapicSource, EoiGuard)>() + self.chips.capacity() * size_of::<Ioapic>())
-            as i64
+        (self.sources.capacity() * size_of::<(Arc<dyn LevelSource>, EoiGuard)>()
+            + self.chips.capacity() * size_of::<Ioapic>()) as i64
     }
 
     /// A round trip on the next one: asserted, ended, told.

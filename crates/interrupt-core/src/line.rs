@@ -376,10 +376,13 @@ impl<P: Pin> Line<P> {
         }
         let outcome = self.settle(&mut drive);
         if outcome.is_ok() {
-            drive.asserted += 1;
-            drive.reasserted += u64::from(before != LOW && before + 1 == mark);
+            let begins = before != mark;
+            drive.asserted += u64::from(begins);
+            drive.reasserted += u64::from(begins && before != LOW && before + 1 == mark);
             let asserted = contribution.asserted.load(Ordering::Relaxed);
-            contribution.asserted.store(asserted + 1, Ordering::Relaxed);
+            contribution
+                .asserted
+                .store(asserted + u64::from(begins), Ordering::Relaxed);
         } else {
             drive.end(contribution);
             // If lowering fails as well, the next change of the line tries it again.
@@ -764,6 +767,9 @@ mod tests {
         source.assert().unwrap();
         line.restore(Level::Low).unwrap();
         assert_eq!(line.pin().levels(), [Level::Low, Level::High, Level::High], "live");
+        line.restore(Level::High).unwrap();
+        source.assert().unwrap();
+        assert_eq!(line.counts().asserted, 1, "it asserted all the time");
     }
 
     #[test]

@@ -5,9 +5,8 @@
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
-use user_irqchip::ioapic::Version;
-use user_irqchip::ioapic::regs::Trigger;
-use user_irqchip::{Ioapic, IoapicSource, Pic, PicSource};
+use user_irqchip::ioapic::{Trigger, Version};
+use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 
@@ -71,9 +70,9 @@ impl MsiOutput for Output {
 struct Chips {
     output: Arc<Output>,
     ioapic: Ioapic,
-    pins: Vec<Arc<IoapicSource>>,
+    pins: Vec<Arc<dyn LevelSource>>,
     pic: Pic,
-    irqs: Vec<Arc<PicSource>>,
+    irqs: Vec<Arc<dyn LevelSource>>,
     /// Nobody has refused a message, and no state was restored: no level may wait.
     delivers: bool,
 }
@@ -84,7 +83,7 @@ impl Chips {
         let ioapic = Ioapic::builder()
             .pins(PINS)
             .version(version)
-            .on_pause(|_| {})
+            .on_delayed_eoi(|_| {})
             .build(output.clone())
             .unwrap();
         let pic = Pic::new(|| {});
@@ -92,10 +91,10 @@ impl Chips {
         let sources = || SOURCES.into_iter().flat_map(|gsi| kinds.map(|kind| (Gsi(gsi), kind)));
         Self {
             pins: sources()
-                .map(|(gsi, kind)| Arc::new(ioapic.source(gsi, "device", kind).unwrap()))
+                .map(|(gsi, kind)| ioapic.source(gsi, "device", kind).unwrap())
                 .collect(),
             irqs: sources()
-                .map(|(gsi, kind)| Arc::new(pic.source(gsi, "device", kind).unwrap()))
+                .map(|(gsi, kind)| pic.source(gsi, "device", kind).unwrap())
                 .collect(),
             output,
             ioapic,
@@ -158,7 +157,7 @@ impl Chips {
                 self.ioapic.mmio_read(MmioAddress(Ioapic::BASE), offset, &mut data);
             }
             6 => self.ioapic.eoi(input.byte()?),
-            7 => self.ioapic.eoi_of_edge(input.byte()?),
+            7 => self.ioapic.edge_eoi(input.byte()?),
             8 => {
                 let refuses = input.byte()? & 1 != 0;
                 *self.output.refuses.lock().unwrap() = refuses;
@@ -200,7 +199,7 @@ impl Chips {
                 }
                 1 => self.restore(),
                 2 => {
-                    self.ioapic.resume();
+                    self.ioapic.delayed_eoi();
                     self.ioapic.reset().unwrap();
                     self.pic.reset();
                 }

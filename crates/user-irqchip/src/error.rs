@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be wrong with a chip's description or with a saved state. What can go wrong with a line is
+//! Errors of a chip's description, of a saved state and of a route. The errors of a line are
 //! [`interrupt_core::Error`].
 
-use interrupt_core::Gsi;
-
-use crate::router::Route;
+use interrupt_core::{Gsi, Msi};
 
 /// A chip that cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,13 +34,16 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The state was saved in a format that this version of the crate does not know.
-    #[error("saved state has format {found}, and only format {known} is known here")]
+    /// The state was saved in a format that this version of the crate does not read. Reading a state with serde gives this
+    /// error's text as the error of the deserialiser.
+    #[error("saved state has format {found}, and formats {oldest} to {newest} are known here")]
     Format {
         /// The format of the saved state.
         found: u32,
-        /// The format that is known.
-        known: u32,
+        /// The oldest format that is known.
+        oldest: u32,
+        /// The newest format that is known.
+        newest: u32,
     },
     /// The state is of another chip: of another number of pins, say.
     #[error("saved state has {what} {found}, and this chip has {here}")]
@@ -66,6 +67,17 @@ pub enum StateError {
     /// entries are written again.
     #[error("a route of the restored state: {0}")]
     Route(#[source] interrupt_core::Error),
+}
+
+/// Where a GSI leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the IOAPIC's pin that has this GSI by itself.
+    Ioapic(Gsi),
+    /// To this IRQ of the 8259 pair.
+    Pic(Gsi),
+    /// To no controller: a rising line sends this message, and nobody learns of its end.
+    Msi(Msi),
 }
 
 /// A route that a GSI cannot have.

@@ -4,28 +4,33 @@
 //! * [`Ioapic`]: for a split irqchip, or for a machine without KVM. It sends messages to an
 //!   [`MsiOutput`](interrupt_core::MsiOutput).
 //! * [`Pic`]: a pair of 8259s. It raises INTR, and the processor acknowledges.
-//! * [`router::Router`]: for a machine with both, whose GSIs lead to pins of either.
-//! * [`lapic::LocalApics`]: what an IOAPIC needs of local APICs, where KVM has none.
+//! * [`Router`]: for a machine with both, whose GSIs lead to pins of either.
 //!
-//! To devices they are [`LevelSource`](interrupt_core::LevelSource)s and
-//! [`EoiNotifier`](interrupt_core::EoiNotifier)s, and cannot be told from the kernel's. To the guest they are registers, on
-//! vm-device's bus traits. No thread is started, nothing reads a clock, and no lock is held while anything of the caller's
-//! runs.
+//! Devices see [`LevelSource`](interrupt_core::LevelSource)s and [`EoiNotifier`](interrupt_core::EoiNotifier)s, the same as
+//! with the kernel's controllers. The guest sees registers, on vm-device's bus traits. No thread is started, nothing reads a
+//! clock, and no lock is held while code of the caller's runs, except in
+//! [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod bus;
 mod counter;
 mod error;
+#[cfg(feature = "serde")]
+mod format;
 pub mod ioapic;
-pub mod lapic;
 pub mod pic;
-pub mod router;
+mod pulse;
+mod router;
 mod sync;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 
-pub use error::{ConfigError, RouteError, StateError};
-pub use ioapic::{Ioapic, IoapicBuilder, IoapicSource, IoapicState};
-pub use pic::{Pic, PicSource, PicState};
+pub use error::{ConfigError, Route, RouteError, StateError};
+pub use ioapic::{Ioapic, IoapicBuilder, IoapicState};
+pub use pic::{Pic, PicState};
+pub use router::Router;
 
 /// The README's examples are compiled and run with the documentation's.
 #[cfg(doctest)]

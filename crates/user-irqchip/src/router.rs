@@ -9,29 +9,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Msi,
-    MsiOutput, Pin, Result,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
+    Msi, MsiOutput, Pin, Result,
 };
 
 use crate::counter::Counter;
-use crate::ioapic::{self, IoapicPin};
-use crate::pic::{self, PicPin};
+use crate::error::{Route, RouteError};
+use crate::ioapic::{self, Ioapic, IoapicPin};
+use crate::pic::{self, Pic, PicPin};
+use crate::pulse::{Pulse, PulsingSource};
 use crate::sync::lock;
-use crate::{Ioapic, Pic, RouteError};
-
-/// Where a GSI leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// To the IOAPIC's pin that has this GSI by itself.
-    Ioapic(Gsi),
-    /// To this IRQ of the 8259 pair.
-    Pic(Gsi),
-    /// To no controller: a rising line sends this message, and nobody learns of its end.
-    Msi(Msi),
-}
-
-/// A level source on a GSI of a [`Router`].
-pub type RoutedSource = LineSource<RoutedPin>;
 
 #[derive(Debug)]
 struct Controllers {
@@ -75,7 +62,7 @@ impl Targets {
 }
 
 /// A GSI, as its line drives it: all pins that it leads to.
-pub struct RoutedPin {
+struct RoutedPin {
     gsi: Gsi,
     controllers: Arc<Controllers>,
     /// Locked with the line's lock held only, so that nobody waits for it.
@@ -84,7 +71,7 @@ pub struct RoutedPin {
 
 /// What a level that was driven leaves to be done, for each pin.
 #[derive(Debug)]
-pub struct Outcome {
+struct Outcome {
     ioapic: Option<(Gsi, ioapic::Outcome)>,
     pic: Option<(Gsi, pic::Outcome)>,
     msi: Option<Msi>,
@@ -137,7 +124,18 @@ impl Pin for RoutedPin {
     }
 }
 
-/// What became of an assertion of which this and that became.
+impl Pulse for RoutedPin {
+    fn is_open_edge(&self) -> bool {
+        let Some(chip) = &self.controllers.ioapic else {
+            return false;
+        };
+        let targets = lock(&self.targets);
+        let pin = targets.ioapic.as_ref().map(|input| input.source.line().pin());
+        !chip.has_edge_eois() && pin.is_some_and(Pulse::is_open_edge)
+    }
+}
+
+/// The outcome of an assertion with these two outcomes.
 fn both(one: Delivery, other: Delivery) -> Delivery {
     use Delivery::{Coalesced, Delivered, Pending, Unknown};
     match (one, other) {
@@ -162,8 +160,8 @@ impl fmt::Debug for RoutedPin {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use interrupt_core::{Gsi, LevelSource, LoweredBy};
-/// use user_irqchip::{Ioapic, Pic, lapic::LocalApics, router::Router};
+/// use interrupt_core::{Gsi, LoweredBy};
+/// use user_irqchip::{Ioapic, Pic, Router, testing::LocalApics};
 ///
 /// let apics = LocalApics::new(1);
 /// let ioapic = Arc::new(Ioapic::builder().build(apics.clone())?);
@@ -270,11 +268,15 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::Unsupported`]: a source that an EOI lowers, on a GSI that leads to an MSI.
-    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<RoutedSource> {
+    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<Arc<dyn LevelSource>> {
         if lowered_by == LoweredBy::Eoi {
             self.has_eois("level source that an EOI lowers", gsi)?;
         }
-        Ok(self.line(gsi).source(label, lowered_by))
+        let source = self.line(gsi).source(label, lowered_by);
+        Ok(match lowered_by {
+            LoweredBy::Eoi => Arc::new(PulsingSource(source)),
+            LoweredBy::Device => Arc::new(source),
+        })
     }
 
     /// How many listeners could not be told of an EOI, because their eventfd could not be written.
@@ -336,7 +338,7 @@ impl Router {
                 controllers.listener_errors.count_error(line.eoi());
             }
         });
-        let key = interrupt_core::LevelSource::key(&source);
+        let key = source.key();
         Ok(Input {
             pin: on.gsi(),
             _guard: on.subscribe(key.into(), told)?,

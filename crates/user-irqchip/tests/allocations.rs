@@ -11,11 +11,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, SourceKey};
+use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy, SourceKey};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
-use user_irqchip::lapic::LocalApics;
-use user_irqchip::router::Router;
-use user_irqchip::{Ioapic, Pic};
+use user_irqchip::testing::LocalApics;
+use user_irqchip::{Ioapic, Pic, Router};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 

@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
-use user_irqchip::lapic::LocalApics;
-use user_irqchip::router::{Route, RoutedSource, Router};
-use user_irqchip::{Ioapic, Pic, RouteError};
+use user_irqchip::testing::LocalApics;
+use user_irqchip::{Ioapic, Pic, Route, RouteError, Router};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 
@@ -94,7 +93,7 @@ impl Pc {
         self.ioapic.entry(Gsi(pin)).unwrap().bits()
     }
 
-    fn source(&self, gsi: u32, lowered_by: LoweredBy) -> RoutedSource {
+    fn source(&self, gsi: u32, lowered_by: LoweredBy) -> Arc<dyn LevelSource> {
         self.router.source(Gsi(gsi), "device", lowered_by).unwrap()
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use user_irqchip::lapic::LocalApics;
+use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio as _, DevicePio as _};

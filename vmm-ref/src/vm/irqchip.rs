@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, LoweredBy, Msi, MsiOutput};
 use kvm_irqfd::KvmInterrupts;
-use user_irqchip::lapic::LocalApics;
+use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
@@ -84,9 +84,9 @@ impl Controllers {
             (Self::Kernel(interrupts), Source::Line) => Arc::new(interrupts.irq_line_source(gsi, label)?),
             (Self::Split { interrupts, .. }, Source::Irqfd) => Arc::new(interrupts.split_source(gsi, label, None)?),
             (Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. }, Source::Pin) => {
-                Arc::new(ioapic.source(gsi, label, LoweredBy::Eoi)?)
+                ioapic.source(gsi, label, LoweredBy::Eoi)?
             }
-            (Self::Pic(pic, _), Source::Pin) => Arc::new(pic.source(gsi, label, LoweredBy::Eoi)?),
+            (Self::Pic(pic, _), Source::Pin) => pic.source(gsi, label, LoweredBy::Eoi)?,
             (Self::Kernel(_), Source::Pin) => return Err(Impossible::NoUserPins.into()),
             (Self::Split { .. } | Self::Pic(..) | Self::Ioapic { .. }, Source::Resample | Source::Line) => {
                 return Err(Impossible::NoKernelPins.into());

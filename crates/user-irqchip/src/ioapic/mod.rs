@@ -1,41 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The IOAPIC: a line for each pin, the registers that the guest sees, and the EOIs that the chip is told of.
 
-mod chip;
+mod eoi;
 mod pin;
-pub mod regs;
-mod state;
-mod window;
+mod pin_state;
+mod registers;
+mod saved;
+mod shared;
+mod spec;
+#[cfg(test)]
+mod whole_space;
 
 use std::fmt;
-use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use interrupt_core::{
-    EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, MsiOutput, Result,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineCounts, Listener, LoweredBy,
+    MsiOutput, Result,
 };
 
-use crate::ConfigError;
+use crate::error::{ConfigError, StateError};
+use crate::pulse::PulsingSource;
 
-use chip::Chip;
-use pin::AfterEoi;
-use regs::RedirectionEntry;
+use shared::Shared;
 
-pub use chip::{Counts, IoapicPin, Outcome};
-pub use state::{IoapicState, SavedPin};
+pub use eoi::EOI_DELAY;
+pub use saved::{IoapicState, SavedPin};
+pub use shared::Counts;
+pub use spec::{RedirectionEntry, Trigger};
 
-/// A level source on a pin of an [`Ioapic`].
-pub type IoapicSource = LineSource<IoapicPin>;
+pub(crate) use pin::{IoapicPin, Outcome};
 
-/// Which IOAPIC the guest sees.
+/// The IOAPIC that the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
     /// Version 0x11, as KVM's own: an interrupt is ended by the local APIC's EOI broadcast, or by switching the pin to edge
-    /// and back.
-    V11,
-    /// Version 0x20: has the EOI register too, which a guest that suppresses EOI broadcasts needs.
+    /// and back. The default, because KVM broadcasts every EOI unless the VMM chooses otherwise.
     #[default]
+    V11,
+    /// Version 0x20: has the EOI register too. A guest that sees this version may suppress EOI broadcasts. On a split irqchip
+    /// choose it together with KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST: without that flag KVM offers suppression and then
+    /// broadcasts all the same, which ends each interrupt twice and storms.
     V20,
 }
 
@@ -48,56 +55,63 @@ impl Version {
     }
 }
 
-/// How long a pause is; see [`IoapicBuilder::on_pause`].
-pub const PAUSE: Duration = Duration::from_millis(10);
+type DelayHook = Box<dyn Fn(Duration) + Send + Sync>;
 
-type PauseHook = Box<dyn Fn(Duration) + Send + Sync>;
-
-/// Describes an [`Ioapic`]. Starts from 24 pins, the first of which is GSI 0, version 0x20, and no pauses.
+/// Describes an [`Ioapic`]. Starts from 24 pins, the first of which is GSI 0, version 0x11, ID 0, and no delays.
 pub struct IoapicBuilder {
     pins: u8,
     first_gsi: Gsi,
     version: Version,
     id: u8,
-    pause: Option<PauseHook>,
+    edge_eois: bool,
+    on_delayed_eoi: Option<DelayHook>,
 }
 
 impl IoapicBuilder {
-    /// The number of pins, 1 to 64.
+    /// Sets the number of pins, 1 to 64.
     #[must_use]
     pub fn pins(mut self, pins: u8) -> Self {
         self.pins = pins;
         self
     }
 
-    /// The GSI of pin 0; pin *n* has the *n*th after it.
+    /// Sets the GSI of pin 0; pin *n* has the *n*th after it.
     #[must_use]
     pub fn first_gsi(mut self, gsi: Gsi) -> Self {
         self.first_gsi = gsi;
         self
     }
 
-    /// The IOAPIC's ID after a reset, 0 to 15; the ACPI table (MADT) has the same one. 0 unless this is called.
+    /// Sets the IOAPIC's ID after a reset, 0 to 15. The ACPI table (MADT) has to say the same.
     #[must_use]
     pub fn id(mut self, id: u8) -> Self {
         self.id = id;
         self
     }
 
-    /// Which IOAPIC the guest sees.
+    /// Sets the version that the guest sees.
     #[must_use]
     pub fn version(mut self, version: Version) -> Self {
         self.version = version;
         self
     }
 
-    /// Pauses a pin whose line is still high after 10,000 EOIs in a row, as Linux does, so that a guest whose handler does
-    /// not serve the device gets to run something else. `hook` is called without a lock, on the thread that brought the
-    /// EOI, with the time to wait ([`PAUSE`]): it starts a timer, which then calls [`Ioapic::resume`]. The chip has no clock
-    /// and no thread; without a hook it makes no pause.
+    /// Says that the local APICs tell of the EOIs of edge-triggered interrupts too, by [`Ioapic::edge_eoi`]. A source that an
+    /// EOI lowers ([`LoweredBy::Eoi`]) then holds the line of an edge-triggered pin until that EOI, as with KVM's irqchip.
+    /// Otherwise, as on a split irqchip, each assertion of such a source is a rising edge and falls by itself.
     #[must_use]
-    pub fn on_pause(mut self, hook: impl Fn(Duration) + Send + Sync + 'static) -> Self {
-        self.pause = Some(Box::new(hook));
+    pub fn edge_eois(mut self) -> Self {
+        self.edge_eois = true;
+        self
+    }
+
+    /// Delays a pin's interrupt after 10,000 EOIs in a row that found its line high, as Linux does, so that a guest whose
+    /// handler does not serve the device gets to run something else. `hook` is called without a lock, on the thread that
+    /// brought the EOI, with the time to wait ([`EOI_DELAY`]). The hook starts a timer, which then calls
+    /// [`Ioapic::delayed_eoi`]. The chip has no clock and no thread; without a hook nothing is delayed.
+    #[must_use]
+    pub fn on_delayed_eoi(mut self, hook: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        self.on_delayed_eoi = Some(Box::new(hook));
         self
     }
 
@@ -111,7 +125,8 @@ impl IoapicBuilder {
             first_gsi,
             version,
             id,
-            pause,
+            edge_eois,
+            on_delayed_eoi,
         } = self;
         if !(1..=Ioapic::MAX_PINS).contains(&pins) {
             return Err(ConfigError::Pins { pins });
@@ -119,24 +134,24 @@ impl IoapicBuilder {
         if first_gsi.0.checked_add(u32::from(pins)).is_none() {
             return Err(ConfigError::Gsis { first_gsi, pins });
         }
-        if id > regs::MAX_ID {
+        if id > spec::MAX_ID {
             return Err(ConfigError::Id { id });
         }
-        let chip = Arc::new(Chip::new(output));
+        let shared = Arc::new(Shared::new(output));
         let line = |number: u8| {
             let gsi = Gsi(first_gsi.0 + u32::from(number));
-            Line::new(gsi, IoapicPin::new(Arc::clone(&chip), number, gsi))
+            Line::new(gsi, IoapicPin::new(Arc::clone(&shared), number, gsi))
         };
         Ok(Ioapic {
             lines: (0..pins).map(line).collect(),
-            chip,
+            shared,
             first_gsi,
             version,
-            pause,
+            edge_eois,
+            on_delayed_eoi,
             select: AtomicU8::new(0),
             id: AtomicU8::new(id),
             reset_id: id,
-            writes: Mutex::new(()),
         })
     }
 }
@@ -149,38 +164,43 @@ impl fmt::Debug for IoapicBuilder {
 
 /// An IOAPIC in userspace.
 ///
-/// Devices get a [`source`](Self::source) each, and whoever wants to hear of EOIs [subscribes](EoiNotifier::subscribe). The
-/// guest's accesses to the window come in as [`DeviceMmio`](vm_device::DeviceMmio), its EOIs through [`eoi`](Self::eoi). What
-/// the chip sends goes to an [`MsiOutput`].
+/// Devices get a [`source`](Self::source) each, and listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses
+/// to the window come in as [`DeviceMmio`](vm_device::DeviceMmio), its EOIs through [`eoi`](Self::eoi). The chip sends its
+/// messages to an [`MsiOutput`].
 ///
-/// # What a listener is told of
-/// * The EOI of a vector tells every listener of every pin whose entry has that vector, whether it is masked or not, level or
-///   edge, and also when the interrupt was another's.
+/// # When a listener is told
+/// * The EOI of a vector tells every listener of every pin whose entry has that vector: of masked pins and edge pins too, and
+///   also when the interrupt was another pin's.
 /// * A write of an entry that leaves a level pin unmasked, its line high and nothing in service, tells them too, as in Linux
-///   since 6.4: sources that an EOI lowers ([`LoweredBy::Eoi`]) are lowered first, and what then is restated, or held by
+///   since 6.4: sources that an EOI lowers ([`LoweredBy::Eoi`]) are lowered first, and what then is asserted again, or held by
 ///   others, is sent. A device that is quiet by the time its interrupt is unmasked causes none.
+/// * A write that unmasks a level pin or gives it another message, its line being low, tells the listeners of the GSI. A
+///   signal that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind the old entry.
+///
+/// # A new destination
+/// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI. KVM
+/// before 6.16 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
 ///
 /// # Locks
-/// Asserting, ending and sending take the locks of the one line and the one pin, and allocate nothing. Writes of entries go
-/// one at a time, also while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for them. Listeners, messages and the
-/// pause hook are called without a lock.
+/// Asserting, ending and sending take the lock of the one line, and allocate nothing. Writes of entries go one at a time, also
+/// while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for them, except an EOI after which the output has to be
+/// told of a new destination. Listeners, messages and the hook of a delay are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
-    chip: Arc<Chip>,
+    shared: Arc<Shared>,
     first_gsi: Gsi,
     version: Version,
-    pause: Option<PauseHook>,
+    edge_eois: bool,
+    on_delayed_eoi: Option<DelayHook>,
     select: AtomicU8,
     id: AtomicU8,
     reset_id: u8,
-    /// Held from the write of an entry until the output knows of it, so that it is told in the order of the writes.
-    writes: Mutex<()>,
 }
 
 impl Ioapic {
     /// The usual address of the first IOAPIC's registers.
     pub const BASE: u64 = 0xfec0_0000;
-    /// The size of the range that the registers are in, in bytes.
+    /// The size of the registers' range, in bytes.
     pub const SIZE: u64 = 0x1000;
 
     /// The greatest number of pins that a chip can have.
@@ -193,23 +213,26 @@ impl Ioapic {
             first_gsi: Gsi(0),
             version: Version::default(),
             id: 0,
-            pause: None,
+            edge_eois: false,
+            on_delayed_eoi: None,
         }
     }
 
-    /// Adds a level source on the pin of `gsi`. It does not assert yet.
+    /// Adds a level source on the pin of `gsi`. The source does not assert yet.
     ///
     /// # Errors
     /// [`Error::NotFound`] when no pin has that GSI.
-    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<IoapicSource> {
-        Ok(self.line(gsi)?.source(label, lowered_by))
+    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<Arc<dyn LevelSource>> {
+        let source = self.line(gsi)?.source(label, lowered_by);
+        Ok(if lowered_by == LoweredBy::Eoi && !self.edge_eois {
+            Arc::new(PulsingSource(source))
+        } else {
+            Arc::new(source)
+        })
     }
 
     /// The line of the pin of `gsi`.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when no pin has that GSI.
-    pub fn line(&self, gsi: Gsi) -> Result<&Arc<Line<IoapicPin>>> {
+    pub(crate) fn line(&self, gsi: Gsi) -> Result<&Arc<Line<IoapicPin>>> {
         let pin = gsi.0.checked_sub(self.first_gsi.0);
         pin.and_then(|pin| self.lines.get(pin as usize)).ok_or(Error::NotFound {
             operation: "IOAPIC pin",
@@ -217,78 +240,99 @@ impl Ioapic {
         })
     }
 
-    /// The redirection-table entry of the pin of `gsi`.
+    pub(crate) fn has_edge_eois(&self) -> bool {
+        self.edge_eois
+    }
+
+    /// The level of the line of `gsi`: the OR of its sources.
     ///
     /// # Errors
     /// [`Error::NotFound`] when no pin has that GSI.
-    pub fn entry(&self, gsi: Gsi) -> Result<RedirectionEntry> {
-        self.line(gsi).map(|line| line.pin().state().entry())
+    pub fn level(&self, gsi: Gsi) -> Result<Level> {
+        self.line(gsi).map(|line| line.level())
     }
 
     /// The levels of the lines as the chip sees them: bit *n* is pin *n*.
     pub fn levels(&self) -> u64 {
-        let bit = |(n, line): (usize, &Arc<Line<IoapicPin>>)| match line.pin().state().line() {
+        let bit = |(n, line): (usize, &Arc<Line<IoapicPin>>)| match line.pin().line() {
             Level::High => 1 << n,
             Level::Low => 0,
         };
         self.lines.iter().enumerate().map(bit).sum()
     }
 
-    /// What has gone wrong so far.
-    pub fn counts(&self) -> Counts {
-        self.chip.counts()
-    }
-
-    /// A local APIC has ended a **level-triggered** interrupt with this vector: KVM_EXIT_IOAPIC_EOI on a split irqchip, the EOI
-    /// broadcast of a local APIC otherwise. Tells the listeners, and sends again what is still high.
+    /// Drives the pin of `gsi` once more when its line is high. A level that no processor took is then tried again.
     ///
-    /// Costs what the pins with that vector cost; for a vector that no pin has, one load.
-    pub fn eoi(&self, vector: u8) {
-        for pin in self.chip.pins_of(vector) {
-            if let Some(line) = self.lines.get(pin) {
-                self.end(line, vector);
-            }
+    /// # Errors
+    /// [`Error::NotFound`] when no pin has that GSI, and those of [`MsiOutput::send_msi`].
+    pub fn reassert(&self, gsi: Gsi) -> Result<Delivery> {
+        self.line(gsi)?.reassert()
+    }
+
+    /// The redirection-table entry of the pin of `gsi`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when no pin has that GSI.
+    pub fn entry(&self, gsi: Gsi) -> Result<RedirectionEntry> {
+        self.line(gsi).map(|line| line.pin().entry())
+    }
+
+    /// The events on the line of `gsi` since the chip was made.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when no pin has that GSI.
+    pub fn counts_of(&self, gsi: Gsi) -> Result<LineCounts> {
+        self.line(gsi).map(|line| line.counts())
+    }
+
+    /// The events so far that nobody could be told of.
+    pub fn counts(&self) -> Counts {
+        self.shared.counts()
+    }
+
+    /// The state as it is now. Bring the devices and the guest to rest first; otherwise the state is that of no single moment.
+    pub fn save(&self) -> IoapicState {
+        IoapicState {
+            version: self.version.number(),
+            select: self.select.load(Ordering::Relaxed),
+            id: self.id.load(Ordering::Relaxed),
+            pins: self.lines.iter().map(|line| line.pin().save()).collect(),
         }
     }
 
-    /// A local APIC has ended an **edge-triggered** interrupt with this vector. Hardware does not tell the IOAPIC of that. KVM's
-    /// irqchip tells the listeners, and so does a local APIC in userspace by this call. Nothing else happens: a level pin that
-    /// shares the vector keeps its remote IRR.
-    pub fn eoi_of_edge(&self, vector: u8) {
-        for pin in self.chip.pins_of(vector) {
-            if let Some(line) = self.lines.get(pin) {
-                self.ask(line);
-            }
+    /// Takes over a saved state, and tells the output of every pin that differs. Call this before the sources state their
+    /// levels and before the guest runs (law 17).
+    ///
+    /// The sources own their levels. The level that was saved holds until each source has stated its own, or until the pin's
+    /// next EOI or unmask. Sources that assert already go on asserting.
+    ///
+    /// # Errors
+    /// [`StateError`]; the chip is as it was, except after [`StateError::Route`].
+    pub fn restore(&self, state: &IoapicState) -> std::result::Result<(), StateError> {
+        state.check(self.version.number(), self.lines.len())?;
+        self.select.store(state.select, Ordering::Relaxed);
+        self.id.store(state.id, Ordering::Relaxed);
+        // Every pin is restored, whatever becomes of the first pin's message.
+        let mut told = Ok(());
+        for (line, saved) in self.lines.iter().zip(&state.pins) {
+            told = told.and(line.pin().restore(saved));
+            let level = if saved.high { Level::High } else { Level::Low };
+            self.shared.counters.send_errors.count_error(line.restore(level));
         }
+        told.map_err(StateError::Route)
     }
 
-    /// The time that the [pause hook](IoapicBuilder::on_pause) was given has passed: sends what is still high.
-    pub fn resume(&self) {
-        for line in &self.lines {
-            let pin = line.pin();
-            let send = pin.state().resume();
-            pin.send_unasked(send);
-        }
-    }
-
-    /// Asks the sources of a line to state their level: lowers what an EOI lowers, and tells the listeners.
-    fn ask(&self, line: &Line<IoapicPin>) {
-        self.chip.counters.listener_errors.count_error(line.eoi());
-    }
-
-    fn end(&self, line: &Line<IoapicPin>, vector: u8) {
-        self.ask(line);
-        let pin = line.pin();
-        let after = pin.state().end(vector, self.pause.is_some());
-        match after {
-            AfterEoi::Nothing => {}
-            AfterEoi::Send(send) => pin.send_unasked(Some(send)),
-            AfterEoi::Pause => {
-                if let Some(pause) = &self.pause {
-                    pause(PAUSE);
-                }
-            }
-        }
+    /// Brings the chip to its state after power-on: everything masked. Sources keep their levels, and listeners stay.
+    ///
+    /// # Errors
+    /// [`StateError::Route`].
+    pub fn reset(&self) -> std::result::Result<(), StateError> {
+        self.restore(&IoapicState {
+            version: self.version.number(),
+            select: 0,
+            id: self.reset_id,
+            pins: vec![SavedPin::RESET; self.lines.len()],
+        })
     }
 }
 
@@ -307,8 +351,8 @@ impl EoiNotifier for Ioapic {
 impl fmt::Debug for Ioapic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let used = |line: &&Arc<Line<IoapicPin>>| {
-            let state = line.pin().state();
-            state.entry() != RedirectionEntry::RESET || state.line() == Level::High
+            let pin = line.pin();
+            pin.entry() != RedirectionEntry::RESET || pin.line() == Level::High
         };
         f.debug_list()
             .entries(self.lines.iter().filter(used).map(|line| line.pin()))

@@ -1,289 +1,285 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One pin of the IOAPIC: its redirection-table entry, the level of its line, and the decision to send an interrupt.
-//!
-//! Nothing here calls out: what is to be sent, or to be asked of the sources, is returned and done by the chip without a lock.
+//! One pin: its entry, its state, and its message on the way to the output.
 
-use interrupt_core::{Delivery, Level, Msi};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::SavedPin;
-use super::regs::{Half, RedirectionEntry, Trigger};
+use interrupt_core::{Delivery, Gsi, Level, Msi, Pin, Result};
 
-/// So many EOIs in a row that find the line high are followed by a pause, as in Linux: a guest whose handler does not serve
-/// the device must get to run something else.
-pub(crate) const EOIS_BEFORE_PAUSE: u32 = 10_000;
+use super::pin_state::{AfterEoi, AfterWrite, Driven, Output, PinState, Sent};
+use super::saved::SavedPin;
+use super::shared::Shared;
+use super::spec::{Half, RedirectionEntry};
+use crate::pulse::Pulse;
+use crate::sync::lock;
 
-/// What the output is told of a pin: the arguments of [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Programmed {
-    pub(crate) message: Option<Msi>,
-    pub(crate) masked: bool,
+/// A pin of an [`Ioapic`](super::Ioapic), as a [`Line`](interrupt_core::Line) drives it.
+pub(crate) struct IoapicPin {
+    shared: Arc<Shared>,
+    number: u8,
+    gsi: Gsi,
+    /// A [`PinState`].
+    state: AtomicU64,
+    /// The entry's bits but for remote IRR, which is in `state`. Written under [`Shared::writes`].
+    entry: AtomicU64,
+    /// The message that the output knows, see [`pack`]. Written under [`Shared::writes`].
+    message: AtomicU64,
+    /// The mask that the output knows. Written under [`Shared::writes`].
+    masked: AtomicBool,
 }
 
-/// A message to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Send {
-    pub(crate) message: Msi,
-    /// Which of the pin's messages it is, for [`PinState::refused`].
-    number: u32,
-}
-
-/// What a driven level came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Driven {
-    /// An interrupt is to be sent.
-    Send(Send),
-    /// Nothing is.
-    Nothing(Delivery),
-}
-
-/// What remains to be done after the guest has written the pin's entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AfterWrite {
-    /// Nothing.
-    Nothing,
-    /// An edge that came up while the route changed is to be sent.
-    Send(Send),
-    /// The line has been waiting and is about to be let through: the sources are asked first whether it still stands.
-    Resample,
-}
-
-/// What remains to be done after an EOI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AfterEoi {
-    /// Nothing.
-    Nothing,
-    /// The line is high again, or still.
-    Send(Send),
-    /// The line is high, once too often in a row.
-    Pause,
-}
-
-/// The state of one pin.
+/// What a level that was driven leaves to be done.
 #[derive(Debug)]
-pub(crate) struct PinState {
-    entry: RedirectionEntry,
-    /// The level of the line.
-    line: Level,
-    /// `line` comes from a saved state, and no source has driven the line since.
-    restored: bool,
-    /// A rising edge has not been sent yet, because the route is changing.
-    edge: bool,
-    /// What the output was told last.
-    programmed: Programmed,
-    /// The output is being told something else, or refused to be. The pin sends nothing meanwhile.
-    stale: bool,
-    /// EOIs in a row that found the line high.
-    eois: u32,
-    /// A pause is being made.
-    paused: bool,
-    /// How many messages were sent, modulo 2^32.
-    sent: u32,
+pub(crate) struct Outcome(Driven);
+
+/// A message in one word, which is 0 for none. The address of an IOAPIC's message has 32 bits.
+fn pack(message: Option<Msi>) -> u64 {
+    message.map_or(0, |message| message.address << 32 | u64::from(message.data))
 }
 
-impl PinState {
-    pub(crate) fn new() -> Self {
+fn unpack(word: u64) -> Option<Msi> {
+    (word != 0).then_some(Msi {
+        address: word >> 32,
+        data: word as u32,
+    })
+}
+
+impl IoapicPin {
+    pub(super) fn new(shared: Arc<Shared>, number: u8, gsi: Gsi) -> Self {
+        shared.index(number, RedirectionEntry::RESET.vector());
         Self {
-            entry: RedirectionEntry::RESET,
-            line: Level::Low,
-            restored: false,
-            edge: false,
-            programmed: Programmed {
-                message: None,
-                masked: true,
-            },
-            stale: false,
-            eois: 0,
-            paused: false,
-            sent: 0,
+            shared,
+            number,
+            gsi,
+            state: AtomicU64::new(PinState::RESET.bits()),
+            entry: AtomicU64::new(RedirectionEntry::RESET.bits()),
+            message: AtomicU64::new(0),
+            masked: AtomicBool::new(true),
         }
     }
 
-    pub(crate) fn entry(&self) -> RedirectionEntry {
-        self.entry
+    fn state(&self) -> PinState {
+        PinState::from_bits(self.state.load(Ordering::Acquire))
     }
 
-    pub(crate) fn line(&self) -> Level {
-        self.line
-    }
-
-    /// Whether the pin could send if its line asked for it, were it not for an illegal vector or mode.
-    pub(crate) fn is_illegal(&self) -> bool {
-        !self.entry.is_masked() && self.entry.message().is_none()
-    }
-
-    /// The one place that decides to send an interrupt. A message that is returned counts as sent.
-    fn evaluate(&mut self) -> Option<Send> {
-        if self.entry.is_masked() {
-            // A masked edge is lost, as on hardware. A level stays.
-            self.edge = false;
-            return None;
-        }
-        if self.stale {
-            return None;
-        }
-        // An edge that waited while the pin became a level pin is part of the level.
-        let edge = std::mem::take(&mut self.edge);
-        let is_level = self.entry.trigger() == Trigger::Level;
-        let wanted = if is_level {
-            self.line == Level::High && !self.entry.remote_irr()
-        } else {
-            edge
-        };
-        let message = self.programmed.message.filter(|_| wanted)?;
-        self.paused = false;
-        self.sent = self.sent.wrapping_add(1);
-        self.entry.set_remote_irr(is_level);
-        Some(Send {
-            message,
-            number: self.sent,
-        })
-    }
-
-    /// The line has this level now. A high one may be stated again: a level that nobody took is then tried again.
-    pub(crate) fn drive(&mut self, level: Level) -> Driven {
-        let before = std::mem::replace(&mut self.line, level);
-        self.restored = false;
-        if level == Level::Low {
-            return Driven::Nothing(Delivery::Coalesced);
-        }
-        if self.entry.trigger() == Trigger::Edge {
-            if before == Level::High {
-                return Driven::Nothing(Delivery::Coalesced);
+    /// Makes one step, and returns what it leaves to be done.
+    fn step<R>(&self, step: impl Fn(PinState) -> (PinState, R)) -> R {
+        let mut before = self.state.load(Ordering::Acquire);
+        loop {
+            let (after, result) = step(PinState::from_bits(before));
+            if after.bits() == before {
+                return result;
             }
-            self.edge = true;
-        }
-        match self.evaluate() {
-            Some(send) => Driven::Send(send),
-            None => Driven::Nothing(Delivery::Pending),
-        }
-    }
-
-    /// The guest writes half of the entry. The answer is what the output has to be told before
-    /// [`programmed`](Self::programmed) is called; until then the pin sends nothing.
-    pub(crate) fn write(&mut self, half: Half, value: u32) -> Option<Programmed> {
-        self.entry = self.entry.written(half, value);
-        // A masked pin keeps its message: the interrupt in service was sent by it.
-        let message = if self.entry.is_masked() {
-            self.programmed.message
-        } else {
-            self.entry.message()
-        };
-        self.program(message)
-    }
-
-    fn program(&mut self, message: Option<Msi>) -> Option<Programmed> {
-        let wanted = Programmed {
-            message,
-            masked: self.entry.is_masked(),
-        };
-        self.stale |= wanted != self.programmed;
-        self.stale.then_some(wanted)
-    }
-
-    /// The output has been told.
-    pub(crate) fn programmed(&mut self, told: Programmed) {
-        self.programmed = told;
-        self.stale = false;
-    }
-
-    /// The second half of a write of the entry, when the output knows what it has to know.
-    pub(crate) fn after_write(&mut self) -> AfterWrite {
-        let asks = self.entry.trigger() == Trigger::Level && self.line == Level::High;
-        if asks && !self.entry.is_masked() && !self.entry.remote_irr() {
-            return AfterWrite::Resample;
-        }
-        self.evaluate().map_or(AfterWrite::Nothing, AfterWrite::Send)
-    }
-
-    /// The sources have been asked for their level, and those that restated it have driven the line.
-    pub(crate) fn resampled(&mut self) -> Option<Send> {
-        self.drop_unstated();
-        self.evaluate()
-    }
-
-    /// A level that was restored, and that no source stands by when it is asked, is gone.
-    fn drop_unstated(&mut self) {
-        if std::mem::take(&mut self.restored) {
-            self.line = Level::Low;
-        }
-    }
-
-    /// Ends a pause, if there is one.
-    pub(crate) fn resume(&mut self) -> Option<Send> {
-        if std::mem::take(&mut self.paused) {
-            self.evaluate()
-        } else {
-            None
-        }
-    }
-
-    /// The guest has ended an interrupt with this vector, which came in level-triggered. The sources have been asked.
-    pub(crate) fn end(&mut self, vector: u8, pauses: bool) -> AfterEoi {
-        self.drop_unstated();
-        if self.entry.vector() != vector || self.entry.trigger() == Trigger::Edge {
-            return AfterEoi::Nothing;
-        }
-        self.entry.set_remote_irr(false);
-        if self.entry.is_masked() || self.line == Level::Low {
-            self.eois = 0;
-            return AfterEoi::Nothing;
-        }
-        self.eois += 1;
-        if self.eois >= EOIS_BEFORE_PAUSE {
-            self.eois = 0;
-            if pauses {
-                self.paused = true;
-                return AfterEoi::Pause;
+            let exchanged = self
+                .state
+                .compare_exchange_weak(before, after.bits(), Ordering::AcqRel, Ordering::Acquire);
+            match exchanged {
+                Ok(_) => return result,
+                Err(now) => before = now,
             }
         }
-        self.evaluate().map_or(AfterEoi::Nothing, AfterEoi::Send)
     }
 
-    /// No processor took the message: a level waits, and is tried again when it is stated again, at a write of the entry and
-    /// at an EOI of its vector. Without effect when another message was sent since.
-    pub(crate) fn refused(&mut self, send: Send) {
-        if self.sent == send.number {
-            self.entry.set_remote_irr(false);
+    fn set(&self, step: impl Fn(PinState) -> PinState) {
+        self.step(|state| (step(state), ()));
+    }
+
+    pub(super) fn entry(&self) -> RedirectionEntry {
+        self.whole(self.state())
+    }
+
+    fn whole(&self, state: PinState) -> RedirectionEntry {
+        let mut entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Acquire));
+        entry.set_remote_irr(state.remote_irr());
+        entry
+    }
+
+    /// The level of the line as the pin sees it.
+    pub(super) fn line(&self) -> Level {
+        self.state().line()
+    }
+
+    /// The guest writes half of the entry. The output is told before this returns.
+    pub(super) fn write(&self, half: Half, value: u32) -> AfterWrite {
+        let _writes = lock(&self.shared.writes);
+        let before = self.entry();
+        let entry = before.written(half, value);
+        self.entry.store(entry.without_remote_irr().bits(), Ordering::Release);
+        self.shared.reindex(self.number, before.vector(), entry.vector());
+        if entry.is_illegal() {
+            self.shared.counters.illegal_entries.count();
+        }
+        // The error is counted, and there is nobody to return it to.
+        let changed = self.program(entry).is_some();
+        self.step(|state| state.after_write(changed))
+    }
+
+    /// Tells the output of the entry's destination, after an interrupt in service kept the old one, and sends what is high.
+    fn program_moved(&self) {
+        let writes = lock(&self.shared.writes);
+        drop(self.program(self.entry()));
+        drop(writes);
+        self.send_unasked(self.step(PinState::settled));
+    }
+
+    /// Brings the output to an entry that the guest has written. None when the output knows it. Under [`Shared::writes`].
+    fn program(&self, entry: RedirectionEntry) -> Option<Result<()>> {
+        let known = unpack(self.message.load(Ordering::Relaxed));
+        let message = entry.message();
+        let differs = !entry.is_masked() && message != known;
+        let output = Output {
+            mask: entry.is_masked() != self.masked.load(Ordering::Relaxed),
+            message: differs,
+            destination: differs && message.map(|new| new.data) == known.map(|old| old.data),
+        };
+        let state = self.step(|state| {
+            let next = state.written(entry, output);
+            (next, next)
+        });
+        // A masked pin and one in service keep their message: the interrupt in service was sent by it.
+        let message = if entry.is_masked() || state.is_moved() {
+            known
+        } else {
+            message
+        };
+        state.is_stale().then(|| self.tell(message, entry.is_masked()))
+    }
+
+    fn tell(&self, message: Option<Msi>, masked: bool) -> Result<()> {
+        let told = self.shared.output.set_pin(self.gsi, message, masked);
+        if told.is_ok() {
+            self.message.store(pack(message), Ordering::Release);
+            self.masked.store(masked, Ordering::Relaxed);
+            self.set(|state| state.programmed(message.is_some()));
+        } else {
+            self.shared.counters.route_errors.count();
+        }
+        told
+    }
+
+    /// The guest has ended an interrupt with this vector, and the sources have been asked for their level. Returns whether a
+    /// delay begins.
+    pub(super) fn end(&self, vector: u8, delays: bool) -> bool {
+        match self.step(|state| state.end(vector, delays)) {
+            AfterEoi::Nothing => {}
+            AfterEoi::Send(sent) => self.send_unasked(Some(sent)),
+            AfterEoi::Program => self.program_moved(),
+            AfterEoi::Delay => return true,
+        }
+        false
+    }
+
+    /// The sources have been asked for their level: sends what is high.
+    pub(super) fn resampled(&self) {
+        self.send_unasked(self.step(PinState::settled));
+    }
+
+    /// The delay is over, if there was one: sends what is high.
+    pub(super) fn delay_over(&self) {
+        self.send_unasked(self.step(PinState::delay_over));
+    }
+
+    /// Sends a message, without a lock: the receiver may end the interrupt at once.
+    fn send(&self, sent: Sent) -> Result<Delivery> {
+        let Some(message) = unpack(self.message.load(Ordering::Acquire)) else {
+            // The guest has taken the message away at this very moment.
+            self.set(|state| state.refused(sent));
+            return Ok(Delivery::Pending);
+        };
+        let delivered = self.shared.output.send_msi(self.gsi, message);
+        if matches!(delivered, Ok(Delivery::Delivered(0)) | Err(_)) {
+            self.set(|state| state.refused(sent));
+            if delivered.is_ok() {
+                self.shared.counters.refused_messages.count();
+            }
+            let state = self.state();
+            if state.is_moved() && !state.remote_irr() {
+                self.program_moved();
+            }
+        }
+        delivered
+    }
+
+    /// Sends a message that no source asked for now, so that there is nobody to give an error to.
+    pub(super) fn send_unasked(&self, sent: Option<Sent>) {
+        if let Some(sent) = sent {
+            self.shared.counters.send_errors.count_error(self.send(sent));
         }
     }
 
-    pub(crate) fn save(&self) -> SavedPin {
-        // Spelled out, so that a new field is decided on. `restored` is true of any saved line; what the output knows
-        // follows from the entry; the count of EOIs and a pause begin anew, at worst sending an interrupt a few milliseconds early.
-        let Self {
-            entry,
-            line,
-            restored: _,
-            edge,
-            programmed: _,
-            stale: _,
-            eois: _,
-            paused: _,
-            sent: _,
-        } = *self;
+    pub(super) fn save(&self) -> SavedPin {
+        let state = self.state();
+        let entry = self.whole(state);
+        let known = unpack(self.message.load(Ordering::Relaxed)).map(|message| message.address);
+        let current = entry.message().map(|message| message.address);
         SavedPin {
             entry: entry.bits(),
-            high: line == Level::High,
-            edge,
+            high: state.line() == Level::High,
+            edge: state.edge(),
+            sent_to: known.filter(|_| entry.remote_irr() && known != current),
         }
     }
 
-    /// Takes over a saved state. The answer is that of [`write`](Self::write), except that a masked entry is routed too: an
-    /// interrupt that is in service behind the mask has to find its way back.
-    pub(crate) fn restore(&mut self, saved: SavedPin) -> Option<Programmed> {
-        let SavedPin { entry, high, edge } = saved;
-        *self = Self {
-            entry: RedirectionEntry::from_bits(entry),
-            line: if high { Level::High } else { Level::Low },
-            restored: true,
+    /// Takes over a saved state, and tells the output, of a masked entry's message too: an interrupt that is in service behind
+    /// the mask has to find its way back.
+    pub(super) fn restore(&self, saved: &SavedPin) -> Result<()> {
+        let SavedPin {
+            entry,
+            high,
             edge,
-            programmed: self.programmed,
-            stale: self.stale,
-            eois: 0,
-            paused: false,
-            // Goes on counting, so that a message on its way is not mistaken for a new one.
-            sent: self.sent.wrapping_add(1),
+            sent_to,
+        } = *saved;
+        let entry = RedirectionEntry::from_bits(entry);
+        let _writes = lock(&self.shared.writes);
+        let before = self.entry();
+        self.entry.store(entry.without_remote_irr().bits(), Ordering::Release);
+        self.shared.reindex(self.number, before.vector(), entry.vector());
+        let current = entry.message();
+        let message = current.map(|message| Msi {
+            address: sent_to.unwrap_or(message.address),
+            ..message
+        });
+        let output = Output {
+            mask: entry.is_masked() != self.masked.load(Ordering::Relaxed),
+            message: pack(message) != self.message.load(Ordering::Relaxed),
+            destination: message != current && !entry.is_masked(),
         };
-        self.program(self.entry.message())
+        let stale = self.step(|state| {
+            let next = state.restored(entry, high, edge, output);
+            (next, next.is_stale())
+        });
+        if stale {
+            self.tell(message, entry.is_masked())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Pin for IoapicPin {
+    type Outcome = Outcome;
+
+    fn drive(&self, level: Level) -> Result<Outcome> {
+        Ok(Outcome(self.step(|state| state.drive(level))))
+    }
+
+    fn deliver(&self, outcome: Outcome) -> Result<Delivery> {
+        match outcome.0 {
+            Driven::Send(sent) => self.send(sent),
+            Driven::Nothing(delivery) => Ok(delivery),
+        }
+    }
+}
+
+impl Pulse for IoapicPin {
+    fn is_open_edge(&self) -> bool {
+        self.state().is_open_edge()
+    }
+}
+
+impl fmt::Debug for IoapicPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pin {}: {}, {}", self.number, self.line(), self.entry())
     }
 }

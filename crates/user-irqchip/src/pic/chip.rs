@@ -1,71 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One 8259: its inputs, its priorities, and the decision to ask for the processor.
 //!
-//! Nothing here calls out. What an EOI ends is returned as a set of inputs, and told by the pair without a lock.
+//! Nothing here calls out. An EOI returns the inputs that it ends, and the pair tells their listeners without a lock.
 
-use super::regs::{self, CASCADE, Command, Ocw2, Role, SPURIOUS};
-
-/// The words that the chip waits for at its data port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Awaits {
-    /// OCW1: the initialisation is over.
-    #[default]
-    Mask,
-    /// ICW2.
-    Icw2,
-    /// ICW3.
-    Icw3,
-    /// ICW4.
-    Icw4,
-}
-
-/// The state of one chip. Sets of inputs have bit *n* for input *n*.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct SavedChip {
-    /// Inputs that were high.
-    pub high: u8,
-    /// Inputs whose rise has not been acknowledged yet.
-    pub edges: u8,
-    /// Inputs in service.
-    pub isr: u8,
-    /// Inputs that are masked.
-    pub imr: u8,
-    /// Inputs that are level-triggered.
-    pub elcr: u8,
-    /// The input with the highest priority, 0 to 7; the others follow upwards, and round.
-    pub highest: u8,
-    /// The vector of input 0.
-    pub base: u8,
-    /// What the data port awaits.
-    pub awaits: Awaits,
-    /// ICW1 said that ICW4 follows.
-    pub needs_icw4: bool,
-    /// ICW1 said that ICW3 does not follow.
-    pub single: bool,
-    /// Interrupts end as they are acknowledged.
-    pub auto_eoi: bool,
-    /// Each automatic EOI rotates the priorities.
-    pub rotate_on_auto_eoi: bool,
-    /// What is masked holds nothing back, in service or not.
-    pub special_mask: bool,
-    /// The cascade holds nothing of the slave back.
-    pub special_fully_nested: bool,
-    /// The command port reads the inputs in service, and not the requests.
-    pub read_isr: bool,
-    /// The next read is a poll.
-    pub poll: bool,
-}
+use super::saved::{Awaits, SavedChip};
+use super::spec::{self, CASCADE, Command, Ocw2, Role, SPURIOUS};
 
 /// One 8259.
 #[derive(Debug)]
 pub(super) struct Chip {
     role: Role,
     state: SavedChip,
-    /// Inputs whose level comes from a saved state, and which no source has driven since.
-    restored: u8,
 }
 
 fn bit(input: u8) -> u8 {
@@ -73,26 +18,6 @@ fn bit(input: u8) -> u8 {
 }
 
 impl SavedChip {
-    /// After power-on: nothing masked, as 8259s are until they are initialised.
-    pub(super) const RESET: Self = Self {
-        high: 0,
-        edges: 0,
-        isr: 0,
-        imr: 0,
-        elcr: 0,
-        highest: 0,
-        base: 0,
-        awaits: Awaits::Mask,
-        needs_icw4: false,
-        single: false,
-        auto_eoi: false,
-        rotate_on_auto_eoi: false,
-        special_mask: false,
-        special_fully_nested: false,
-        read_isr: false,
-        poll: false,
-    };
-
     /// Inputs that ask for an interrupt: an edge until it is acknowledged, a level as long as it lasts.
     fn irr(&self) -> u8 {
         self.edges & !self.elcr | self.high & self.elcr
@@ -115,7 +40,6 @@ impl Chip {
         Self {
             role,
             state: SavedChip::RESET,
-            restored: 0,
         }
     }
 
@@ -145,7 +69,6 @@ impl Chip {
     pub(super) fn drive(&mut self, input: u8, high: bool) -> Driven {
         let input = bit(input);
         let state = &mut self.state;
-        self.restored &= !input;
         if !high {
             // An edge that has been seen stays.
             state.high &= !input;
@@ -188,7 +111,7 @@ impl Chip {
         self.end(input, rotate)
     }
 
-    /// An interrupt has ended. Its input is to be told of that, and [`settled`](Self::settled) then.
+    /// An interrupt has ended. Its listeners are to be told.
     fn end(&mut self, input: u8, rotate: bool) -> u8 {
         self.state.isr &= !bit(input);
         if rotate {
@@ -199,12 +122,6 @@ impl Chip {
 
     fn give_lowest(&mut self, input: u8) {
         self.state.highest = (input + 1) & 7;
-    }
-
-    /// These inputs' sources have been asked for their level. A level that was restored, and that none stands by, is gone.
-    pub(super) fn settled(&mut self, inputs: u8) {
-        self.state.high &= !(self.restored & inputs);
-        self.restored &= !inputs;
     }
 
     /// The guest writes the command port. Returns what ends with that.
@@ -298,14 +215,14 @@ impl Chip {
         match state.awaits {
             Awaits::Mask => state.imr = value,
             Awaits::Icw2 => {
-                state.base = regs::vector_base(value);
+                state.base = spec::vector_base(value);
                 state.awaits = if state.single { last } else { Awaits::Icw3 };
             }
             // The slave is on input 2, whatever the guest thinks.
             Awaits::Icw3 => state.awaits = last,
             Awaits::Icw4 => {
-                state.auto_eoi = regs::is_auto_eoi(value);
-                state.special_fully_nested = regs::is_special_fully_nested(value);
+                state.auto_eoi = spec::is_auto_eoi(value);
+                state.special_fully_nested = spec::is_special_fully_nested(value);
                 state.awaits = Awaits::Mask;
             }
         }
@@ -341,21 +258,11 @@ impl Chip {
     }
 
     pub(super) fn save(&self) -> SavedChip {
-        // Spelled out, so that a new field is decided on. Any saved level counts as restored.
-        let Self {
-            role: _,
-            state,
-            restored: _,
-        } = self;
-        state.clone()
+        self.state.clone()
     }
 
     pub(super) fn restore(&mut self, state: &SavedChip) {
-        *self = Self {
-            role: self.role,
-            state: state.clone(),
-            restored: u8::MAX,
-        };
+        self.state = state.clone();
     }
 }
 

@@ -2,35 +2,34 @@
 //! The 8259 pair: a line for each input, the ports, and the acknowledge cycle.
 
 mod chip;
-pub mod regs;
-mod state;
+mod saved;
+mod spec;
+#[cfg(test)]
+mod whole_space;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, Line, LineSource, Listener, LoweredBy, Pin, Result,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Pin, Result,
 };
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 
 use crate::counter::Counter;
+use crate::error::StateError;
 use crate::sync::lock;
 
 use chip::{Chip, Driven};
-use regs::{CASCADE, Register, Role, SPURIOUS};
+use spec::{CASCADE, Register, Role, SPURIOUS};
 
-pub use chip::{Awaits, SavedChip};
-pub use state::PicState;
-
-/// A level source on an input of a [`Pic`].
-pub type PicSource = LineSource<PicPin>;
+pub use saved::{Awaits, PicState, SavedChip};
 
 /// The inputs of both chips, the cascade among them.
 const INPUTS: u8 = 16;
 
-/// What has gone wrong in a [`Pic`], or was odd.
+/// Events in a [`Pic`] that nobody could be told of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Accesses to other ports, or of more than a byte. They were ignored, and read as 0.
@@ -89,11 +88,13 @@ fn place(irq: u8) -> (Role, u8) {
     }
 }
 
-/// What the inputs share.
+/// The parts that the inputs share.
 struct Shared {
     pair: Mutex<Pair>,
     /// The level of INTR. Written with the pair's lock.
     intr: AtomicBool,
+    /// The chips have changed since INTR was brought to what they ask for. Written with the pair's lock.
+    stale: AtomicBool,
     on_intr: Box<dyn Fn() + Send + Sync>,
     counters: Counters,
 }
@@ -103,12 +104,13 @@ impl Shared {
         lock(&self.pair)
     }
 
-    /// Brings INTR to what the chips ask for. Whether it rises; the hook is then to be called without the lock.
+    /// Brings INTR to what the chips ask for. Returns whether INTR rises; the hook is then to be called without the lock.
     #[must_use]
     fn update(&self, pair: &mut Pair) -> bool {
         let request = pair.request();
         let before = self.intr.load(Ordering::Relaxed);
         self.intr.store(request, Ordering::Release);
+        self.stale.store(false, Ordering::Relaxed);
         request && !before
     }
 
@@ -120,14 +122,14 @@ impl Shared {
 }
 
 /// An input of a [`Pic`], as a [`Line`] drives it.
-pub struct PicPin {
+pub(crate) struct PicPin {
     shared: Arc<Shared>,
     irq: u8,
 }
 
-/// What a level that was driven leaves to be done.
+/// The rest of the work after a level was driven.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     delivery: Delivery,
     rises: bool,
 }
@@ -163,18 +165,17 @@ impl fmt::Debug for PicPin {
 
 /// A pair of 8259s in userspace, with the edge/level control registers of a PC.
 ///
-/// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and whoever
-/// wants to hear of EOIs [subscribes](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
-/// [`DevicePio`]. When INTR rises the hook is called; the processor then takes the interrupt by
-/// [`acknowledge`](Self::acknowledge).
+/// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and listeners
+/// of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as [`DevicePio`]. When
+/// INTR rises the hook is called; the processor then takes the interrupt by [`acknowledge`](Self::acknowledge).
 ///
-/// # What a listener is told of
-/// * OCW2 that ends its IRQ, by name or not; for IRQ 8 to 15 the slave's, not the master's for the cascade. Ending by name an
-///   IRQ that is not in service tells too.
-/// * With automatic EOI, the acknowledge cycle.
-/// * ICW1, when an edge of its IRQ was waiting: that edge is dropped.
+/// # When a listener is told
+/// * OCW2 ends its IRQ, specifically or not; for IRQ 8 to 15 the slave's OCW2, not the master's for the cascade. A specific EOI
+///   of an IRQ that is not in service tells too.
+/// * The processor acknowledges its IRQ, with automatic EOI.
+/// * ICW1 drops a waiting edge of its IRQ.
 ///
-/// An unmask tells nobody: what waited behind the mask is delivered, as on hardware.
+/// An unmask tells nobody: the interrupt that waited behind the mask is delivered, as on hardware.
 pub struct Pic {
     /// By IRQ; the cascade's is never handed out.
     lines: Box<[Arc<Line<PicPin>>]>,
@@ -195,6 +196,7 @@ impl Pic {
                 slave: Chip::new(Role::Slave),
             }),
             intr: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
             on_intr: Box::new(on_intr),
             counters: Counters::default(),
         });
@@ -212,15 +214,28 @@ impl Pic {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such input: from GSI 16 up, and GSI 2, which is the cascade.
-    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<PicSource> {
-        Ok(self.line(gsi)?.source(label, lowered_by))
+    pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<Arc<dyn LevelSource>> {
+        Ok(Arc::new(self.line(gsi)?.source(label, lowered_by)))
     }
 
-    /// The line of an IRQ.
+    /// The level of the line of an IRQ: the OR of its sources.
     ///
     /// # Errors
     /// As [`source`](Self::source).
-    pub fn line(&self, gsi: Gsi) -> Result<&Arc<Line<PicPin>>> {
+    pub fn level(&self, gsi: Gsi) -> Result<Level> {
+        self.line(gsi).map(|line| line.level())
+    }
+
+    /// Drives the input of an IRQ once more when its line is high.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source).
+    pub fn reassert(&self, gsi: Gsi) -> Result<Delivery> {
+        self.line(gsi)?.reassert()
+    }
+
+    /// The line of an IRQ.
+    pub(crate) fn line(&self, gsi: Gsi) -> Result<&Arc<Line<PicPin>>> {
         let line = self.lines.get(gsi.0 as usize);
         line.filter(|_| gsi != Gsi(CASCADE.into())).ok_or(Error::NotFound {
             operation: "8259 input",
@@ -237,17 +252,15 @@ impl Pic {
     /// from now on, or ended at once with automatic EOI. Without a request, that of IRQ 7, and nothing is in service; when the
     /// slave's request has gone, that of IRQ 15, and the cascade is in service.
     pub fn acknowledge(&self) -> u8 {
-        let (vector, ended) = {
-            let mut pair = self.shared.pair();
-            // INTR goes low with the cycle, so that a second request makes it rise again.
-            self.shared.intr.store(false, Ordering::Release);
-            acknowledge(&mut pair, &self.shared.counters)
-        };
-        self.tell(ended);
+        let mut pair = self.shared.pair();
+        // INTR goes low with the cycle, so that a second request makes it rise again.
+        self.shared.intr.store(false, Ordering::Release);
+        let (vector, ended) = acknowledge(&mut pair, &self.shared.counters);
+        self.finish(pair, ended);
         vector
     }
 
-    /// What has gone wrong so far.
+    /// The events so far that nobody could be told of.
     pub fn counts(&self) -> Counts {
         let Counters {
             ignored_accesses,
@@ -261,18 +274,72 @@ impl Pic {
         }
     }
 
-    /// Interrupts have ended: asks their sources for their level, and brings INTR to what is left.
-    fn tell(&self, ended: Irqs) {
-        for (irq, line) in (0..INPUTS).zip(&self.lines) {
-            if ended & 1 << irq == 0 {
-                continue;
+    /// Finishes an access to the chips: tells the listeners of the IRQs that have ended, without the lock, and brings INTR to
+    /// what the chips then ask for.
+    fn finish<'a>(&'a self, mut pair: MutexGuard<'a, Pair>, mut ended: Irqs) {
+        if ended != 0 {
+            self.shared.stale.store(true, Ordering::Relaxed);
+            drop(pair);
+            while ended != 0 {
+                if let Some(line) = self.lines.get(ended.trailing_zeros() as usize) {
+                    self.shared.counters.listener_errors.count_error(line.eoi());
+                }
+                ended &= ended - 1;
             }
-            self.shared.counters.listener_errors.count_error(line.eoi());
-            let (role, input) = place(irq);
-            self.shared.pair().chip(role).settled(1 << input);
+            // A line that was lowered has brought INTR up to date.
+            if !self.shared.stale.load(Ordering::Relaxed) {
+                return;
+            }
+            pair = self.shared.pair();
         }
-        let rises = self.shared.update(&mut self.shared.pair());
+        let rises = self.shared.update(&mut pair);
+        drop(pair);
         self.shared.raise(rises);
+    }
+
+    /// The state as it is now. Bring the devices and the guest to rest first; otherwise the state is that of no single moment.
+    pub fn save(&self) -> PicState {
+        let pair = self.shared.pair();
+        PicState {
+            master: pair.master.save(),
+            slave: pair.slave.save(),
+        }
+    }
+
+    /// Takes over a saved state, and raises INTR if the state asks for that. Call this before the sources state their levels
+    /// and before the guest runs (law 17).
+    ///
+    /// The sources own their levels. The level that was saved holds until each source has stated its own, or until its IRQ's
+    /// next EOI. Sources that assert already go on asserting.
+    ///
+    /// # Errors
+    /// [`StateError::Impossible`]; the chips are as they were.
+    pub fn restore(&self, state: &PicState) -> std::result::Result<(), StateError> {
+        state.check()?;
+        self.take_over(state);
+        Ok(())
+    }
+
+    /// Brings the chips to their state after power-on. Sources keep their levels, and listeners stay.
+    pub fn reset(&self) {
+        self.take_over(&PicState {
+            master: SavedChip::RESET,
+            slave: SavedChip::RESET,
+        });
+    }
+
+    fn take_over(&self, state: &PicState) {
+        let PicState { master, slave } = state;
+        let mut pair = self.shared.pair();
+        pair.master.restore(master);
+        pair.slave.restore(slave);
+        self.finish(pair, 0);
+        let high = irqs(Role::Master, master.high) | irqs(Role::Slave, slave.high);
+        for (irq, line) in (0..INPUTS).zip(&self.lines).filter(|(irq, _)| *irq != CASCADE) {
+            let level = if high & 1 << irq == 0 { Level::Low } else { Level::High };
+            // An 8259 takes every level.
+            line.restore(level).ok();
+        }
     }
 }
 
@@ -310,7 +377,7 @@ impl EoiNotifier for Pic {
 /// [counted](Counts::ignored_accesses).
 impl DevicePio for Pic {
     fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        let register = base.0.checked_add(offset).and_then(regs::port);
+        let register = base.0.checked_add(offset).and_then(spec::port);
         match (register, data) {
             (Some((role, register)), [data]) => *data = self.read(role, register),
             (_, data) => {
@@ -321,7 +388,7 @@ impl DevicePio for Pic {
     }
 
     fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let register = base.0.checked_add(offset).and_then(regs::port);
+        let register = base.0.checked_add(offset).and_then(spec::port);
         match (register, data) {
             (Some((role, register)), &[value]) => self.write(role, register, value),
             _ => self.shared.counters.ignored_accesses.count(),
@@ -331,43 +398,33 @@ impl DevicePio for Pic {
 
 impl Pic {
     fn read(&self, role: Role, register: Register) -> u8 {
-        let (value, ended) = {
-            let mut pair = self.shared.pair();
-            let chip = pair.chip(role);
-            match register {
-                Register::Elcr => return chip.read_elcr(),
-                _ if chip.takes_poll() => {
-                    let polled = chip::poll(chip);
-                    if role == Role::Slave {
-                        pair.master.unlatch_cascade();
-                    }
-                    polled
+        let mut pair = self.shared.pair();
+        let chip = pair.chip(role);
+        match register {
+            Register::Elcr => chip.read_elcr(),
+            _ if chip.takes_poll() => {
+                let (value, ended) = chip::poll(chip);
+                if role == Role::Slave {
+                    pair.master.unlatch_cascade();
                 }
-                Register::Command => return chip.read_command(),
-                Register::Data => return chip.read_data(),
+                self.finish(pair, irqs(role, ended));
+                value
             }
-        };
-        self.tell(irqs(role, ended));
-        value
+            Register::Command => chip.read_command(),
+            Register::Data => chip.read_data(),
+        }
     }
 
     fn write(&self, role: Role, register: Register, value: u8) {
-        let ended = {
-            let mut pair = self.shared.pair();
-            let chip = pair.chip(role);
-            match register {
-                Register::Command => chip.write_command(value),
-                Register::Data => {
-                    chip.write_data(value);
-                    0
-                }
-                Register::Elcr => {
-                    chip.write_elcr(value);
-                    0
-                }
-            }
-        };
-        self.tell(irqs(role, ended));
+        let mut pair = self.shared.pair();
+        let chip = pair.chip(role);
+        let mut ended = 0;
+        match register {
+            Register::Command => ended = chip.write_command(value),
+            Register::Data => chip.write_data(value),
+            Register::Elcr => chip.write_elcr(value),
+        }
+        self.finish(pair, irqs(role, ended));
     }
 }
 

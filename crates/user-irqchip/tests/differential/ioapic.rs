@@ -8,7 +8,7 @@ use kvm_bindings::{kvm_ioapic_state, kvm_lapic_state, kvm_msi};
 use testkit::kernel_rig::KernelRig;
 use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED, REMOTE_IRR, ResampleLine, Rig};
-use user_irqchip::lapic::Registers;
+use user_irqchip::testing::Registers;
 
 use crate::guest::Guest;
 use crate::rig::UserRig;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The userspace 8259 pair and the kernel's, driven alike.
 
+use std::sync::Arc;
+
 use interrupt_core::{Gsi, LevelSource, LoweredBy};
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_pic_state,
@@ -8,7 +10,6 @@ use kvm_bindings::{
 use testkit::kernel_rig::KernelRig;
 use testkit::machine::PicChip;
 use testkit::rig::{PicRig, ResampleLine, Rig};
-use user_irqchip::PicSource;
 use user_irqchip::pic::{Awaits, SavedChip};
 
 use crate::guest::Guest;
@@ -133,7 +134,7 @@ fn told(slots: &Slots) -> [u64; SLOTS] {
 
 struct Model {
     // The sources go before the pair.
-    plain: Vec<PicSource>,
+    plain: Vec<Arc<dyn LevelSource>>,
     slots: Slots,
     rig: UserPicRig,
 }

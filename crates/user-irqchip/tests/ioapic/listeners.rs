@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, LoweredBy};
-use user_irqchip::{Ioapic, IoapicSource, ioapic};
+use user_irqchip::{Ioapic, ioapic};
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
 
-fn source(bench: &Bench, gsi: u32, lowered_by: LoweredBy) -> Arc<IoapicSource> {
-    Arc::new(bench.ioapic.source(Gsi(gsi), "device", lowered_by).unwrap())
+fn source(bench: &Bench, gsi: u32, lowered_by: LoweredBy) -> Arc<dyn LevelSource> {
+    bench.ioapic.source(Gsi(gsi), "device", lowered_by).unwrap()
 }
 
 fn count(bench: &Bench, subject: EoiScope) -> (Arc<AtomicU32>, EoiGuard) {
@@ -33,9 +33,11 @@ fn a_device_that_asserts_from_its_listener_is_sent_again_at_each_eoi() {
     bench.set_entry(5, LEVEL | 0x31);
     bench.sink.take();
     let (inner, ioapic_levels) = (Arc::clone(&device), Arc::new(Mutex::new(Vec::new())));
-    let seen = Arc::clone(&ioapic_levels);
+    let (seen, ioapic) = (Arc::clone(&ioapic_levels), Arc::downgrade(&bench.ioapic));
     let listener = Listener::callback(move |_| {
-        seen.lock().unwrap().push(inner.line().level());
+        seen.lock()
+            .unwrap()
+            .push(ioapic.upgrade().unwrap().level(Gsi(5)).unwrap());
         inner.assert().unwrap();
     });
     let guard = bench.ioapic.subscribe(device.key().into(), listener).unwrap();
@@ -77,8 +79,8 @@ fn a_key_has_one_listener() {
 fn a_listener_of_the_gsi_hears_of_a_source_that_it_does_not_know() {
     let bench = Bench::new();
     let device = source(&bench, 5, LoweredBy::Device);
-    let (told, _guard) = count(&bench, Gsi(5).into());
     bench.set_entry(5, LEVEL | 0x31);
+    let (told, _guard) = count(&bench, Gsi(5).into());
     bench.sink.take();
     device.assert().unwrap();
     device.deassert().unwrap();
@@ -171,7 +173,7 @@ fn the_eoi_of_an_edge_tells_and_ends_nothing() {
     bench.set_entry(6, 0x31);
     level.assert().unwrap();
     edge.assert().unwrap();
-    bench.ioapic.eoi_of_edge(0x31);
+    bench.ioapic.edge_eoi(0x31);
     assert_eq!(
         [&told_level, &told_edge].map(|told| told.load(Ordering::Relaxed)),
         [1, 1]
@@ -186,7 +188,7 @@ fn the_eoi_of_an_edge_tells_and_ends_nothing() {
 fn a_storm_pauses_once_in_10000() {
     let (pause, pauses) = mpsc::channel();
     let pause = Mutex::new(pause);
-    let bench = Bench::with(Ioapic::builder().on_pause(move |time| pause.lock().unwrap().send(time).unwrap()));
+    let bench = Bench::with(Ioapic::builder().on_delayed_eoi(move |time| pause.lock().unwrap().send(time).unwrap()));
     let device = source(&bench, 5, LoweredBy::Device);
     bench.set_entry(5, LEVEL | 0x31);
     bench.sink.take();
@@ -203,15 +205,15 @@ fn a_storm_pauses_once_in_10000() {
         bench.ioapic.eoi(0x31);
         assert_eq!(bench.sink.take(), []);
         assert_eq!(bench.entry(5), LEVEL | 0x31);
-        assert_eq!(pauses.try_iter().collect::<Vec<_>>(), [ioapic::PAUSE]);
+        assert_eq!(pauses.try_iter().collect::<Vec<_>>(), [ioapic::EOI_DELAY]);
         // Nothing but the end of the pause sends, and only once.
         bench.ioapic.eoi(0x99);
         assert_eq!(bench.sink.take(), []);
-        bench.ioapic.resume();
-        bench.ioapic.resume();
+        bench.ioapic.delayed_eoi();
+        bench.ioapic.delayed_eoi();
         assert_eq!(bench.entry(5), LEVEL | REMOTE_IRR | 0x31);
     }
-    assert_eq!(ioapic::PAUSE, Duration::from_millis(10));
+    assert_eq!(ioapic::EOI_DELAY, Duration::from_millis(10));
 
     // An EOI that finds the line low, or the pin masked, begins the count anew.
     bench.sink.take();
@@ -234,7 +236,7 @@ fn a_storm_pauses_once_in_10000() {
 /// The line falls during a pause and rises again: a new interrupt does not wait for the pause to end, and the end sends none.
 #[test]
 fn a_new_rise_ends_a_pause() {
-    let bench = Bench::with(Ioapic::builder().on_pause(|_| {}));
+    let bench = Bench::with(Ioapic::builder().on_delayed_eoi(|_| {}));
     let device = source(&bench, 5, LoweredBy::Device);
     bench.set_entry(5, LEVEL | 0x31);
     device.assert().unwrap();
@@ -243,11 +245,11 @@ fn a_new_rise_ends_a_pause() {
     }
     bench.sink.take();
     device.deassert().unwrap();
-    bench.ioapic.resume();
+    bench.ioapic.delayed_eoi();
     assert_eq!(bench.sink.take(), [], "the level is gone");
     device.assert().unwrap();
     assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)]);
-    bench.ioapic.resume();
+    bench.ioapic.delayed_eoi();
     assert_eq!(bench.sink.take(), []);
 }
 

@@ -10,6 +10,7 @@
 mod listeners;
 mod output;
 mod registers;
+mod split;
 mod state;
 
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ impl MsiOutput for Sink {
 
 /// The chip, its output, and a guest that writes its registers.
 struct Bench {
-    ioapic: Ioapic,
+    ioapic: Arc<Ioapic>,
     sink: Arc<Sink>,
 }
 
@@ -118,7 +119,7 @@ impl Bench {
     fn with(builder: IoapicBuilder) -> Self {
         let sink = Arc::new(Sink::default());
         Self {
-            ioapic: builder.build(sink.clone()).unwrap(),
+            ioapic: Arc::new(builder.build(sink.clone()).unwrap()),
             sink,
         }
     }

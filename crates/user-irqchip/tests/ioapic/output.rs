@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
-use user_irqchip::{Ioapic, IoapicSource};
+use user_irqchip::Ioapic;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
 
-fn device(bench: &Bench, gsi: u32) -> IoapicSource {
+fn device(bench: &Bench, gsi: u32) -> Arc<dyn LevelSource> {
     bench.ioapic.source(Gsi(gsi), "device", LoweredBy::Device).unwrap()
 }
 
@@ -107,7 +107,7 @@ fn a_message_that_nobody_takes_does_not_wait_for_an_eoi() {
     assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | 0x31);
     assert_eq!(bench.ioapic.counts().refused_messages, 1);
     bench.sink.set_takers(Some(1));
-    assert_eq!(source.line().reassert().unwrap(), Delivery::Delivered(1));
+    assert_eq!(bench.ioapic.reassert(Gsi(5)).unwrap(), Delivery::Delivered(1));
     assert_eq!(bench.entry(5), 0x7700_0000_0000_0000 | LEVEL | REMOTE_IRR | 0x31);
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener, LoweredBy};
+use interrupt_core::{EoiNotifier, Gsi, Listener, LoweredBy};
 
 use crate::{AUTO_EOI, Bench, ELCR, MASTER, NON_SPECIFIC_EOI, READ_ISR, ROTATE, SET_PRIORITY, SPECIAL_MASK, X86};
 

@@ -16,8 +16,8 @@ mod state;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, LoweredBy};
-use user_irqchip::{Pic, PicSource};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, LoweredBy};
+use user_irqchip::Pic;
 use vm_device::DevicePio;
 use vm_device::bus::PioAddress;
 
@@ -42,7 +42,7 @@ const SPECIAL_FULLY_NESTED: u8 = 0x10;
 
 /// The pair, and a count of the times that INTR has risen.
 struct Bench {
-    pic: Pic,
+    pic: Arc<Pic>,
     rises: Arc<AtomicU32>,
 }
 
@@ -54,7 +54,10 @@ impl Bench {
         let pic = Pic::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        Self { pic, rises }
+        Self {
+            pic: Arc::new(pic),
+            rises,
+        }
     }
 
     /// Initialised as a PC's BIOS does: vectors from 0x08 and 0x70, nothing masked.
@@ -107,7 +110,7 @@ impl Bench {
         self.rises.swap(0, Ordering::Relaxed)
     }
 
-    fn source(&self, irq: u32) -> PicSource {
+    fn source(&self, irq: u32) -> Arc<dyn LevelSource> {
         self.pic.source(Gsi(irq), "device", LoweredBy::Device).unwrap()
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Who asks for the processor: priorities, masks, the cascade, and requests that are gone.
 
-use interrupt_core::{Delivery, LevelSource};
+use interrupt_core::Delivery;
 
 use crate::{
     Bench, ELCR, MASTER, NO_SPECIAL_MASK, NON_SPECIFIC_EOI, POLL, SET_PRIORITY, SLAVE, SPECIAL_FULLY_NESTED,

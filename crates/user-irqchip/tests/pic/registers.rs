@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Ports, in range and out of it, and the edge/level control registers.
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener, LoweredBy};
+use interrupt_core::{EoiNotifier, Gsi, Listener, LoweredBy};
 use user_irqchip::Pic;
 use vm_device::DevicePio;
 use vm_device::bus::PioAddress;

@@ -8,11 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use interrupt_core::{
-    Delivery as Delivered, EoiGuard, EoiNotifier, Gsi, LevelSource, LineSource, Listener, LoweredBy, Msi, MsiOutput,
-    Pin,
+    Delivery as Delivered, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result,
 };
 use testkit::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
-use user_irqchip::{Ioapic, IoapicSource, Pic, lapic::LocalApics};
+use user_irqchip::{Ioapic, Pic, testing::LocalApics};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 
@@ -28,7 +27,7 @@ const CPU: u8 = 0;
 pub struct UserRig {
     ioapic: Arc<Ioapic>,
     apics: Arc<LocalApics>,
-    plain: BTreeMap<u32, IoapicSource>,
+    plain: BTreeMap<u32, Arc<dyn LevelSource>>,
     /// When the chip's pause is over.
     pause: Arc<Mutex<Option<Instant>>>,
 }
@@ -39,7 +38,8 @@ impl UserRig {
         let pause: Arc<Mutex<Option<Instant>>> = Arc::default();
         let end = Arc::clone(&pause);
         let ioapic = Ioapic::builder()
-            .on_pause(move |time| *end.lock().unwrap() = Some(Instant::now() + time))
+            .edge_eois()
+            .on_delayed_eoi(move |time| *end.lock().unwrap() = Some(Instant::now() + time))
             .build(apics.clone())
             .unwrap();
         Self {
@@ -57,7 +57,7 @@ impl UserRig {
 
     /// States the level of a GSI's line once more, if it is high.
     pub fn restate(&self, gsi: u32) {
-        self.ioapic.line(Gsi(gsi)).unwrap().reassert().unwrap();
+        self.ioapic.reassert(Gsi(gsi)).unwrap();
     }
 
     fn write(&self, register: u32, value: u32) {
@@ -67,30 +67,49 @@ impl UserRig {
     }
 }
 
+/// A chip whose pins can be driven once more.
+trait Chip: EoiNotifier {
+    fn reassert(&self, gsi: Gsi) -> Result<Delivered>;
+}
+
+impl Chip for Ioapic {
+    fn reassert(&self, gsi: Gsi) -> Result<Delivered> {
+        Self::reassert(self, gsi)
+    }
+}
+
+impl Chip for Pic {
+    fn reassert(&self, gsi: Gsi) -> Result<Delivered> {
+        Self::reassert(self, gsi)
+    }
+}
+
 /// States a level that may be stated already, as KVM_IRQ_LINE and a trigger do that drive the line each time.
-fn state_high<P: Pin>(source: &LineSource<P>) -> Delivered {
+fn state_high(source: &dyn LevelSource, chip: &impl Chip) -> Delivered {
     match source.assert().unwrap() {
-        Delivered::Coalesced => source.line().reassert().unwrap(),
+        Delivered::Coalesced => chip.reassert(source.gsi()).unwrap(),
         delivered => delivered,
     }
 }
 
 /// A source that an EOI lowers, and its listener.
-struct Resample<P: Pin> {
-    source: LineSource<P>,
+struct Resample<C> {
+    chip: Arc<C>,
+    source: Arc<dyn LevelSource>,
     told: Arc<AtomicU64>,
     _guard: EoiGuard,
 }
 
-impl<P: Pin + 'static> Resample<P> {
-    fn bind(source: LineSource<P>, notifier: &dyn EoiNotifier) -> Box<dyn ResampleLine> {
+impl<C: Chip + 'static> Resample<C> {
+    fn bind(source: Arc<dyn LevelSource>, chip: &Arc<C>) -> Box<dyn ResampleLine> {
         let told = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&told);
         let listener = Listener::callback(move |_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let guard = notifier.subscribe(source.key().into(), listener).unwrap();
+        let guard = chip.subscribe(source.key().into(), listener).unwrap();
         Box::new(Self {
+            chip: Arc::clone(chip),
             source,
             told,
             _guard: guard,
@@ -98,9 +117,9 @@ impl<P: Pin + 'static> Resample<P> {
     }
 }
 
-impl<P: Pin> ResampleLine for Resample<P> {
+impl<C: Chip> ResampleLine for Resample<C> {
     fn trigger(&self) {
-        state_high(&self.source);
+        state_high(&*self.source, &*self.chip);
     }
 
     fn n(&self) -> u64 {
@@ -108,7 +127,7 @@ impl<P: Pin> ResampleLine for Resample<P> {
     }
 }
 
-struct Edge(IoapicSource);
+struct Edge(Arc<dyn LevelSource>);
 
 impl EdgeLine for Edge {
     fn pulse(&self) {
@@ -120,7 +139,7 @@ impl EdgeLine for Edge {
 impl Rig for UserRig {
     fn bind_resample(&mut self, gsi: u32) -> Box<dyn ResampleLine> {
         let source = self.ioapic.source(Gsi(gsi), "resample", LoweredBy::Eoi).unwrap();
-        Resample::bind(source, &*self.ioapic)
+        Resample::bind(source, &self.ioapic)
     }
 
     fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine> {
@@ -137,7 +156,7 @@ impl Rig for UserRig {
             source.deassert().unwrap();
             return Delivery::Delivered;
         }
-        match state_high(source) {
+        match state_high(&**source, &**ioapic) {
             Delivered::Delivered(1..) => Delivery::Delivered,
             Delivered::Delivered(0) | Delivered::Pending => Delivery::Ignored,
             Delivered::Coalesced => Delivery::Coalesced,
@@ -177,7 +196,7 @@ impl Rig for UserRig {
             .take_if(|end| Instant::now() >= *end)
             .is_some()
         {
-            self.ioapic.resume();
+            self.ioapic.delayed_eoi();
         }
         self.apics.accept(CPU)
     }
@@ -197,11 +216,11 @@ impl Rig for UserRig {
 
 /// The userspace 8259 pair, and a processor that looks at INTR.
 #[derive(Debug)]
-pub struct UserPicRig(Pic);
+pub struct UserPicRig(Arc<Pic>);
 
 impl UserPicRig {
     pub fn new() -> Self {
-        Self(Pic::new(|| {}))
+        Self(Arc::new(Pic::new(|| {})))
     }
 
     /// The pair.

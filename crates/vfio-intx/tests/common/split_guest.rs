@@ -36,8 +36,7 @@ impl SplitGuest {
         let irqfd = |line| -> Arc<dyn LevelSource> {
             Arc::new(interrupts.split_source(Gsi(gsi(line)), "irqfd", None).unwrap())
         };
-        let pin =
-            |line| -> Arc<dyn LevelSource> { Arc::new(ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap()) };
+        let pin = |line| -> Arc<dyn LevelSource> { ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap() };
         let mut guest = Self {
             irqfds: LINES.map(irqfd),
             pins: LINES.map(pin),
@@ -85,7 +84,7 @@ impl Guest for SplitGuest {
             }
             _ => {
                 let pin = self.ioapic.source(gsi, "sharer", LoweredBy::Eoi).unwrap();
-                GuestLine::relay(Arc::new(pin), self.ioapic.clone(), "the test wants a relay")
+                GuestLine::relay(pin, self.ioapic.clone(), "the test wants a relay")
             }
         }
     }

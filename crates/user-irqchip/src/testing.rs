@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Local APICs, as far as an IOAPIC can tell: which interrupts wait, which are in service, and what an EOI ends.
+//! A model of local APICs for tests, as far as an IOAPIC can tell: the interrupts that wait, those in service, and those that
+//! an EOI ends.
 //!
-//! For a machine without KVM, and for tests. There are no registers and no timers here, and only vectored interrupts: fixed and
-//! lowest-priority messages are taken, others by nobody.
+//! The model has no registers and no timers, and takes fixed and lowest-priority messages only.
 
 use std::sync::{Arc, Mutex};
 
@@ -37,7 +37,7 @@ impl Vectors {
     }
 }
 
-/// What a local APIC knows of each vector.
+/// The vectors of one local APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers {
     /// Those that wait for the processor.
@@ -79,7 +79,7 @@ impl LocalApic {
 /// ```
 /// use std::sync::Arc;
 /// use interrupt_core::{Gsi, LevelSource, LoweredBy};
-/// use user_irqchip::{Ioapic, lapic::LocalApics};
+/// use user_irqchip::{Ioapic, testing::LocalApics};
 /// # use vm_device::{DeviceMmio, bus::MmioAddress};
 ///
 /// let apics = LocalApics::new(1);
@@ -160,7 +160,7 @@ impl LocalApics {
         match (is_level, suppressed) {
             (true, true) => {}
             (true, false) => ioapic.eoi(vector),
-            (false, _) => ioapic.eoi_of_edge(vector),
+            (false, _) => ioapic.edge_eoi(vector),
         }
         Some(vector)
     }

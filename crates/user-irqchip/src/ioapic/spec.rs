@@ -3,46 +3,48 @@
 //!
 //! Source: Intel 82093AA datasheet, section 3; the EOI register is that of version 0x20 (ICH and later).
 
+use std::fmt;
+
 use interrupt_core::Msi;
 
 /// Offset of the select register (IOREGSEL) in the window.
-pub const SELECT: u64 = 0x00;
+pub(super) const SELECT: u64 = 0x00;
 /// Offset of the data window (IOWIN).
-pub const WINDOW: u64 = 0x10;
+pub(super) const WINDOW: u64 = 0x10;
 /// Offset of the EOI register, which version 0x20 has.
-pub const EOI: u64 = 0x40;
+pub(super) const EOI: u64 = 0x40;
 
 /// Index of the identification register; the ID is in bits 27:24.
-pub const ID: u8 = 0x00;
+pub(super) const ID: u8 = 0x00;
 /// Index of the version register; see [`version_register`].
-pub const VERSION: u8 = 0x01;
+pub(super) const VERSION: u8 = 0x01;
 /// Index of the arbitration register, which follows the ID.
-pub const ARBITRATION: u8 = 0x02;
+pub(super) const ARBITRATION: u8 = 0x02;
 /// Index of the low half of pin 0's redirection-table entry; pin *n* has `0x10 + 2n` and, for the high half, `0x11 + 2n`.
-pub const REDIRECTION_TABLE: u8 = 0x10;
+pub(super) const REDIRECTION_TABLE: u8 = 0x10;
 
 const ID_SHIFT: u32 = 24;
 /// The greatest ID of an IOAPIC.
-pub const MAX_ID: u8 = 0xf;
+pub(super) const MAX_ID: u8 = 0xf;
 
 /// What the identification register reads for this ID (0 to 15).
-pub fn id_register(id: u8) -> u32 {
+pub(super) fn id_register(id: u8) -> u32 {
     u32::from(id) << ID_SHIFT
 }
 
 /// The ID in a value written to the identification register.
-pub fn id_of(value: u32) -> u8 {
+pub(super) fn id_of(value: u32) -> u8 {
     (value >> ID_SHIFT) as u8 & MAX_ID
 }
 
 /// What the version register reads: the version in bits 7:0, the number of the last pin in bits 23:16.
-pub fn version_register(version: u8, pins: usize) -> u32 {
+pub(super) fn version_register(version: u8, pins: usize) -> u32 {
     u32::from(version) | (pins.saturating_sub(1) as u32 & 0xff) << 16
 }
 
 /// One half of a redirection-table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
+pub(super) enum Half {
     /// Bits 31:0.
     Low,
     /// Bits 63:32.
@@ -51,7 +53,7 @@ pub enum Half {
 
 /// What a register index selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
+pub(super) enum Register {
     /// The identification register.
     Id,
     /// The version register.
@@ -71,7 +73,7 @@ pub enum Register {
 
 impl Register {
     /// What `index` selects.
-    pub fn at(index: u8) -> Self {
+    pub(super) fn at(index: u8) -> Self {
         match index {
             ID => Self::Id,
             VERSION => Self::Version,
@@ -87,7 +89,7 @@ impl Register {
 
 /// How the destination's local APIC treats the interrupt, bits 10:8 of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveryMode {
+pub(super) enum DeliveryMode {
     /// To every processor of the destination.
     Fixed,
     /// To the processor of the destination that runs at the lowest priority.
@@ -116,30 +118,30 @@ pub enum Trigger {
 /// A redirection-table entry.
 ///
 /// The reserved bits keep what is written to them. Polarity is stored and means nothing: a line's level is logical.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RedirectionEntry(u64);
 
 impl RedirectionEntry {
     /// Delivery status, bit 12, which the guest cannot write.
-    pub const DELIVERY_STATUS: u64 = 1 << 12;
-    /// Polarity, bit 13: 1 is active low.
-    pub const ACTIVE_LOW: u64 = 1 << 13;
+    pub(super) const DELIVERY_STATUS: u64 = 1 << 12;
     /// Remote IRR, bit 14, which the guest cannot write.
-    pub const REMOTE_IRR: u64 = 1 << 14;
+    pub(super) const REMOTE_IRR: u64 = 1 << 14;
     /// Trigger mode, bit 15: 1 is level.
-    pub const LEVEL: u64 = 1 << 15;
+    pub(super) const LEVEL: u64 = 1 << 15;
     /// Mask, bit 16.
-    pub const MASKED: u64 = 1 << 16;
+    pub(super) const MASKED: u64 = 1 << 16;
 
     const DELIVERY_MODE: u64 = 0b111 << 8;
     const LOGICAL: u64 = 1 << 11;
     const READ_ONLY: u64 = Self::DELIVERY_STATUS | Self::REMOTE_IRR;
     const LOW: u64 = 0xffff_ffff;
+    /// The address of every message, but for its destination.
+    const ADDRESS: u64 = 0xfee0_0000;
     /// Vectors below are not the IOAPIC's to send: the local APIC calls them illegal (Intel SDM vol. 3, 12.5.2).
     const FIRST_VECTOR: u8 = 16;
 
     /// The entry after a reset: masked, and 0 otherwise.
-    pub const RESET: Self = Self(Self::MASKED);
+    pub(super) const RESET: Self = Self(Self::MASKED);
 
     /// The entry with these bits.
     pub const fn from_bits(bits: u64) -> Self {
@@ -152,7 +154,7 @@ impl RedirectionEntry {
     }
 
     /// Half of the bits.
-    pub fn half(self, half: Half) -> u32 {
+    pub(super) fn half(self, half: Half) -> u32 {
         match half {
             Half::Low => (self.0 & Self::LOW) as u32,
             Half::High => (self.0 >> 32) as u32,
@@ -162,7 +164,7 @@ impl RedirectionEntry {
     /// The entry after the guest has written one half. The read-only bits stay, except that an edge pin has no remote IRR:
     /// guests switch a pin to edge and back where they have no EOI register to end its interrupt with.
     #[must_use]
-    pub fn written(self, half: Half, value: u32) -> Self {
+    pub(super) fn written(self, half: Half, value: u32) -> Self {
         let written = match half {
             Half::Low => self.0 & !Self::LOW | u64::from(value),
             Half::High => self.0 & Self::LOW | u64::from(value) << 32,
@@ -180,7 +182,7 @@ impl RedirectionEntry {
     }
 
     /// Bits 10:8.
-    pub fn delivery_mode(self) -> DeliveryMode {
+    pub(super) fn delivery_mode(self) -> DeliveryMode {
         match (self.0 & Self::DELIVERY_MODE) >> 8 {
             0 => DeliveryMode::Fixed,
             1 => DeliveryMode::LowestPriority,
@@ -200,10 +202,27 @@ impl RedirectionEntry {
     /// How the pin reads its line. Only interrupts that a local APIC ends can be level-triggered; the datasheet (3.2.4) has
     /// the others treated as edges, whatever bit 15 says.
     pub fn trigger(self) -> Trigger {
-        match self.delivery_mode() {
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority if self.0 & Self::LEVEL != 0 => Trigger::Level,
-            _ => Trigger::Edge,
-        }
+        if self.is_level() { Trigger::Level } else { Trigger::Edge }
+    }
+
+    pub(super) const fn is_level(self) -> bool {
+        // Fixed and lowest priority are delivery modes 0 and 1.
+        const OTHER_MODES: u64 = 0b110 << 8;
+        self.0 & (Self::LEVEL | OTHER_MODES) == Self::LEVEL
+    }
+
+    /// The pin could send if its line asked for it, but the vector or the delivery mode is none.
+    pub(super) fn is_illegal(self) -> bool {
+        !self.is_masked() && self.message().is_none()
+    }
+
+    /// An interrupt message can have this address.
+    pub(super) fn is_address(address: u64) -> bool {
+        address & !0xf_ffff == Self::ADDRESS
+    }
+
+    pub(super) const fn without_remote_irr(self) -> Self {
+        Self(self.0 & !Self::REMOTE_IRR)
     }
 
     /// Bit 14: an interrupt of this level pin has been taken and has not been ended.
@@ -212,7 +231,7 @@ impl RedirectionEntry {
     }
 
     /// Sets bit 14.
-    pub fn set_remote_irr(&mut self, remote_irr: bool) {
+    pub(super) fn set_remote_irr(&mut self, remote_irr: bool) {
         if remote_irr {
             self.0 |= Self::REMOTE_IRR;
         } else {
@@ -243,12 +262,42 @@ impl RedirectionEntry {
             Trigger::Edge => 0,
         };
         Some(Msi {
-            address: 0xfee0_0000
+            address: Self::ADDRESS
                 | u64::from(self.destination() & 0xff) << 12
                 | u64::from(self.destination() >> 8) << 5
                 | u64::from(self.is_logical()) << 2,
             data: u32::from(self.vector()) | (self.0 & Self::DELIVERY_MODE) as u32 | trigger,
         })
+    }
+}
+
+/// "vector 0x31, fixed, level, to logical 0x3, masked, in service", as a person reads an entry.
+impl fmt::Display for RedirectionEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = match self.delivery_mode() {
+            DeliveryMode::Fixed => "fixed",
+            DeliveryMode::LowestPriority => "lowest priority",
+            DeliveryMode::Smi => "SMI",
+            DeliveryMode::Nmi => "NMI",
+            DeliveryMode::Init => "INIT",
+            DeliveryMode::ExtInt => "ExtINT",
+            DeliveryMode::Reserved => "reserved mode",
+        };
+        let trigger = if self.is_level() { "level" } else { "edge" };
+        let kind = if self.is_logical() { "logical" } else { "physical" };
+        let masked = if self.is_masked() { ", masked" } else { "" };
+        let in_service = if self.remote_irr() { ", in service" } else { "" };
+        let (vector, to) = (self.vector(), self.destination());
+        write!(
+            f,
+            "vector {vector:#04x}, {mode}, {trigger}, to {kind} {to:#x}{masked}{in_service}"
+        )
+    }
+}
+
+impl fmt::Debug for RedirectionEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x} ({self})", self.0)
     }
 }
 
@@ -264,7 +313,7 @@ mod tests {
         assert_eq!(entry.delivery_mode(), DeliveryMode::Reserved);
         assert!(!entry.is_logical());
         assert_ne!(entry.bits() & RedirectionEntry::DELIVERY_STATUS, 0);
-        assert_eq!(entry.bits() & RedirectionEntry::ACTIVE_LOW, 0);
+        assert_eq!(entry.bits() & (1 << 13), 0);
         assert!(!entry.remote_irr());
         assert_ne!(entry.bits() & RedirectionEntry::LEVEL, 0);
         assert!(!entry.is_masked());
@@ -313,6 +362,19 @@ mod tests {
         let idle = RedirectionEntry::from_bits(RedirectionEntry::LEVEL);
         let ones = idle.written(Half::Low, 0xffff_ffff);
         assert_eq!(ones.bits() & RedirectionEntry::READ_ONLY, 0);
+    }
+
+    #[test]
+    fn an_entry_prints_as_a_person_reads_it() {
+        let entry = RedirectionEntry::from_bits(0x0300_0000_0000_c831);
+        assert_eq!(
+            entry.to_string(),
+            "vector 0x31, fixed, level, to logical 0x3, in service"
+        );
+        assert_eq!(
+            format!("{:?}", RedirectionEntry::RESET),
+            "0x0000000000010000 (vector 0x00, fixed, edge, to physical 0x0, masked)"
+        );
     }
 
     #[test]

@@ -6,8 +6,7 @@
 
 /// One of the two chips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Role {
+pub(super) enum Role {
     /// IRQ 0 to 7.
     Master,
     /// IRQ 8 to 15, on the master's IRQ 2.
@@ -15,13 +14,13 @@ pub enum Role {
 }
 
 /// The master's input that the slave is on.
-pub const CASCADE: u8 = 2;
+pub(super) const CASCADE: u8 = 2;
 /// The input whose vector the processor gets when there is no request.
-pub const SPURIOUS: u8 = 7;
+pub(super) const SPURIOUS: u8 = 7;
 
 impl Role {
     /// The inputs that can be level-triggered. The others are the timer, the keyboard, the cascade, the clock and the FPU.
-    pub fn elcr_mask(self) -> u8 {
+    pub(super) fn elcr_mask(self) -> u8 {
         match self {
             Self::Master => 0xf8,
             Self::Slave => 0xde,
@@ -31,7 +30,7 @@ impl Role {
 
 /// A register that a port leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
+pub(super) enum Register {
     /// A0 low: ICW1, OCW2 and OCW3; reads what OCW3 has selected.
     Command,
     /// A0 high: ICW2 to ICW4 and OCW1; reads the mask.
@@ -41,7 +40,7 @@ pub enum Register {
 }
 
 /// What `port` leads to.
-pub fn port(port: u16) -> Option<(Role, Register)> {
+pub(super) fn port(port: u16) -> Option<(Role, Register)> {
     Some(match port {
         0x20 => (Role::Master, Register::Command),
         0x21 => (Role::Master, Register::Data),
@@ -55,7 +54,7 @@ pub fn port(port: u16) -> Option<(Role, Register)> {
 
 /// A word written to the command port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(super) enum Command {
     /// ICW1: the initialisation begins.
     Icw1 {
         /// ICW4 will follow.
@@ -78,7 +77,7 @@ pub enum Command {
 
 /// What ends an interrupt, and what turns the priorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ocw2 {
+pub(super) enum Ocw2 {
     /// Ends the interrupt of the highest priority in service.
     NonSpecificEoi {
         /// The input then gets the lowest priority.
@@ -104,7 +103,7 @@ pub enum Ocw2 {
 
 impl Command {
     /// What a byte written to the command port says.
-    pub fn decode(value: u8) -> Self {
+    pub(super) fn decode(value: u8) -> Self {
         let bit = |n: u8| value & 1 << n != 0;
         if bit(4) {
             return Self::Icw1 {
@@ -134,16 +133,16 @@ impl Command {
 }
 
 /// The vector of input 0 in an ICW2: its upper five bits.
-pub fn vector_base(icw2: u8) -> u8 {
+pub(super) fn vector_base(icw2: u8) -> u8 {
     icw2 & 0xf8
 }
 
 /// ICW4: interrupts end as they are acknowledged.
-pub fn is_auto_eoi(icw4: u8) -> bool {
+pub(super) fn is_auto_eoi(icw4: u8) -> bool {
     icw4 & 1 << 1 != 0
 }
 
 /// ICW4: the cascade does not hold back higher inputs of the slave while it is in service.
-pub fn is_special_fully_nested(icw4: u8) -> bool {
+pub(super) fn is_special_fully_nested(icw4: u8) -> bool {
     icw4 & 1 << 4 != 0
 }

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The end of an interrupt: who is asked for the level, and what is sent again.
+
+use std::time::Duration;
+
+use interrupt_core::Line;
+
+use super::Ioapic;
+use super::pin::IoapicPin;
+
+/// The time that the hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) is given, as in Linux.
+pub const EOI_DELAY: Duration = Duration::from_millis(10);
+
+impl Ioapic {
+    /// Ends **level-triggered** interrupts of this vector. Call this for KVM_EXIT_IOAPIC_EOI on a split irqchip, and for the
+    /// EOI broadcast of a local APIC otherwise. Tells the listeners, and sends again what is still high.
+    ///
+    /// The cost is that of the pins with this vector; for a vector that no pin has, one load.
+    pub fn eoi(&self, vector: u8) {
+        for pin in self.shared.pins_of(vector) {
+            if let Some(line) = self.lines.get(pin) {
+                self.end(line, vector);
+            }
+        }
+    }
+
+    /// Ends **edge-triggered** interrupts of this vector: tells the listeners, and nothing else. A level pin that shares the
+    /// vector keeps its remote IRR. Hardware and a split irqchip do not tell an IOAPIC of these EOIs, and KVM's own irqchip
+    /// does; see [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
+    pub fn edge_eoi(&self, vector: u8) {
+        for pin in self.shared.pins_of(vector) {
+            if let Some(line) = self.lines.get(pin) {
+                self.resample(line);
+            }
+        }
+    }
+
+    /// Ends a delay: sends what is still high. Call this when [`EOI_DELAY`] has passed since the hook of
+    /// [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) ran.
+    pub fn delayed_eoi(&self) {
+        for line in &self.lines {
+            line.pin().delay_over();
+        }
+    }
+
+    /// Asks the sources of a line to state their level: lowers what an EOI lowers, and tells the listeners.
+    pub(super) fn resample(&self, line: &Line<IoapicPin>) {
+        self.shared.counters.listener_errors.count_error(line.eoi());
+    }
+
+    fn end(&self, line: &Line<IoapicPin>, vector: u8) {
+        self.resample(line);
+        let hook = self.on_delayed_eoi.as_ref();
+        let delayed = line.pin().end(vector, hook.is_some());
+        if let (true, Some(hook)) = (delayed, hook) {
+            hook(EOI_DELAY);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The parts that all pins of one IOAPIC share: the output, the counters, and the index of pins by vector.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use interrupt_core::MsiOutput;
+
+use crate::counter::Counter;
+
+/// Events in an [`Ioapic`](super::Ioapic) that nobody could be told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Accesses to no register, or of a width that the register does not take. They were ignored.
+    pub ignored_accesses: u64,
+    /// Writes that left an entry unmasked with a vector below 16 or a reserved delivery mode. Such a pin sends nothing.
+    pub illegal_entries: u64,
+    /// Messages that no processor took: none has that destination, or its local APIC is disabled.
+    pub refused_messages: u64,
+    /// Messages that the output could not send, beside those whose error went to the asserting device.
+    pub send_errors: u64,
+    /// Refused calls of [`MsiOutput::set_pin`]. Such a pin sends nothing until its entry is written again.
+    pub route_errors: u64,
+    /// Listeners that could not be told of an EOI, because their eventfd could not be written.
+    pub listener_errors: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) ignored_accesses: Counter,
+    pub(super) illegal_entries: Counter,
+    pub(super) refused_messages: Counter,
+    pub(super) send_errors: Counter,
+    pub(super) route_errors: Counter,
+    pub(super) listener_errors: Counter,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) output: Arc<dyn MsiOutput>,
+    pub(super) counters: Counters,
+    /// Held from the write of an entry until the output knows of it, so that the output is told in the order of the writes.
+    pub(super) writes: Mutex<()>,
+    /// For each vector, the pins whose entry has it: an EOI costs what its own pins cost.
+    pins: Box<[AtomicU64]>,
+}
+
+impl Shared {
+    pub(super) fn new(output: Arc<dyn MsiOutput>) -> Self {
+        Self {
+            output,
+            counters: Counters::default(),
+            writes: Mutex::new(()),
+            pins: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// The pins whose entry has this vector, at this moment.
+    pub(super) fn pins_of(&self, vector: u8) -> impl Iterator<Item = usize> + use<> {
+        let mut pins = self.pins[usize::from(vector)].load(Ordering::Acquire);
+        std::iter::from_fn(move || {
+            let pin = pins.trailing_zeros();
+            pins &= pins.wrapping_sub(1);
+            (pin < u64::BITS).then_some(pin as usize)
+        })
+    }
+
+    /// Moves a pin from one vector to another.
+    pub(super) fn reindex(&self, pin: u8, before: u8, after: u8) {
+        if before != after {
+            self.pins[usize::from(before)].fetch_and(!(1 << pin), Ordering::Release);
+            self.index(pin, after);
+        }
+    }
+
+    pub(super) fn index(&self, pin: u8, vector: u8) {
+        self.pins[usize::from(vector)].fetch_or(1 << pin, Ordering::Release);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let Counters {
+            ignored_accesses,
+            illegal_entries,
+            refused_messages,
+            send_errors,
+            route_errors,
+            listener_errors,
+        } = &self.counters;
+        Counts {
+            ignored_accesses: ignored_accesses.get(),
+            illegal_entries: illegal_entries.get(),
+            refused_messages: refused_messages.get(),
+            send_errors: send_errors.get(),
+            route_errors: route_errors.get(),
+            listener_errors: listener_errors.get(),
+        }
+    }
+}

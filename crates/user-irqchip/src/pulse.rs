@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A level source that an EOI lowers, on a pin whose EOI may never be told.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use interrupt_core::{Delivery, LevelSource, LineSource, Pin, Result, SourceKey};
+
+/// A pin that can be edge-triggered.
+pub(crate) trait Pulse: Pin {
+    /// The pin sends rising edges now: it is edge-triggered and not masked.
+    fn is_open_edge(&self) -> bool;
+}
+
+/// A source that an EOI lowers, which makes one rising edge of each assertion while its pin is edge-triggered: on a split
+/// irqchip KVM tells of the EOIs of level-triggered interrupts only, and the line would stay high for ever.
+pub(crate) struct PulsingSource<P: Pulse>(pub(crate) LineSource<P>);
+
+impl<P: Pulse> LevelSource for PulsingSource<P> {
+    fn key(&self) -> SourceKey {
+        self.0.key()
+    }
+
+    fn label(&self) -> &str {
+        self.0.label()
+    }
+
+    fn assert(&self) -> Result<Delivery> {
+        let Self(source) = self;
+        let mut delivery = source.assert()?;
+        if source.line().pin().is_open_edge() {
+            if delivery == Delivery::Coalesced {
+                // Asserted before the guest made this an edge pin: the line falls first.
+                source.deassert()?;
+                delivery = source.assert()?;
+            }
+            source.deassert()?;
+        }
+        Ok(delivery)
+    }
+
+    fn deassert(&self) -> Result<()> {
+        self.0.deassert()
+    }
+
+    fn force_deassert(&self) -> Result<()> {
+        self.0.force_deassert()
+    }
+
+    fn trigger(&self) -> Option<BorrowedFd<'_>> {
+        self.0.trigger()
+    }
+}
+
+impl<P: Pulse> fmt::Debug for PulsingSource<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What an IOAPIC on a split irqchip has to know: KVM tells it of no edge's end, others send its messages, and older kernels
+//! forget an interrupt in service when its route changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy};
+
+use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
+
+const TO_CPU_1: u64 = 1 << 56;
+
+fn count(bench: &Bench) -> (Arc<AtomicU32>, EoiGuard) {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    (told, bench.ioapic.subscribe(Gsi(5).into(), listener).unwrap())
+}
+
+/// Row 134: the signal of an irqfd was sent by the pin's message to nobody, and this chip never saw it. The listeners of the
+/// GSI state their level when the guest lets the pin through, and when it moves the pin.
+#[test]
+fn row_134_listeners_of_the_gsi_are_told_of_an_unmask_and_of_a_new_route() {
+    let bench = Bench::new();
+    let (told, _guard) = count(&bench);
+    let told = || told.swap(0, Ordering::Relaxed);
+    bench.set_low(5, MASKED | LEVEL | 0x31);
+    assert_eq!(told(), 0, "masked");
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(told(), 1, "unmasked");
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(told(), 0, "written again");
+    bench.set_low(5, LEVEL | 0x32);
+    assert_eq!(told(), 1, "another vector");
+    bench.set_entry(5, TO_CPU_1 | LEVEL | 0x32);
+    assert_eq!(told(), 1, "another destination");
+    bench.set_low(5, 0x32);
+    assert_eq!(told(), 0, "edges have no level to state");
+}
+
+/// Row 139: KVM tells a split irqchip's IOAPIC of no edge's EOI. Each assertion is one interrupt all the same.
+#[test]
+fn row_139_each_assertion_on_an_edge_pin_is_one_interrupt() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "serial", LoweredBy::Eoi).unwrap();
+    bench.set_low(5, 0x31);
+    bench.sink.take();
+    for round in 0..3 {
+        assert_eq!(device.assert().unwrap(), Delivery::Delivered(1), "round {round}");
+        assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)], "round {round}");
+    }
+}
+
+/// Row 139: a level pin that was asserted and has become an edge pin.
+#[test]
+fn row_139_a_level_from_before_keeps_no_edge_back() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "serial", LoweredBy::Eoi).unwrap();
+    bench.set_low(5, LEVEL | 0x31);
+    device.assert().unwrap();
+    bench.set_low(5, 0x31);
+    bench.sink.take();
+    device.assert().unwrap();
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)]);
+}
+
+/// Row 135: KVM before 6.16 forgets the CPU that owes the EOI when the route of an interrupt in service changes. The old
+/// destination stays until the EOI, which comes by it; the next interrupt goes to the new one.
+#[test]
+fn row_135_a_new_destination_waits_for_the_eoi() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    bench.set_entry(5, LEVEL | 0x31);
+    device.assert().unwrap();
+    bench.sink.take();
+    for write_masked in [true, false] {
+        let (from, to) = if write_masked { (0, TO_CPU_1) } else { (TO_CPU_1, 0) };
+        if write_masked {
+            bench.set_low(5, MASKED | LEVEL | 0x31);
+        }
+        bench.set_entry(5, to | LEVEL | 0x31);
+        assert_eq!(
+            bench.entry(5),
+            to | LEVEL | REMOTE_IRR | 0x31,
+            "the guest reads what it wrote"
+        );
+        assert_eq!(bench.sink.take(), [], "from {from:#x}");
+        bench.ioapic.eoi(0x31);
+        let address = 0xfee0_0000 | (to >> 56) << 12;
+        let routed = Told::Routed(5, Some((address, 0x8031)));
+        assert_eq!(bench.sink.take(), [routed, Told::Sent(5, 0x8031)]);
+    }
+}
+
+/// Row 135: another vector is another interrupt, whose route is needed at once.
+#[test]
+fn row_135_a_new_vector_does_not_wait() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    bench.set_entry(5, LEVEL | 0x31);
+    device.assert().unwrap();
+    bench.sink.take();
+    bench.set_entry(5, LEVEL | 0x32);
+    assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8032)))]);
+}
