@@ -11,27 +11,25 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
+mod parts;
 mod script;
 pub mod suite;
 
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
-use self::emulator::{Emulator, Qemu};
-use self::kernel::{Kernel, Linux};
-use self::machine::{Sink, TimeLimitStruck};
+pub use self::machine::Lab;
+use self::machine::{Run, Sink, TimeLimitStruck};
+pub use self::parts::Setup;
 use crate::cargo::Workspace;
 
-/// What a run may take when nothing else is said.
+/// How much of its own time the PC may take when nothing else is said.
 pub const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit codes of our own, as timeout(1) and container engines have them.
@@ -73,7 +71,9 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
     edu: u8,
 
-    /// End the run after so many seconds, counted from power-on
+    /// End the run after so many seconds of the PC's own time, counted from power-on
+    ///
+    /// Time in which other work has this machine's CPUs is not the PC's own.
     #[arg(long, value_name = "SECONDS", default_value_t = TIME_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
     time_limit: u64,
 
@@ -84,47 +84,6 @@ pub struct Options {
     /// The command and its arguments; without one, the lab test suite runs
     #[arg(last = true)]
     command: Vec<String>,
-}
-
-/// Which kernel the lab boots, and in which emulator.
-#[derive(Clone, Debug, Args)]
-pub struct Setup {
-    /// The kernel: Debian's 6.1, 6.12 or 7.3, or a directory with boot/vmlinuz-VERSION and lib/modules/VERSION
-    #[arg(long, value_name = "KERNEL", default_value = Linux::DEFAULT)]
-    linux: Linux,
-
-    /// The emulator: Debian's QEMU 7.2 or 11.1, or a program; otherwise the installed one, or 7.2
-    #[arg(long, value_name = "QEMU", default_value = "any", hide_default_value = true)]
-    qemu: Emulator,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self {
-            linux: Linux::default(),
-            qemu: Emulator::Any,
-        }
-    }
-}
-
-/// What the emulated PC is made of.
-#[derive(Debug)]
-struct Parts {
-    kernel: Kernel,
-    qemu: Qemu,
-}
-
-impl Parts {
-    fn provide(cache: &Path, setup: &Setup) -> Result<Self> {
-        if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-            bail!("the lab runs this machine's programs in a PC: it needs Linux on x86_64");
-        }
-        fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
-        Ok(Self {
-            kernel: kernel::provide(cache, &setup.linux)?,
-            qemu: emulator::provide(cache, &setup.qemu)?,
-        })
-    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -159,93 +118,22 @@ fn run_command(options: &Options) -> Result<ExitCode> {
         edu: options.edu,
         time_limit: Duration::from_secs(options.time_limit),
         verbose: options.verbose,
+        parts_begun: Arc::new(AtomicUsize::new(0)),
     };
     let stdout: Sink = Box::new(|bytes| {
         let mut out = io::stdout().lock();
         out.write_all(bytes)?;
         out.flush()
     });
-    let status = Lab::open(workspace.target(), run.time_limit, &options.setup)?.run(&run, stdout)?;
+    let status = Lab::open(workspace.target(), &options.setup)?.run(&run, stdout)?;
     Ok(ExitCode::from(status))
 }
 
 fn run_suite(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let time_limit = Duration::from_secs(options.time_limit);
-    let lab = Lab::open(workspace.target(), time_limit, &options.setup)?;
+    let lab = Lab::open(workspace.target(), &options.setup)?;
     let total = suite::run(&lab, &workspace, &suite::packages(&[]), time_limit, options.verbose)?;
     print!("\n{total}");
     Ok(total.exit_code())
-}
-
-/// What to run in the lab, and how.
-#[derive(Debug)]
-pub struct Run {
-    /// A shell script.
-    script: String,
-    /// Number of edu devices.
-    edu: u8,
-    /// From power-on to the end of the script.
-    time_limit: Duration,
-    /// Show the console on standard error.
-    verbose: bool,
-}
-
-/// The lab of this checkout, ready, and ours alone until it is dropped.
-#[derive(Debug)]
-pub struct Lab {
-    directory: PathBuf,
-    parts: Parts,
-    /// Holds the lock.
-    _lock: File,
-}
-
-impl Lab {
-    /// Waits until no other process uses the lab in `target`, but not longer than `patience`, and provides what it is made of.
-    ///
-    /// An error says why there can be no lab on this machine, and how to mend that.
-    pub fn open(target: &Path, patience: Duration, setup: &Setup) -> Result<Self> {
-        let directory = target.join("lab");
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let lock = lock(&directory.join("lock"), patience)?;
-        let parts = Parts::provide(&directory.join("cache"), setup)?;
-        Ok(Self {
-            directory,
-            parts,
-            _lock: lock,
-        })
-    }
-}
-
-/// Locks the file `path` for as long as the result lives.
-fn lock(path: &Path, patience: Duration) -> Result<File> {
-    let context = || format!("cannot lock {}", path.display());
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(context)?;
-    let start = Instant::now();
-    let mut told = false;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(error).with_context(context),
-        }
-        let holder = fs::read_to_string(path).unwrap_or_default();
-        if start.elapsed() >= patience {
-            bail!("process {holder} still uses the lab after {} s", patience.as_secs());
-        }
-        if !told {
-            eprintln!("lab: process {holder} uses the lab of this checkout; waiting for its end");
-            told = true;
-        }
-        thread::sleep(Duration::from_millis(200));
-    }
-    file.set_len(0).with_context(context)?;
-    write!(file, "{}", std::process::id()).with_context(context)?;
-    Ok(file)
 }

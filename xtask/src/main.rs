@@ -13,6 +13,7 @@ mod lab;
 mod packages;
 mod platforms;
 mod program;
+mod progress;
 mod tally;
 mod test;
 mod tree;

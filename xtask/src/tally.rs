@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::progress::Spent;
+
 /// What some test programs reported.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -17,6 +19,8 @@ pub struct Tally {
     failed: Vec<String>,
     /// The tests that did not run, with the reason, one entry each.
     skipped: Vec<(String, String)>,
+    /// How long each program took.
+    times: Vec<(String, Spent)>,
 }
 
 impl Tally {
@@ -25,6 +29,20 @@ impl Tally {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.times.extend(other.times);
+    }
+
+    /// Adds the time that one program or step took.
+    pub fn took(&mut self, name: &str, spent: Spent) {
+        self.times.push((name.to_owned(), spent));
+    }
+
+    /// What took longest: so many lines at most.
+    pub fn longest(&self, lines: usize) -> String {
+        let mut times: Vec<_> = self.times.iter().collect();
+        times.sort_by_key(|(_, spent)| std::cmp::Reverse(spent.wall));
+        let line = |(name, spent): &&(String, Spent)| format!("  {name}: {spent}\n");
+        times.iter().take(lines).map(line).collect()
     }
 
     /// Adds one check of ours, and says how it ended.
@@ -57,6 +75,7 @@ impl Tally {
             .failed
             .iter_mut()
             .chain(self.skipped.iter_mut().map(|(test, _)| test))
+            .chain(self.times.iter_mut().map(|(name, _)| name))
         {
             name.insert_str(0, prefix);
         }
@@ -363,7 +382,8 @@ mod tests {
             Tally {
                 passed: 2,
                 failed: vec![],
-                skipped
+                skipped,
+                ..Tally::default()
             }
         );
     }
@@ -382,7 +402,8 @@ mod tests {
             Tally {
                 passed: 1,
                 failed: vec![],
-                skipped
+                skipped,
+                ..Tally::default()
             }
         );
     }
@@ -410,7 +431,8 @@ mod tests {
             Tally {
                 passed: 2,
                 failed: vec![],
-                skipped: vec![skip("s::a", "no KVM")]
+                skipped: vec![skip("s::a", "no KVM")],
+                ..Tally::default()
             }
         );
     }
@@ -453,7 +475,8 @@ mod tests {
             Tally {
                 passed: 1,
                 failed: vec![],
-                skipped: vec![skip("s::a", "no KVM")]
+                skipped: vec![skip("s::a", "no KVM")],
+                ..Tally::default()
             }
         );
     }
@@ -474,7 +497,7 @@ mod tests {
             Tally {
                 passed: 1,
                 failed: vec!["s::b".to_owned()],
-                skipped: vec![]
+                ..Tally::default()
             }
         );
         assert!(!tally.all_is_well());
@@ -494,7 +517,7 @@ mod tests {
             Tally {
                 passed: 0,
                 failed: vec!["s::a".to_owned()],
-                skipped: vec![]
+                ..Tally::default()
             }
         );
     }
@@ -573,6 +596,7 @@ mod tests {
             passed: 2,
             failed: vec!["s::b".to_owned()],
             skipped: vec![skip("s::a", "no KVM")],
+            ..Tally::default()
         };
         assert_eq!(
             tally.to_string(),
@@ -582,5 +606,24 @@ mod tests {
             Tally::default().to_string(),
             "no test ran\n0 passed, 0 failed, 0 skipped\n"
         );
+    }
+
+    #[test]
+    fn what_took_longest_comes_first() {
+        let spent = |wall| Spent {
+            wall: std::time::Duration::from_secs(wall),
+            ..Spent::default()
+        };
+        let mut tally = Tally::default();
+        for (name, wall) in [("a", 1), ("b", 3), ("c", 2)] {
+            tally.took(name, spent(wall));
+        }
+        let text = tally.prefixed("lab: ").longest(2);
+        let names: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.rsplit_once(": "))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["  lab: b", "  lab: c"]);
     }
 }

@@ -3,13 +3,9 @@
 //!
 //! They lie beside the lab's kernel in `target/lab/cache/linux-VERSION`, which the lab sees under the same path.
 
-use std::path::Path;
-
 use anyhow::Result;
 
-use super::Parts;
 use super::initramfs::Archive;
-use super::script::quote_path;
 
 /// The modules that the guest loads; those that they need come by themselves.
 pub const MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "virtio_rng"];
@@ -57,23 +53,4 @@ pub fn version() -> String {
         (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
     });
     format!("{} {sum:x}", MODULES.join(" "))
-}
-
-/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
-pub fn exports(parts: &Parts) -> String {
-    let beside = |name: &str| quote_path(&parts.kernel.image.with_file_name(name));
-    let qemu: Vec<_> = parts
-        .qemu
-        .command_line()
-        .into_iter()
-        .map(|word| quote_path(Path::new(&word)))
-        .collect();
-    format!(
-        "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
-         export IRQ_TEST_QEMU=\"env {}\"\n",
-        quote_path(&parts.kernel.image),
-        beside(INITRD),
-        beside(DISK),
-        qemu.join(" ")
-    )
 }

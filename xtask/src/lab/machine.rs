@@ -13,17 +13,23 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::io::FdFlags;
+use rustix::fs::FlockOperation;
+use rustix::io::{Errno, FdFlags};
 use rustix::pipe::PipeFlags;
 
 use super::debian::find_program;
+use super::guest;
 use super::initramfs::Archive;
-use super::{Lab, Run, guest};
+use super::parts::{Parts, Setup};
+use super::script::quote_path;
+use crate::progress::Meter;
 
 /// The error of a run that took too long.
 #[derive(Debug)]
@@ -38,7 +44,7 @@ impl fmt::Display for TimeLimitStruck {
         let (limit, log) = (self.limit.as_secs(), self.log.display());
         write!(
             f,
-            "the time limit of {limit} s struck {}; see {log}",
+            "the time limit of {limit} s of the PC's own time struck {}; see {log}",
             stage(self.booted)
         )
     }
@@ -55,11 +61,26 @@ pub struct Hung {
 impl fmt::Display for Hung {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (silence, log) = (SILENCE.as_secs(), self.log.display());
-        write!(f, "the PC has hung: no sign of life for {silence} s; see {log}")
+        write!(
+            f,
+            "the PC has hung: no sign of life for {silence} s of its own time; see {log}"
+        )
     }
 }
 
 impl Error for Hung {}
+
+/// The error of a part of the script that came to no end.
+#[derive(Debug)]
+pub struct PartHung;
+
+impl fmt::Display for PartHung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "took more than {} s of the PC's own time", PART_LIMIT.as_secs())
+    }
+}
+
+impl Error for PartHung {}
 
 fn stage(booted: bool) -> &'static str {
     if booted {
@@ -83,8 +104,11 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_
 /// for ever. One CPU is also the faster one for a round trip: what it wakes is a thread, and not a halted CPU of the emulator's.
 const CPUS: &str = "1";
 
-/// A PC that says nothing for so long has hung, however busy this machine is.
+/// A PC that says nothing for so much of its own time has hung.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// How much of the PC's own time a part of the script may take: some four times what the longest takes.
+const PART_LIMIT: Duration = Duration::from_secs(600);
 
 /// Takes a stream as it comes.
 pub type Sink = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
@@ -106,13 +130,84 @@ enum Event {
     Unwritable(Stream, io::Error),
 }
 
+/// What to run in the lab, and how.
+#[derive(Debug)]
+pub struct Run {
+    /// A shell script.
+    pub script: String,
+    /// Number of edu devices.
+    pub edu: u8,
+    /// How much of its own time the PC has from power-on to the end of the script.
+    pub time_limit: Duration,
+    /// Counts the parts that the script has come to, for a script in parts.
+    pub parts_begun: Arc<AtomicUsize>,
+    /// Show the console on standard error.
+    pub verbose: bool,
+}
+
+/// The lab of this checkout, ready, and ours alone until it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    directory: PathBuf,
+    parts: Parts,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl Lab {
+    /// Waits until no other process uses the lab in `target`, and provides what it is made of. Whoever uses it ends some time: its own
+    /// limits see to that.
+    ///
+    /// An error says why there can be no lab on this machine, and how to mend that.
+    pub fn open(target: &Path, setup: &Setup) -> Result<Self> {
+        let directory = target.join("lab");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let lock = lock(&directory.join("lock"))?;
+        let parts = Parts::provide(&directory.join("cache"), setup)?;
+        Ok(Self {
+            directory,
+            parts,
+            _lock: lock,
+        })
+    }
+}
+
+/// Locks the file `path` for as long as the result lives.
+fn lock(path: &Path) -> Result<File> {
+    let context = || format!("cannot lock {}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(context)?;
+    let mut told = false;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error).with_context(context),
+        }
+        if !told {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            eprintln!("lab: process {holder} uses the lab of this checkout; waiting for its end");
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    file.set_len(0).with_context(context)?;
+    write!(file, "{}", std::process::id()).with_context(context)?;
+    Ok(file)
+}
+
 impl Lab {
     /// Boots the PC, runs the script in it as root, in the build machine's file tree, and gives its status.
     ///
     /// What it prints goes to `stdout`, to our standard error, and to the log. A [`TimeLimitStruck`] is an error like a PC
     /// that goes down before the script has ended.
     pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
-        self.write_initramfs(&(guest::exports(&self.parts) + &run.script))?;
+        self.write_initramfs(&(guest_exports(&self.parts) + &run.script))?;
         let path = self.log();
         let context = || format!("cannot write {}", path.display());
         fs::write(&path, "").with_context(context)?;
@@ -154,9 +249,10 @@ impl Lab {
 
     /// Follows the events to the end. QEMU does not outlive this.
     fn watch(&self, run: &Run, mut qemu: Running, events: &Receiver<Event>) -> Result<u8> {
-        let start = Instant::now();
+        let mut meter = Meter::new(qemu.0.id());
+        let mut spent = meter.look();
         let mut booted = false;
-        let mut alive = start;
+        let (mut alive, mut part) = (spent.own, (0, spent.own));
         let mut announced = None;
         let (mut stdout_bytes, mut stderr_bytes) = (0, 0);
         let mut open = 3;
@@ -166,7 +262,8 @@ impl Lab {
                     return Ok(status);
                 }
             }
-            if start.elapsed() >= run.time_limit {
+            spent = meter.tick().unwrap_or(spent);
+            if spent.own >= run.time_limit {
                 qemu.kill();
                 drain(events);
                 bail!(TimeLimitStruck {
@@ -175,7 +272,7 @@ impl Lab {
                     log: self.log()
                 });
             }
-            if booted && announced.is_none() && alive.elapsed() >= SILENCE {
+            if booted && announced.is_none() && spent.own >= alive + SILENCE {
                 qemu.kill();
                 drain(events);
                 // Apart, because another boot may follow.
@@ -183,15 +280,23 @@ impl Lab {
                 fs::copy(self.log(), &log).with_context(|| format!("{}", log.display()))?;
                 bail!(Hung { log });
             }
+            let begun = run.parts_begun.load(Ordering::Relaxed);
+            if begun != part.0 {
+                part = (begun, spent.own);
+            } else if begun > 0 && announced.is_none() && spent.own >= part.1 + PART_LIMIT {
+                qemu.kill();
+                drain(events);
+                bail!(PartHung);
+            }
             match events.recv_timeout(Duration::from_millis(100)) {
                 Ok(Event::Up) => {
                     booted = true;
-                    alive = Instant::now();
+                    alive = spent.own;
                     if run.verbose {
-                        eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
+                        eprintln!("lab: up after {spent}");
                     }
                 }
-                Ok(Event::Alive) => alive = Instant::now(),
+                Ok(Event::Alive) => alive = spent.own,
                 Ok(Event::Exit { status, stdout, stderr }) => announced = Some((status, stdout, stderr)),
                 Ok(Event::Passed(Stream::Stdout, bytes)) => stdout_bytes += bytes as u64,
                 Ok(Event::Passed(Stream::Stderr, bytes)) => stderr_bytes += bytes as u64,
@@ -382,4 +487,23 @@ fn parse_exit(line: &str) -> Option<Event> {
 fn drain(events: &Receiver<Event>) {
     let end = Instant::now() + Duration::from_secs(2);
     while let Ok(_event) = events.recv_timeout(end.saturating_duration_since(Instant::now())) {}
+}
+
+/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
+fn guest_exports(parts: &Parts) -> String {
+    let beside = |name: &str| quote_path(&parts.kernel.image.with_file_name(name));
+    let qemu: Vec<_> = parts
+        .qemu
+        .command_line()
+        .into_iter()
+        .map(|word| quote_path(Path::new(&word)))
+        .collect();
+    format!(
+        "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
+         export IRQ_TEST_QEMU=\"env {}\"\n",
+        quote_path(&parts.kernel.image),
+        beside(guest::INITRD),
+        beside(guest::DISK),
+        qemu.join(" ")
+    )
 }

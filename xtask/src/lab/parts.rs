@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the lab is made of: a kernel and an emulator, and the choice of both.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::emulator::{self, Emulator, Qemu};
+use super::kernel::{self, Kernel, Linux};
+
+/// Which kernel the lab boots, and in which emulator.
+#[derive(Clone, Debug, Args)]
+pub struct Setup {
+    /// The kernel: Debian's 6.1, 6.12 or 7.3, or a directory with boot/vmlinuz-VERSION and lib/modules/VERSION
+    #[arg(long, value_name = "KERNEL", default_value = Linux::DEFAULT)]
+    linux: Linux,
+
+    /// The emulator: Debian's QEMU 7.2 or 11.1, or a program; otherwise the installed one, or 7.2
+    #[arg(long, value_name = "QEMU", default_value = "any", hide_default_value = true)]
+    qemu: Emulator,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            linux: Linux::default(),
+            qemu: Emulator::Any,
+        }
+    }
+}
+
+/// What the emulated PC is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub kernel: Kernel,
+    pub qemu: Qemu,
+}
+
+impl Parts {
+    /// Finds the parts in `cache`, or fetches them. An error says what this machine lacks and how to mend it.
+    pub fn provide(cache: &Path, setup: &Setup) -> Result<Self> {
+        if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+            bail!("the lab runs this machine's programs in a PC: it needs Linux on x86_64");
+        }
+        fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
+        Ok(Self {
+            kernel: kernel::provide(cache, &setup.linux)?,
+            qemu: emulator::provide(cache, &setup.qemu)?,
+        })
+    }
+}
