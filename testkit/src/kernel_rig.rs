@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use interrupt_core::Delivery;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -12,7 +13,7 @@ use crate::counter::count;
 use crate::ioctl;
 use crate::machine::Machine;
 use crate::need::Need;
-use crate::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
+use crate::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 
 /// How long [`Rig::accept`] looks for an interrupt before it makes sure that none is on its way. The work-queue hop takes some
 /// 10 us; making sure takes longer than that, but is certain.
@@ -75,9 +76,9 @@ impl Rig for KernelRig {
 
     fn set_line(&mut self, gsi: u32, high: bool) -> Delivery {
         match ioctl::irq_line_status(self.machine.vm(), gsi, high.into()).expect("KVM_IRQ_LINE_STATUS") {
-            ..0 => Delivery::Ignored,
+            ..0 => Delivery::Pending,
             0 => Delivery::Coalesced,
-            1.. => Delivery::Delivered,
+            1.. => Delivery::Delivered(1),
         }
     }
 

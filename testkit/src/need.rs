@@ -91,7 +91,7 @@ impl Need {
         static PIC_EOI: OnceLock<Result<EndedBy, String>> = OnceLock::new();
 
         match self {
-            Need::Kvm => once(&KVM, || build(Irqchip::None).map(drop)),
+            Need::Kvm => once(&KVM, || build(Irqchip::User).map(drop)),
             Need::FullIrqchip => once(&FULL, full_irqchip),
             Need::SplitIrqchip => once(&SPLIT, || build(Irqchip::Split).map(drop)),
             Need::AcceptMode => {
@@ -133,7 +133,7 @@ fn eventfd() -> Result<EventFd, String> {
 
 /// A machine with a resample irqfd on `gsi`, and its two eventfds.
 fn resample_machine(gsi: u32) -> Result<(Machine, EventFd, EventFd), String> {
-    let machine = build(Irqchip::Full)?;
+    let machine = build(Irqchip::Kernel)?;
     let (trigger, resample) = (eventfd()?, eventfd()?);
     ioctl::assign_resample(machine.vm(), &trigger, &resample, gsi)
         .map_err(|e| format!("a resample irqfd on a full irqchip: {e}"))?;

@@ -6,23 +6,14 @@
 //! queue) hides that: [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds nothing, answer for all
 //! triggers made before the call. `settle` waits for them without asking anything.
 
+use interrupt_core::Delivery;
+
 /// Remote IRR, bit 14 of a redirection-table entry.
 pub const REMOTE_IRR: u64 = 1 << 14;
 /// Level-triggered, bit 15 of a redirection-table entry.
 pub const LEVEL: u64 = 1 << 15;
 /// Masked, bit 16 of a redirection-table entry.
 pub const MASKED: u64 = 1 << 16;
-
-/// What became of a level that was put on a plain line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// The pin is masked or in service: nothing was delivered.
-    Ignored,
-    /// Edge pin whose line was high already: merged into the interrupt before it.
-    Coalesced,
-    /// Delivered. Also the answer to lowering a line.
-    Delivered,
-}
 
 /// A level source that is lowered and told at EOI. Dropping it takes it off its GSI.
 pub trait ResampleLine: Send + Sync {
@@ -46,7 +37,8 @@ pub trait Rig {
     /// Puts an edge source on a GSI.
     fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine>;
 
-    /// Drives the GSI's plain line, which nothing but this call lowers.
+    /// Drives the GSI's plain line, which nothing but this call lowers. A delivery to any number of destinations, and a line that
+    /// is lowered, are answered with `Delivered(1)`; a delivery that no destination took with `Pending`.
     fn set_line(&mut self, gsi: u32, high: bool) -> Delivery;
 
     /// Sends an edge MSI with this vector to the CPU.

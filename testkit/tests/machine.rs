@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn run_gives_exits_and_answers() {
-    for irqchip in [Irqchip::None, Irqchip::Split, Irqchip::Full] {
+    for irqchip in [Irqchip::User, Irqchip::Split, Irqchip::Kernel] {
         let mut machine = Machine::builder().irqchip(irqchip).build().unwrap();
         let code = assemble(PROGRAM, |a| {
             a.mov(ebx, 0xd000_0000u32)?;

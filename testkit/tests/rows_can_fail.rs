@@ -6,10 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use interrupt_core::Delivery;
 use testkit::conformance::{Row, cases, ioapic, pic};
 use testkit::harness::Suite;
 use testkit::kernel_rig::{KernelPicRig, KernelRig};
-use testkit::rig::{Delivery, EdgeLine, LEVEL, MASKED, PicRig, ResampleLine, Rig};
+use testkit::rig::{EdgeLine, LEVEL, MASKED, PicRig, ResampleLine, Rig};
 
 /// What is wrong with the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,7 +269,7 @@ impl Rig for Spoiled {
             self.plain_high.push(gsi);
         }
         match (self.wrong, self.inner.set_line(gsi, high)) {
-            (StatusGuessed, _) => Delivery::Delivered,
+            (StatusGuessed, _) => Delivery::Delivered(1),
             (_, status) => status,
         }
     }

@@ -87,7 +87,7 @@ fn main() -> ExitCode {
             suite = suite.test(
                 format!("{}/row_122_a_store_becomes_an_interrupt", setup.name()),
                 &[Need::FullIrqchip],
-                move || a_store_becomes_an_interrupt(Guest::with_irqchip(setup, Irqchip::Full)),
+                move || a_store_becomes_an_interrupt(Guest::with_irqchip(setup, Irqchip::Kernel)),
             );
         }
     }
@@ -448,7 +448,7 @@ fn reserved_ranges_are_kept_free(guest: Guest) {
 }
 
 fn what_the_kernel_gets_wrong_in_reserved_ranges() {
-    let mut guest = Guest::with_irqchip(Setup::Kernel, Irqchip::Full);
+    let mut guest = Guest::with_irqchip(Setup::Kernel, Irqchip::Kernel);
     let vm = vm(&mut guest);
     let (ram, ioapic) = (eventfd(), eventfd());
     let assign = |event: &EventFd, address| ioctl::ioeventfd(&vm, event.as_raw_fd(), address, 4, 0, 0).unwrap();

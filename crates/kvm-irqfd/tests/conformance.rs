@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use interrupt_core::{Delivery as Outcome, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener};
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener};
 use kvm_irqfd::{EdgeIrqfd, IrqLineSource, KvmInterrupts, ResampleSource};
 use testkit::conformance::{Row, add_rows, ioapic, pic};
 use testkit::harness::Suite;
 use testkit::kernel_rig::{KernelPicRig, KernelRig};
-use testkit::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
+use testkit::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 
 mod common;
 use common::{eventfd, taken};
@@ -121,13 +121,12 @@ impl Rig for LibraryRig {
             .or_insert_with(|| interrupts.irq_line_source(Gsi(gsi), "plain").unwrap());
         if !high {
             source.deassert().unwrap();
-            return Delivery::Delivered;
+            return Delivery::Delivered(1);
         }
         match source.assert().unwrap() {
-            Outcome::Pending => Delivery::Ignored,
-            Outcome::Coalesced => Delivery::Coalesced,
-            Outcome::Delivered(_) => Delivery::Delivered,
-            Outcome::Unknown => panic!("the kernel answers KVM_IRQ_LINE_STATUS"),
+            Delivery::Delivered(_) => Delivery::Delivered(1),
+            Delivery::Unknown => panic!("the kernel answers KVM_IRQ_LINE_STATUS"),
+            other => other,
         }
     }
 

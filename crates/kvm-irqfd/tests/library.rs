@@ -278,9 +278,9 @@ fn backend(error: interrupt_core::Error) -> Error {
 
 fn irqchip_is_found_by_trying() {
     for (made, found) in [
-        (machine::Irqchip::None, Irqchip::None),
+        (machine::Irqchip::User, Irqchip::None),
         (machine::Irqchip::Split, Irqchip::Split),
-        (machine::Irqchip::Full, Irqchip::Full),
+        (machine::Irqchip::Kernel, Irqchip::Full),
     ] {
         let machine = Machine::builder().irqchip(made).build().unwrap();
         let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
@@ -290,7 +290,7 @@ fn irqchip_is_found_by_trying() {
 }
 
 fn row_2_no_irqchip() {
-    let machine = Machine::builder().irqchip(machine::Irqchip::None).build().unwrap();
+    let machine = Machine::builder().irqchip(machine::Irqchip::User).build().unwrap();
     let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
     assert!(matches!(
         interrupts.resample_source(GSI, "device"),

@@ -7,7 +7,8 @@
 use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
 use crate::need::Need;
-use crate::rig::{Delivery, LEVEL, MASKED, REMOTE_IRR, Rig};
+use crate::rig::{LEVEL, MASKED, REMOTE_IRR, Rig};
+use interrupt_core::Delivery;
 
 rows! { dyn Rig;
     case_l1_a_level_is_sent_once [] TIME_LIMIT;
@@ -64,14 +65,14 @@ fn raise(rig: &mut dyn Rig) -> Delivery {
 }
 
 fn lower(rig: &mut dyn Rig) {
-    assert_eq!(rig.set_line(PIN, false), Delivery::Delivered);
+    assert_eq!(rig.set_line(PIN, false), Delivery::Delivered(1));
 }
 
 /// Assert, deassert: one interrupt, remote IRR from the assertion to the EOI.
 pub fn case_l1_a_level_is_sent_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     silent(rig, IDLE);
-    assert_eq!(raise(rig), Delivery::Delivered);
+    assert_eq!(raise(rig), Delivery::Delivered(1));
     assert_eq!(rig.rte(PIN), IN_SERVICE);
     lower(rig);
     fires(rig, VECTOR, IN_SERVICE);
@@ -82,7 +83,7 @@ pub fn case_l1_a_level_is_sent_once(rig: &mut dyn Rig) {
 /// Assert, deassert, EOI, assert: two interrupts.
 pub fn case_l2_the_eoi_makes_room_for_the_next(rig: &mut dyn Rig) {
     case_l1_a_level_is_sent_once(rig);
-    assert_eq!(raise(rig), Delivery::Delivered);
+    assert_eq!(raise(rig), Delivery::Delivered(1));
     fires(rig, VECTOR, IN_SERVICE);
     lower(rig);
     rig.eoi();
@@ -95,7 +96,7 @@ pub fn case_l4_a_level_that_rises_in_service_is_sent_at_the_eoi(rig: &mut dyn Ri
     raise(rig);
     fires(rig, VECTOR, IN_SERVICE);
     lower(rig);
-    assert_eq!(raise(rig), Delivery::Ignored);
+    assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, IN_SERVICE);
     rig.eoi();
     fires(rig, VECTOR, IN_SERVICE);
@@ -108,7 +109,7 @@ pub fn case_l4_a_level_that_rises_in_service_is_sent_at_the_eoi(rig: &mut dyn Ri
 pub fn case_l5_asserting_twice_is_asserting_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
-    assert_eq!(raise(rig), Delivery::Ignored);
+    assert_eq!(raise(rig), Delivery::Pending);
     lower(rig);
     fires(rig, VECTOR, IN_SERVICE);
     rig.eoi();
@@ -134,7 +135,7 @@ pub fn case_l6_l7_a_level_that_stays_is_sent_at_each_eoi(rig: &mut dyn Rig) {
 pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     rig.mask(PIN);
-    assert_eq!(raise(rig), Delivery::Ignored);
+    assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, IDLE | MASKED);
     rig.unmask(PIN);
     assert_eq!(rig.rte(PIN), IN_SERVICE);
@@ -146,7 +147,7 @@ pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
 
 /// A pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as programmed by it.
 pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
-    assert_eq!(raise(rig), Delivery::Ignored);
+    assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, MASKED);
     rig.set_rte(PIN, IDLE);
     fires(rig, VECTOR, IN_SERVICE);
@@ -248,7 +249,7 @@ pub fn case_e6_mask_and_unmask_in_service_send_nothing(rig: &mut dyn Rig) {
 /// Assert, assert, deassert: one interrupt. An edge pin has no remote IRR.
 pub fn case_d1_a_held_edge_is_sent_once(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE);
-    assert_eq!(raise(rig), Delivery::Delivered);
+    assert_eq!(raise(rig), Delivery::Delivered(1));
     assert_eq!(raise(rig), Delivery::Coalesced);
     lower(rig);
     fires(rig, EDGE_VECTOR, EDGE);
@@ -282,7 +283,7 @@ pub fn case_d3_an_eoi_does_not_rearm_an_edge(rig: &mut dyn Rig) {
 /// Mask, pulse, unmask: nothing.
 pub fn case_d4_a_masked_pulse_is_lost(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE | MASKED);
-    assert_eq!(raise(rig), Delivery::Ignored);
+    assert_eq!(raise(rig), Delivery::Pending);
     lower(rig);
     rig.unmask(PIN);
     silent(rig, EDGE);

@@ -10,7 +10,8 @@ use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
 use crate::lab::repeats;
 use crate::need::Need;
-use crate::rig::{Delivery, LEVEL, MASKED, ResampleLine, Rig};
+use crate::rig::{LEVEL, MASKED, ResampleLine, Rig};
+use interrupt_core::Delivery;
 
 /// With one CPU nothing happens during an EOI. In the lab, which has one, this row also stops the emulated PC when nothing else runs on
 /// the build machine: three times out of three.
@@ -395,7 +396,7 @@ pub fn row_45_lapic_soft_disabled(rig: &mut dyn Rig) {
 pub fn row_46_bound_while_a_plain_line_is_in_service(rig: &mut dyn Rig) {
     for entry in [LEVEL_ENTRY, EDGE_ENTRY] {
         rig.set_rte(PIN, entry);
-        assert_eq!(rig.set_line(PIN, true), Delivery::Delivered);
+        assert_eq!(rig.set_line(PIN, true), Delivery::Delivered(1));
         assert_eq!(rig.accept(), Some(VECTOR));
         let line = rig.bind_resample(PIN);
         rig.set_line(PIN, false);
@@ -434,17 +435,17 @@ pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
 /// What the controller says of a level on a plain line.
 pub fn row_50_delivery_status_of_a_plain_line(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
-    assert_eq!(rig.set_line(PIN, true), Delivery::Ignored, "masked");
-    assert_eq!(rig.set_line(PIN, false), Delivery::Delivered, "lowering");
+    assert_eq!(rig.set_line(PIN, true), Delivery::Pending, "masked");
+    assert_eq!(rig.set_line(PIN, false), Delivery::Delivered(1), "lowering");
     rig.unmask(PIN);
-    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered, "unmasked");
+    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered(1), "unmasked");
     assert_eq!(rig.accept(), Some(VECTOR));
-    assert_eq!(rig.set_line(PIN, true), Delivery::Ignored, "in service");
+    assert_eq!(rig.set_line(PIN, true), Delivery::Pending, "in service");
     rig.set_line(PIN, false);
     rig.eoi();
     assert_idle(rig, PIN);
     rig.set_rte(PIN, EDGE_ENTRY);
-    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered, "edge");
+    assert_eq!(rig.set_line(PIN, true), Delivery::Delivered(1), "edge");
     assert_eq!(rig.set_line(PIN, true), Delivery::Coalesced, "edge, high already");
 }
 

@@ -26,23 +26,12 @@ use crate::program::{EXIT_PORT, IRQ_PORT, STACK};
 
 use firmware::{FIRMWARE, STUBS, Stubs, catcher};
 
+pub use interrupt_core::Irqchip;
 pub use lapic::Lapic;
 pub use pic::PicChip;
 
 /// Pins of the IOAPIC, and GSIs reserved for it on a split irqchip.
 pub const IOAPIC_PINS: u32 = 24;
-
-/// Which interrupt controllers KVM itself models.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Irqchip {
-    /// 8259 pair, IOAPIC and LAPIC in the kernel.
-    #[default]
-    Full,
-    /// LAPIC in the kernel, [`IOAPIC_PINS`] GSIs reserved for an IOAPIC in userspace.
-    Split,
-    /// None.
-    None,
-}
 
 /// Why no machine could be built.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +91,11 @@ impl MachineBuilder {
         // Outside the memory of any test; only Intel hosts without unrestricted guests use it.
         vm.set_tss_address(0xfffb_d000).map_err(at_step("KVM_SET_TSS_ADDR"))?;
         match self.irqchip {
-            Irqchip::Full => vm.create_irq_chip().map_err(at_step("KVM_CREATE_IRQCHIP"))?,
+            Irqchip::Kernel => vm.create_irq_chip().map_err(at_step("KVM_CREATE_IRQCHIP"))?,
             Irqchip::Split => {
                 enable_cap(&vm, KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS.into()).map_err(at_step("KVM_CAP_SPLIT_IRQCHIP"))?
             }
-            Irqchip::None => {}
+            Irqchip::User => {}
         }
         for (cap, argument) in self.caps {
             enable_cap(&vm, cap, argument).map_err(at_step("KVM_ENABLE_CAP"))?;
@@ -130,7 +119,7 @@ impl MachineBuilder {
         let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(at_step("KVM_GET_SUPPORTED_CPUID"))?;
-        let has_lapic = self.irqchip != Irqchip::None;
+        let has_lapic = self.irqchip != Irqchip::User;
         for entry in cpuid.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
             const X2APIC: u32 = 1 << 21;
             if has_lapic {
@@ -253,7 +242,7 @@ impl Machine {
     /// Starts describing a machine.
     pub fn builder() -> MachineBuilder {
         MachineBuilder {
-            irqchip: Irqchip::default(),
+            irqchip: Irqchip::Kernel,
             memory: 1 << 20,
             caps: Vec::new(),
         }
@@ -477,10 +466,10 @@ impl Machine {
     }
 
     fn rest(&mut self) {
-        if self.irqchip == Irqchip::Full {
+        if self.irqchip == Irqchip::Kernel {
             self.mask_pics();
         }
-        if self.irqchip != Irqchip::None {
+        if self.irqchip != Irqchip::User {
             self.set_lapic_enabled(true);
             self.set_lvt0_extint(false);
         }

@@ -81,7 +81,7 @@ fn level_machine() -> (Machine, EventFd, EventFd) {
 
 fn row_01() {
     let trigger = eventfd();
-    for irqchip in [Irqchip::None, Irqchip::Split, Irqchip::Full] {
+    for irqchip in [Irqchip::User, Irqchip::Split, Irqchip::Kernel] {
         let machine = machine(irqchip);
         for unknown in [1 << 2, 1 << 31] {
             for flags in [unknown, unknown | DEASSIGN, unknown | RESAMPLE] {
@@ -93,7 +93,7 @@ fn row_01() {
 }
 
 fn row_02() {
-    let machine = machine(Irqchip::None);
+    let machine = machine(Irqchip::User);
     let (trigger, resample) = (eventfd(), eventfd());
     assert_eq!(ioctl::assign_edge(machine.vm(), &trigger, GSI), Err(Errno::INVAL));
     assert_eq!(

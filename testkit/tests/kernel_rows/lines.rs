@@ -76,7 +76,7 @@ fn row_49() {
 }
 
 fn row_51() {
-    let none = Machine::builder().irqchip(Irqchip::None).build().unwrap();
+    let none = Machine::builder().irqchip(Irqchip::User).build().unwrap();
     assert_eq!(ioctl::irq_line(none.vm(), GSI, 1), Err(Errno::NXIO));
     assert_eq!(ioctl::irq_line_status(none.vm(), GSI, 1), Err(Errno::NXIO));
     let full = Machine::full();

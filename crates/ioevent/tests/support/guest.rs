@@ -76,7 +76,7 @@ pub struct Seen {
 
 impl Guest {
     pub fn new(setup: Setup) -> Self {
-        Self::with_irqchip(setup, Irqchip::None)
+        Self::with_irqchip(setup, Irqchip::User)
     }
 
     /// On [`Setup::Model`] there is no machine and so no irqchip.

@@ -7,10 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use interrupt_core::{
-    Delivery as Delivered, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result,
-};
-use testkit::rig::{Delivery, EdgeLine, PicRig, ResampleLine, Rig};
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use testkit::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 use user_irqchip::{Ioapic, Pic, testing::LocalApics};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
@@ -69,25 +67,25 @@ impl UserRig {
 
 /// A chip whose pins can be driven once more.
 trait Chip: EoiNotifier {
-    fn reassert(&self, gsi: Gsi) -> Result<Delivered>;
+    fn reassert(&self, gsi: Gsi) -> Result<Delivery>;
 }
 
 impl Chip for Ioapic {
-    fn reassert(&self, gsi: Gsi) -> Result<Delivered> {
+    fn reassert(&self, gsi: Gsi) -> Result<Delivery> {
         Self::reassert(self, gsi)
     }
 }
 
 impl Chip for Pic {
-    fn reassert(&self, gsi: Gsi) -> Result<Delivered> {
+    fn reassert(&self, gsi: Gsi) -> Result<Delivery> {
         Self::reassert(self, gsi)
     }
 }
 
 /// States a level that may be stated already, as KVM_IRQ_LINE and a trigger do that drive the line each time.
-fn state_high(source: &dyn LevelSource, chip: &impl Chip) -> Delivered {
+fn state_high(source: &dyn LevelSource, chip: &impl Chip) -> Delivery {
     match source.assert().unwrap() {
-        Delivered::Coalesced => chip.reassert(source.gsi()).unwrap(),
+        Delivery::Coalesced => chip.reassert(source.gsi()).unwrap(),
         delivered => delivered,
     }
 }
@@ -154,13 +152,13 @@ impl Rig for UserRig {
             .or_insert_with(|| ioapic.source(Gsi(gsi), "plain line", LoweredBy::Device).unwrap());
         if !high {
             source.deassert().unwrap();
-            return Delivery::Delivered;
+            return Delivery::Delivered(1);
         }
         match state_high(&**source, &**ioapic) {
-            Delivered::Delivered(1..) => Delivery::Delivered,
-            Delivered::Delivered(0) | Delivered::Pending => Delivery::Ignored,
-            Delivered::Coalesced => Delivery::Coalesced,
-            Delivered::Unknown => panic!("the model knows"),
+            Delivery::Delivered(1..) => Delivery::Delivered(1),
+            Delivery::Delivered(0) => Delivery::Pending,
+            Delivery::Unknown => panic!("the model knows"),
+            other => other,
         }
     }
 
