@@ -3,11 +3,10 @@
 
 use std::io;
 
-use crate::state::State;
+use crate::status::State;
 
 const EINVAL: i32 = 22;
 const ENXIO: i32 = 6;
-const EBUSY: i32 = 16;
 
 /// An error of an operation on a device's INTx. Each names the operation and the device; [`errno`](Self::errno) is the
 /// errno behind it.
@@ -36,14 +35,6 @@ pub enum Error {
         device: String,
         /// Why.
         source: interrupt_core::Error,
-    },
-    /// INTx of the device is in use, though not by this [`Intx`](crate::Intx). `errno` is EBUSY.
-    #[error("{operation} INTx of {device}: somebody else has set it up; one user at a time")]
-    InUse {
-        /// What was asked for.
-        operation: &'static str,
-        /// The device's label.
-        device: String,
     },
     /// Only a relay is possible and the [`Relay`](crate::Relay) has been dropped. `errno` is ENXIO.
     #[error("{operation} INTx of {device}: only a relay is possible, and its Relay has been dropped")]
@@ -82,7 +73,6 @@ impl Error {
         match self {
             Self::Step { source, .. } => source.errno(),
             Self::NoInterrupt { source, .. } => source.errno(),
-            Self::InUse { .. } => Some(EBUSY),
             Self::NoRelay { .. } => Some(ENXIO),
             Self::Saved { .. } => Some(EINVAL),
             Self::Os { source, .. } => source.raw_os_error(),

@@ -30,16 +30,14 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
-mod decide;
 mod device;
 mod error;
 mod eventfd;
-mod forward;
 mod intx;
-mod producer;
 mod relay;
 mod saved;
-mod state;
+mod state_machine;
+mod status;
 #[cfg(feature = "event-manager")]
 mod subscriber;
 
@@ -50,11 +48,10 @@ pub use device::vfio::VfioIntx;
 #[cfg(feature = "vfio-user")]
 pub use device::vfio_user::VfioUserIntx;
 pub use error::{Error, Result};
-pub use interrupt_core::forward::GuestLine;
 pub use intx::Intx;
 pub use relay::Relay;
 pub use saved::IntxState;
-pub use state::{Because, Fallback, State, Status};
+pub use status::{Reason, State, Status};
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use common::guest::TestLine;
 use common::model_rig::{level, pulse};
 use common::world::World;
+use interrupt_core::forward::{GuestLine, Path};
 use proptest::prelude::*;
 use std::os::fd::AsFd;
 use std::time::Duration;
 use vfio_intx::irq_set::{IrqSet, MSI};
-use vfio_intx::{GuestLine, ModelIntx, State};
+use vfio_intx::{ModelIntx, State};
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -107,7 +108,7 @@ impl Machine {
             Op::Disable => drop(world.intx.disable()),
             Op::Route(to) => {
                 let line = to.map(|(line, kind)| self.guest_line(line, kind));
-                drop(self.world.intx.set_line(line));
+                drop(self.world.route(line));
             }
             Op::Mask(true) => drop(world.intx.mask()),
             Op::Mask(false) => drop(world.intx.unmask()),
@@ -182,11 +183,11 @@ impl Machine {
                     "{status}: a line is high"
                 );
             }
-            State::Relay => assert!(
+            State::Carried(Path::Relay) => assert!(
                 !world.rig.has_unmask_eventfd() || status.last_error.is_some(),
                 "{status}"
             ),
-            State::KernelLoop | State::SplitKick | State::HostForward => {
+            State::Carried(Path::KernelLoop) | State::Carried(Path::SplitKick) | State::Carried(Path::HostForward) => {
                 assert!(world.rig.has_unmask_eventfd(), "{status}")
             }
         }
@@ -206,12 +207,12 @@ impl Machine {
         self.apply(Op::Mask(false));
         self.apply(Op::Msi(false));
         let world = &mut self.world;
-        if world.intx.set_line(Some(world.guest.a.kernel())).is_err() {
-            world.intx.set_line(Some(world.guest.a.kernel())).unwrap();
+        if world.route(Some(world.guest.a.kernel())).is_err() {
+            world.route(Some(world.guest.a.kernel())).unwrap();
         }
         let state = world.intx.enable().unwrap();
         assert!(
-            [State::Relay, State::KernelLoop].contains(&state),
+            [State::Carried(Path::Relay), State::Carried(Path::KernelLoop)].contains(&state),
             "{}",
             world.intx.status()
         );
@@ -258,7 +259,7 @@ proptest! {
     ) {
         let mut machine = Machine::new(level());
         let line = machine.guest_line(0, kind);
-        machine.world.intx.set_line(Some(line)).unwrap();
+        machine.world.route(Some(line)).unwrap();
         machine.world.intx.enable().unwrap();
         for op in ops {
             match op {
@@ -293,7 +294,7 @@ proptest! {
     fn a_pulse_is_never_lost(ops in prop::collection::vec(ops(), 1..60)) {
         let mut machine = Machine::new(pulse());
         let line = machine.guest_line(0, 0);
-        machine.world.intx.set_line(Some(line)).unwrap();
+        machine.world.route(Some(line)).unwrap();
         machine.world.intx.enable().unwrap();
         for op in ops {
             if let Op::Eoi(line) = op {

@@ -92,7 +92,7 @@ impl Bed {
         });
         let device = registry.add_producer(ID, world.intx.clone()).unwrap();
         let there = registry.add_consumer(ID, line.clone()).unwrap();
-        registry.restrict(ID, Some(path)).unwrap();
+        registry.connection(ID).unwrap().restrict(Some(path)).unwrap();
         world.intx.enable().unwrap();
         Self {
             world,
@@ -103,7 +103,10 @@ impl Bed {
     }
 
     fn change_to(&self, path: Path) {
-        assert_eq!(self.registry.restrict(ID, Some(path)).unwrap(), Some(path));
+        assert_eq!(
+            self.registry.connection(ID).unwrap().restrict(Some(path)).unwrap(),
+            Some(path)
+        );
     }
 }
 
@@ -156,7 +159,7 @@ fn what_comes_in_the_middle_of_a_change_is_delivered_once() {
                 bed.world.serve_all();
                 assert_eq!(bed.world.served, served + 1, "{what}");
                 bed.world.works(2);
-                assert_eq!(bed.world.intx.status().state, State::from(to), "{what}");
+                assert_eq!(bed.world.intx.status().state, State::Carried(to), "{what}");
             }
         }
     }
@@ -167,21 +170,21 @@ fn a_change_waits_for_the_end_of_what_the_relay_has_under_way_and_can_be_called_
     let mut bed = Bed::new(Path::Relay);
     Moment::InService.bring_about(&mut bed.world);
     bed.change_to(Path::KernelLoop);
-    assert_eq!(bed.world.intx.status().state, State::Relay);
+    assert_eq!(bed.world.intx.status().state, State::Carried(Path::Relay));
     // The registry's answer is where it goes.
-    assert_eq!(bed.registry.path(ID), Some(Path::KernelLoop));
+    assert_eq!(bed.registry.connection(ID).unwrap().path(), Some(Path::KernelLoop));
     bed.change_to(Path::Relay);
     bed.world.serve();
     bed.world.guest.eoi(A);
     bed.world.works(2);
-    assert_eq!(bed.world.intx.status().state, State::Relay);
+    assert_eq!(bed.world.intx.status().state, State::Carried(Path::Relay));
 
     Moment::InService.bring_about(&mut bed.world);
     bed.change_to(Path::KernelLoop);
     bed.world.serve();
     bed.world.guest.eoi(A);
     bed.world.until("it is handed over", |world| {
-        world.intx.status().state == State::KernelLoop
+        world.intx.status().state == State::Carried(Path::KernelLoop)
     });
     bed.world.works(2);
 
@@ -192,7 +195,7 @@ fn a_change_waits_for_the_end_of_what_the_relay_has_under_way_and_can_be_called_
     bed.change_to(Path::KernelLoop);
     bed.world.intx.mask().unwrap();
     assert!(!bed.world.guest.is_high(A));
-    assert_eq!(bed.world.intx.unmask().unwrap(), State::KernelLoop);
+    assert_eq!(bed.world.intx.unmask().unwrap(), State::Carried(Path::KernelLoop));
     bed.world.serve_all();
     bed.world.works(2);
 }
@@ -204,7 +207,12 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
         let mut bed = Bed::new(Path::Relay);
         bed.world.works(1);
         bed.world.rig.refuse(step, 1, ENOMEM);
-        let path = bed.registry.restrict(ID, Some(Path::KernelLoop)).unwrap();
+        let path = bed
+            .registry
+            .connection(ID)
+            .unwrap()
+            .restrict(Some(Path::KernelLoop))
+            .unwrap();
         let said = bed.registry.explain()[0].to_string();
         if path == Some(Path::KernelLoop) && step > 3 {
             break;
@@ -218,7 +226,11 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
         assert!(step < 20, "{said}");
         bed.world.rig.refuse(0, 0, 0);
         bed.world.works(2);
-        assert_eq!(bed.registry.changed(ID).unwrap(), Some(Path::KernelLoop), "{step}");
+        assert_eq!(
+            bed.registry.connection(ID).unwrap().changed().unwrap(),
+            Some(Path::KernelLoop),
+            "{step}"
+        );
         bed.world.works(2);
     }
 }
@@ -232,10 +244,13 @@ fn a_path_that_fails_behind_the_registrys_back_is_found() {
     assert!(said.contains("held back: masked on the guest's behalf"), "{said}");
     // Setting the trigger of the line, at the unmask.
     bed.world.rig.refuse(0, 1, EIO);
-    assert_eq!(bed.world.intx.unmask().unwrap(), State::Relay);
+    assert_eq!(bed.world.intx.unmask().unwrap(), State::Carried(Path::Relay));
     let said = bed.registry.explain()[0].to_string();
     assert!(said.contains(": relay, ") && said.contains("not kernel loop"), "{said}");
-    assert_eq!(bed.registry.changed(ID).unwrap(), Some(Path::KernelLoop));
+    assert_eq!(
+        bed.registry.connection(ID).unwrap().changed().unwrap(),
+        Some(Path::KernelLoop)
+    );
     bed.world.works(3);
 }
 
@@ -303,17 +318,20 @@ fn the_host_is_asked_before_signalling_is_set_up_and_the_kernel_loop_is_next() {
     let is_forwarded = || host.forwarded.load(Ordering::Relaxed);
     let _device = registry.add_producer(ID, world.intx.clone()).unwrap();
     let line = registry.add_consumer(ID, host.clone()).unwrap();
-    assert_eq!(world.intx.enable().unwrap(), State::HostForward);
+    assert_eq!(world.intx.enable().unwrap(), State::Carried(Path::HostForward));
     assert!(is_forwarded());
     world.works(3);
     // Away and back, with an interrupt of which the host would say EAGAIN, if it were asked while INTx is set up.
     for moment in MOMENTS {
-        assert_eq!(registry.restrict(ID, Some(Path::Relay)).unwrap(), Some(Path::Relay));
+        assert_eq!(
+            registry.connection(ID).unwrap().restrict(Some(Path::Relay)).unwrap(),
+            Some(Path::Relay)
+        );
         assert!(!is_forwarded());
         world.works(1);
         moment.bring_about(&mut world);
         assert_eq!(
-            registry.restrict(ID, None).unwrap(),
+            registry.connection(ID).unwrap().restrict(None).unwrap(),
             Some(Path::HostForward),
             "{moment:?}"
         );
@@ -324,13 +342,16 @@ fn the_host_is_asked_before_signalling_is_set_up_and_the_kernel_loop_is_next() {
             world.guest.eoi(A);
         }
         world.serve_all();
-        assert_eq!(world.intx.status().state, State::HostForward);
+        assert_eq!(world.intx.status().state, State::Carried(Path::HostForward));
         world.works(2);
     }
     // It refuses all the same.
-    registry.restrict(ID, Some(Path::Relay)).unwrap();
+    registry.connection(ID).unwrap().restrict(Some(Path::Relay)).unwrap();
     host.refuses.store(true, Ordering::Relaxed);
-    assert_eq!(registry.restrict(ID, None).unwrap(), Some(Path::KernelLoop));
+    assert_eq!(
+        registry.connection(ID).unwrap().restrict(None).unwrap(),
+        Some(Path::KernelLoop)
+    );
     let said = registry.explain()[0].to_string();
     assert!(
         said.contains("kernel loop, ") && said.contains("not host forward: it failed") && said.contains("os error 11"),
@@ -338,7 +359,10 @@ fn the_host_is_asked_before_signalling_is_set_up_and_the_kernel_loop_is_next() {
     );
     world.works(2);
     host.refuses.store(false, Ordering::Relaxed);
-    assert_eq!(registry.changed(ID).unwrap(), Some(Path::HostForward));
+    assert_eq!(
+        registry.connection(ID).unwrap().changed().unwrap(),
+        Some(Path::HostForward)
+    );
     world.works(2);
     drop(line);
     assert!(!is_forwarded());
@@ -360,10 +384,10 @@ fn row_128_explicit_forward_of_intx() {
     let request = ForwardIrq::new(device, 0, 0, &gsi);
     // Before signalling is set up.
     registry.forward(&request).unwrap();
-    assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
+    assert_eq!(world.intx.enable().unwrap(), State::Carried(Path::KernelLoop));
     world.works(2);
     registry.unforward(&request).unwrap();
-    assert_eq!(world.intx.status().state, State::Relay);
+    assert_eq!(world.intx.status().state, State::Carried(Path::Relay));
     world.works(2);
     // In service, as the relay knows, and then masked.
     Moment::InService.bring_about(&mut world);
@@ -376,7 +400,7 @@ fn row_128_explicit_forward_of_intx() {
     assert_eq!(registry.forward(&request).unwrap_err().errno(), Some(11));
     world.intx.unmask().unwrap();
     registry.forward(&request).unwrap();
-    assert_eq!(world.intx.status().state, State::KernelLoop);
+    assert_eq!(world.intx.status().state, State::Carried(Path::KernelLoop));
     world.works(2);
 }
 
@@ -394,13 +418,13 @@ fn an_fd_number_that_is_used_again_does_not_match() {
     if let Some(again) = again {
         assert_ne!(EventfdId::of(&again).unwrap(), id);
         let stranger = registry.add_consumer(EventfdId::of(&again).unwrap(), Arc::new(world.guest.b.kernel()));
-        assert_eq!(registry.path(id), None);
+        assert_eq!(registry.connection(id).unwrap().path(), None);
         drop(stranger);
     }
     let line = registry
         .add_consumer(EventfdId::of(&held).unwrap(), Arc::new(world.guest.a.kernel()))
         .unwrap();
-    assert_eq!(registry.path(id), Some(Path::KernelLoop));
+    assert_eq!(registry.connection(id).unwrap().path(), Some(Path::KernelLoop));
     drop(line);
 }
 
@@ -491,7 +515,10 @@ fn replaced_in_the_storm(
 fn the_forwarder_is_replaced_in_the_storm() {
     let (replaced, spurious) = replaced_in_the_storm(|registry, _, n, _, _| {
         let path = if n % 2 == 0 { Path::Relay } else { Path::KernelLoop };
-        assert_eq!(registry.restrict(ID, Some(path)).unwrap(), Some(path));
+        assert_eq!(
+            registry.connection(ID).unwrap().restrict(Some(path)).unwrap(),
+            Some(path)
+        );
     });
     println!("{replaced} changes of forwarder, {spurious} handler runs for nothing");
     assert_eq!(spurious, 0);
@@ -525,7 +552,7 @@ fn the_level_source_is_replaced_in_the_storm() {
         let to = if n % 2 == 0 { a.without_trigger() } else { a.kernel() };
         let path = if n % 2 == 0 { Path::Relay } else { Path::KernelLoop };
         *line = Some(registry.add_consumer(ID, Arc::new(to)).unwrap());
-        assert_eq!(registry.path(ID), Some(path));
+        assert_eq!(registry.connection(ID).unwrap().path(), Some(path));
     });
     at_most_one_each("level source", outcome);
 }

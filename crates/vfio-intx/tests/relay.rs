@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use common::guest::{SoftGuest, TestLine};
 use common::model_rig::{level, pulse};
-use common::{PATIENCE, new_eventfd, open_fds, signal};
+use common::{PATIENCE, connection, new_eventfd, open_fds, signal, to};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use interrupt_core::forward::{Connection, GuestLine, Path};
 use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
 use interrupt_core::testing::ManualNotifier;
 use interrupt_core::{Delivery, Gsi, LevelSource, Result as CoreResult, SourceKey};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
-use vfio_intx::{GuestLine, Intx, ModelIntx, Relay, State};
+use vfio_intx::{Intx, ModelIntx, Relay, State};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -126,9 +127,10 @@ impl Runner {
 /// `swap_every` interrupts, if that is not 0.
 fn on_threads(event_loop: Loop, device: Arc<ModelIntx>, count: u32, swap_every: u32) {
     let (intx, relay) = Intx::new(device.clone()).unwrap();
+    let (intx, connection) = connection(intx);
     let SoftGuest { a, b, .. } = SoftGuest::new();
-    intx.set_line(Some(a.relay())).unwrap();
-    assert_eq!(intx.enable().unwrap(), State::Relay);
+    connection.set_consumer(to(a.relay())).unwrap();
+    assert_eq!(intx.enable().unwrap(), State::Carried(Path::Relay));
 
     let (served, spurious) = (AtomicU32::new(0), AtomicU32::new(0));
     let over = AtomicBool::new(false);
@@ -164,7 +166,7 @@ fn on_threads(event_loop: Loop, device: Arc<ModelIntx>, count: u32, swap_every: 
         for round in 0..count {
             device.raise(1);
             if swap_every > 0 && round % swap_every == 0 {
-                intx.set_line(Some(path(swaps, &a, &b))).unwrap();
+                connection.set_consumer(to(path(swaps, &a, &b))).unwrap();
                 swaps += 1;
             }
             let deadline = Instant::now() + PATIENCE;
@@ -306,7 +308,7 @@ impl LevelSource for OneCallSource {
 /// A relay and nothing else, so that what is counted is its own.
 struct Bench {
     runner: Runner,
-    _intx: Intx,
+    _connection: Connection,
     trigger: OwnedFd,
     notifier: Arc<ManualNotifier>,
     device: Arc<OneCallDevice>,
@@ -318,17 +320,19 @@ impl Bench {
         *TRIGGER.lock().unwrap() = None;
         let device = Arc::new(OneCallDevice(new_eventfd()));
         let (intx, relay) = Intx::new(device.clone()).unwrap();
+        let (intx, connection) = connection(intx);
         let source = Arc::new(OneCallSource {
             key: SourceKey::new(Gsi(10)),
             trigger: new_eventfd(),
         });
         let notifier = Arc::new(ManualNotifier::default());
-        intx.set_line(Some(GuestLine::kernel(source.clone(), notifier.clone())))
+        connection
+            .set_consumer(to(GuestLine::kernel(source.clone(), notifier.clone())))
             .unwrap();
-        assert_eq!(intx.enable().unwrap(), State::Relay);
+        assert_eq!(intx.enable().unwrap(), State::Carried(Path::Relay));
         let mut bench = Self {
             runner: Runner::new(event_loop, relay),
-            _intx: intx,
+            _connection: connection,
             trigger: TRIGGER.lock().unwrap().as_ref().unwrap().try_clone().unwrap(),
             notifier,
             device,
@@ -419,15 +423,16 @@ fn takes_four_system_calls(event_loop: Loop) {
 /// What the relay has added to an event-manager it takes out again when its INTx is gone.
 fn an_event_manager_is_left_clean() {
     let (intx, relay) = Intx::new(level()).unwrap();
+    let (intx, connection) = connection(intx);
     let guest = SoftGuest::new();
     let mut manager: EventManager<Box<dyn MutEventSubscriber + Send>> = EventManager::new().unwrap();
     let id = manager.add_subscriber(Box::new(relay));
     for line in [guest.a.relay(), guest.a.kernel(), guest.b.relay()] {
-        intx.set_line(Some(line)).unwrap();
+        connection.set_consumer(to(line)).unwrap();
         intx.enable().unwrap();
         let _ = manager.run_with_timeout(0).unwrap();
     }
-    drop(intx);
+    drop((connection, intx));
     assert_eq!(manager.run_with_timeout(1_000).unwrap(), 1, "it is told of the end");
     assert_eq!(manager.run_with_timeout(0).unwrap(), 0);
     let relay = manager.remove_subscriber(id).unwrap();
@@ -441,13 +446,14 @@ fn no_fd_is_left_open() {
     let all = |device: &Arc<ModelIntx>| {
         let guest = SoftGuest::new();
         let (intx, relay) = Intx::new(device.clone()).unwrap();
+        let (intx, connection) = connection(intx);
         for line in [
             guest.a.relay(),
             guest.a.kernel(),
             guest.b.split(),
             guest.b.without_trigger(),
         ] {
-            drop(intx.set_line(Some(line)));
+            drop(connection.set_consumer(to(line)));
             drop(intx.enable());
             drop(intx.mask());
             drop(intx.unmask());
@@ -455,13 +461,13 @@ fn no_fd_is_left_open() {
         drop(intx.reset(|| device.reset()));
         drop(intx.enter_msi());
         drop(intx.leave_msi());
-        drop(intx.set_line(None));
+        drop(connection.set_consumer(None));
         let status = intx.status();
         // In both orders.
         if status.fallbacks % 2 == 0 {
             drop(relay);
         }
-        drop(intx);
+        drop((connection, intx));
         (status.fallbacks, device.is_enabled())
     };
     // Once for what the process opens on first use.

@@ -15,10 +15,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::forward::{Connection, GuestLine, Path};
 use interrupt_core::{Gsi, Level, Line, LoweredBy, testing::RecordingPin};
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_intx::irq_set::IrqSet;
-use vfio_intx::{GuestLine, Intx, ModelIntx, State, VfioUserIntx};
+use vfio_intx::{Intx, ModelIntx, State, VfioUserIntx};
 use vfio_user::Server;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -132,11 +133,14 @@ fn round_trips(kind: edu::Intx) {
     let mut served = Served::new(kind);
     let model = Arc::clone(&served.model);
     let (intx, mut relay) = Intx::new(Arc::new(served.take())).unwrap();
+    let intx = Arc::new(intx);
+    let connection = Connection::new(Arc::<Intx>::clone(&intx));
     let line = Line::new(Gsi(11), RecordingPin::default());
     let source = Arc::new(line.source("edu", LoweredBy::Eoi));
-    intx.set_line(Some(GuestLine::relay(source, line.clone(), "a test")))
+    connection
+        .set_consumer(Some(Arc::new(GuestLine::relay(source, line.clone(), "a test"))))
         .unwrap();
-    assert_eq!(intx.enable().unwrap(), State::Relay);
+    assert_eq!(intx.enable().unwrap(), State::Carried(Path::Relay));
     relay.wait(None).unwrap();
     for round in 1..=ROUNDS {
         model.raise(1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The two sides that a registry brings together.
+//! The two ends of a connection.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -8,10 +8,10 @@ use super::{ConsumerInfo, Path, ProducerInfo};
 use crate::forward::GuestLine;
 use crate::{Error, Gsi, Result};
 
-/// What the host calls a device's interrupt: the coordinates of VFIO_DEVICE_SET_IRQS, and of the 2015 proposal.
+/// The host's name of a device's interrupt: the coordinates of VFIO_DEVICE_SET_IRQS, and of the 2015 proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceIrq {
-    /// The VFIO device's file descriptor. Whoever registers the interrupt keeps it open for as long.
+    /// The VFIO device's file descriptor. It has to stay open while the interrupt is connected.
     pub device: RawFd,
     /// The interrupt index: 0 is INTx, 1 MSI, 2 MSI-X.
     pub index: u32,
@@ -29,79 +29,82 @@ impl fmt::Display for DeviceIrq {
     }
 }
 
-/// Where a producer's interrupt is at the moment.
+/// The state of a producer's interrupt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// What carries it; `None` while nothing does.
+pub struct ProducerState {
+    /// The path that carries the interrupt; `None` while no path does.
     pub path: Option<Path>,
-    /// Why it is held back, if it is: masked on the guest's behalf, or not enabled. It takes the path that it has been connected by
-    /// when that ends.
+    /// Why the interrupt is held back, if it is: masked on the guest's behalf, or not enabled. When that ends, the interrupt
+    /// takes the path that it was connected by.
     pub held: Option<String>,
-    /// It is held back by a mask.
+    /// A mask holds the interrupt back.
     pub masked: bool,
-    /// The guest has not ended it yet, as far as this side can know.
+    /// The guest has not ended the interrupt yet, as far as the producer can know.
     pub active: bool,
-    /// The last path that failed behind the registry's back, after it had been connected.
+    /// The error of the path that failed after it was connected.
     pub failed: Option<String>,
 }
 
-/// The device's side of a pair: an interrupt. A [`Registry`](super::Registry) calls its methods, one at a time, and never from
-/// within one of them.
+/// The device's end of a connection: an interrupt. A [`Connection`](super::Connection) calls its methods one at a time, under
+/// the connection's lock.
 ///
-/// A change of path is a bracket: the producer is stopped, then the consumer; the pair is changed; the consumer is started, then
-/// the producer. What the device asserts between stop and start is not lost: a level is stated anew by the start.
+/// A change of path is a bracket: the connection stops the producer, then the consumer; it changes the path; it starts the
+/// consumer, then the producer. What the device asserts between stop and start is not lost: the start signals a level again.
 pub trait Producer: fmt::Debug + Send + Sync {
-    /// Who this is, for people.
+    /// The interrupt's name, for people.
     fn label(&self) -> &str;
 
-    /// What it can do now.
+    /// What the interrupt can do now.
     fn info(&self) -> ProducerInfo;
 
-    /// Where it is now.
-    fn now(&self) -> Now;
+    /// Where the interrupt is now.
+    fn state(&self) -> ProducerState;
 
-    /// Holds the interrupt back: when it returns nothing more reaches the consumer until [`start`](Self::start).
+    /// Holds the interrupt back: after this, nothing more reaches the consumer until [`start`](Self::start). A second stop
+    /// does nothing.
     ///
     /// # Errors
-    /// When the device refuses. Nothing has changed then, and its interrupt comes as before.
+    /// When the device cannot be held back. The connection then calls [`start`](Self::start), and
+    /// [`disconnect`](Self::disconnect) if that fails too.
     fn stop(&self) -> Result<()>;
 
-    /// Leads the interrupt to `consumer` by `path`, from the next [`start`](Self::start) on, whatever it was connected to before.
+    /// Leads the interrupt to `consumer` by `path`, from the next [`start`](Self::start) on, and away from the consumer before.
     ///
     /// # Errors
-    /// When the line or the device refuses. It is then as it was, and stopped still.
+    /// When the path, the line or the device refuses. The producer is as it was, and still stopped.
     fn connect(&self, path: Path, consumer: &dyn Consumer) -> Result<()>;
 
-    /// Leads the interrupt nowhere, which ends a stop too. What a step leaves undone cannot be helped and is the producer's to report.
+    /// Leads the interrupt nowhere, and ends a stop. The producer reports a step that fails, and takes the next one.
     fn disconnect(&self);
 
-    /// Lets the interrupt come, by the path that it was connected by; a level that the device holds is signalled now.
+    /// Lets the interrupt come by the path that it was connected by, and signals a level that the device holds.
     ///
     /// # Errors
-    /// When the path cannot be had. The interrupt is then carried in another way, or disabled at the device, but is not masked with
-    /// nobody to unmask it.
+    /// When the path cannot be had. The interrupt is then carried by another path or disabled at the device, and
+    /// [`state`](Self::state) says which; it is not masked with nobody to unmask it.
     fn start(&self) -> Result<()>;
 }
 
-/// The guest's side of a pair: a line. A [`Registry`](super::Registry) calls its methods, one at a time.
+/// The guest's end of a connection: a line. A [`Connection`](super::Connection) calls its methods one at a time, under the
+/// connection's lock.
 pub trait Consumer: fmt::Debug + Send + Sync {
     /// The line.
     fn line(&self) -> &GuestLine;
 
-    /// What it can do now.
+    /// What the line can do now.
     fn info(&self) -> ConsumerInfo;
 
-    /// Makes ready for a change. Called with the producer stopped, so that nothing more comes from it; an interrupt that is under way
-    /// on the line stays so, and a producer that leaves the line takes it away itself.
+    /// Makes ready for a change. The producer is stopped: nothing more comes from it. An interrupt that is under way on the
+    /// line stays so; a producer that leaves the line lowers its contribution itself.
     ///
     /// # Errors
-    /// When there can be no change now.
+    /// When no change is possible now.
     fn stop(&self) -> Result<()>;
 
-    /// Prepares for interrupts by `path`. [`Path::HostForward`] is what there is something to prepare for.
+    /// Prepares for interrupts by `path`.
     ///
     /// # Errors
-    /// When the path cannot be had, EAGAIN when it cannot be had while the interrupt is masked or active. Nothing has changed.
+    /// When the path cannot be had; EAGAIN when it cannot be had while the interrupt is masked or active. Nothing has changed.
     fn connect(&self, path: Path, producer: &dyn Producer) -> Result<()>;
 
     /// Ends what [`connect`](Self::connect) prepared. Works at any time.
@@ -110,12 +113,12 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// Takes interrupts again.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When the line cannot.
     fn start(&self) -> Result<()>;
 }
 
-/// A line as such. There is nothing in it that could hold interrupts back, or that a path would have to be prepared in: the
-/// wires are an irqfd's and a notifier's, and the producer holds their ends.
+/// A line of an irqchip has nothing to stop, to prepare or to start: the wires are an irqfd and a subscription, and the
+/// producer holds both. The bracket is for a consumer that has, as `kvm_irqfd::HostForwarded`.
 impl Consumer for GuestLine {
     fn line(&self) -> &GuestLine {
         self
@@ -123,7 +126,8 @@ impl Consumer for GuestLine {
 
     fn info(&self) -> ConsumerInfo {
         ConsumerInfo {
-            end: self.end().clone(),
+            irqchip: self.irqchip(),
+            relay_only: self.relay_only().cloned(),
             trigger: self.source().trigger().is_some(),
             host_forward: Err("nothing here forwards by the host".into()),
         }

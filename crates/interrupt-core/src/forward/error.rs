@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a registry refuses.
+//! What a connection and a registry refuse.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -11,46 +11,46 @@ const EAGAIN: i32 = 11;
 const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
+const EDEADLK: i32 = 35;
 
-/// A refusal. Nothing has changed, if it does not say otherwise.
+/// A refusal. Nothing has changed unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is one of that side already. EBUSY; the pair is untouched.
+    /// That end is registered already. EBUSY; the connection is untouched.
     #[error("{id} has a {side} already ({label}); drop its registration first")]
     Busy {
         /// The identity.
         id: EventfdId,
-        /// Which side.
+        /// Which end.
         side: Side,
-        /// Who is there.
+        /// The label of the end that is there.
         label: String,
     },
-    /// No path could be had. What was just registered is not; a pair that was connected before is so still, or else its producer
-    /// leads nowhere and is not left masked.
-    #[error("{id}: no path from {producer} to {line}: {source}")]
+    /// Each path that both ends can do has failed. An end that was just added is not kept. Ends that were connected
+    /// before still are, or else the producer is disconnected; the producer is not left masked.
+    #[error("no path from {producer} to {line}: {source}")]
     Connect {
-        /// The identity.
-        id: EventfdId,
-        /// The device's side.
+        /// The device's end.
         producer: String,
-        /// The guest's side.
+        /// The guest's end.
         line: String,
-        /// What stood in the way of the last path that was tried.
+        /// The error of the last path that was tried.
         source: Arc<crate::Error>,
     },
-    /// Both sides are there, and have no path in common; or none but a relay, for an explicit forward. EOPNOTSUPP.
-    #[error("{id}: no path from {producer} to {line}: {reason}")]
+    /// The two ends have no path in common, or only the relay in the case of an explicit forward. EOPNOTSUPP.
+    #[error("no path from {producer} to {line}: {reason}")]
     NoPath {
-        /// The identity.
-        id: EventfdId,
-        /// The device's side.
+        /// The device's end.
         producer: String,
-        /// The guest's side.
+        /// The guest's end.
         line: String,
         /// Why not.
         reason: String,
     },
+    /// A method of an end has used the connection that called it. EDEADLK. Nothing has changed.
+    #[error("the connection is calling this method, and cannot be used within it")]
+    Reentrant,
     /// Nobody is registered under this identity. ENOENT.
     #[error("{0} is not registered")]
     NotFound(EventfdId),
@@ -79,6 +79,7 @@ impl Error {
             Self::Connect { source, .. } => source.errno(),
             Self::NoPath { .. } => Some(EOPNOTSUPP),
             Self::NotFound(_) => Some(ENOENT),
+            Self::Reentrant => Some(EDEADLK),
             Self::Malformed(_) => Some(EINVAL),
             Self::UnknownDevice(_) => Some(EBADF),
             Self::NotIdle { .. } => Some(EAGAIN),
@@ -86,5 +87,5 @@ impl Error {
     }
 }
 
-/// The result of a registry's operations.
+/// The result of an operation of a connection or a registry.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -6,12 +6,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The kernel's own number of an eventfd. A dup() has the same one, and a file descriptor whose number is used again for another
-/// eventfd has not.
+/// The kernel's number of an eventfd. A dup() has the same number; another eventfd behind a reused file descriptor has not.
 ///
-/// The number itself is used again when the last file of the eventfd has been closed. Whoever registers under it keeps a file
-/// of it for as long, which a source does with its trigger; the two that meet in a [`Registry`](super::Registry) under one number
-/// then mean one eventfd.
+/// The kernel reuses the number once the eventfd is closed. Keep the eventfd open while the number is registered; a level
+/// source does so with its trigger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventfdId(pub u64);
 

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Explicit forward and unforward, as proposed in 2015 for the KVM-VFIO device, on top of the registry.
 
-use std::collections::HashSet;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::connection::{Pair, Wanted};
-use super::registry::{error, lock};
-use super::{DeviceIrq, Error, EventfdId, Path, Registry, Result};
+use super::connection::{Connection, Request, State};
+use super::{DeviceIrq, Error, Path, Registry, Result};
 use crate::Gsi;
 
 /// Which interrupts go to which lines: the proposal's `kvm_vfio_dev_irq`. Interrupt `start + n` of `index` goes to `gsis[n]`.
@@ -75,40 +73,40 @@ impl<'a> ForwardIrq<'a> {
     }
 }
 
-/// One interrupt of a request, with the pair that it is the producer of.
+/// One interrupt of a request, with the connection that it is the producer of.
 struct Ordered {
-    id: EventfdId,
-    pair: Arc<Mutex<Pair>>,
+    connection: Arc<Connection>,
     irq: DeviceIrq,
     gsi: Gsi,
 }
 
 impl Registry {
-    /// Forwards these interrupts: each takes the best path to its line. It may be asked for before the interrupt is enabled, and
-    /// before the line is registered; it then holds for the line when that comes. For one that is forwarded already this
-    /// does nothing.
+    /// Forwards these interrupts: each takes the best path to its line. The call works before the interrupt is enabled, and
+    /// before the line is registered; the request then holds for the line when the line comes. For an interrupt that is
+    /// forwarded already it does nothing.
     ///
     /// # Errors
     /// * [`Error::Malformed`], EINVAL: the request, an interrupt that the device has not registered, or a line that is not the
-    ///   one that is registered for it.
+    ///   line registered for the interrupt.
     /// * [`Error::UnknownDevice`], EBADF.
     /// * [`Error::NotIdle`], EAGAIN: one of the interrupts is masked, or in service.
-    /// * [`Error::Connect`], [`Error::NoPath`]: there is nothing better than a relay for one of them.
+    /// * [`Error::Connect`], [`Error::NoPath`]: one of the interrupts has no path better than the relay.
+    /// * [`Error::Reentrant`]: called by a method of a registered end.
     ///
-    /// None of them is forwarded then that was not before.
+    /// On an error, no interrupt of the request is newly forwarded.
     pub fn forward(&self, request: &ForwardIrq<'_>) -> Result<()> {
         let ordered = self.ordered(request)?;
         for order in &ordered {
-            order.check()?;
+            order.connection.with(|state| order.check(state))??;
         }
-        let mut done: Vec<(&Ordered, Wanted)> = Vec::new();
+        let mut done: Vec<(&Ordered, Request)> = Vec::new();
         for order in &ordered {
-            match order.forward(self) {
+            match order.forward() {
                 Ok(before) => done.push((order, before)),
                 Err(error) => {
                     for (order, before) in done.into_iter().rev() {
-                        // It was so a moment ago; what fails now is in the explanation.
-                        let _ = self.want(order.id, &mut lock(&order.pair), before);
+                        // The request was this one a moment ago; what fails now is in the explanation.
+                        let _ = order.connection.with(|state| state.ask(before));
                     }
                     return Err(error);
                 }
@@ -117,54 +115,47 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends the forwarding of these interrupts: each is relayed. It works at any time, also while the interrupt is masked or in
-    /// service.
+    /// Ends the forwarding of these interrupts: each is relayed. The call works at any time, also while an interrupt is
+    /// masked or in service.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), but for EAGAIN. All of them have been tried.
+    /// As [`forward`](Self::forward), but for EAGAIN. All interrupts have been tried.
     pub fn unforward(&self, request: &ForwardIrq<'_>) -> Result<()> {
         let ordered = self.ordered(request)?;
         let mut outcome = Ok(());
         for order in &ordered {
-            let relayed = self.want(order.id, &mut lock(&order.pair), Wanted::Only(Path::Relay));
-            outcome = outcome.and(relayed);
+            let relayed = order.connection.restrict(Some(Path::Relay));
+            outcome = outcome.and(relayed.map(drop));
         }
         outcome
     }
 
-    /// The pairs that a request is about.
+    /// The connections that a request is about.
     fn ordered(&self, request: &ForwardIrq<'_>) -> Result<Vec<Ordered>> {
         let irqs: Vec<_> = request.irqs()?.collect();
         let mut known = Vec::new();
-        let mut devices = HashSet::new();
-        for (id, pair) in self.all() {
-            let irq = lock(&pair).producer.as_ref().and_then(|producer| producer.info().irq);
-            if let Some(irq) = irq {
-                devices.insert(irq.device);
-                known.push((irq, id, pair));
-            }
+        for (_, connection) in self.all() {
+            let of_host = connection.with(|state| {
+                let irq = state.producer.as_ref().and_then(|producer| producer.info().irq);
+                let line = state.consumer.as_ref().map(|consumer| consumer.line().gsi());
+                irq.map(|irq| (irq, line))
+            })?;
+            known.extend(of_host.map(|(irq, line)| (irq, line, connection)));
         }
-        if !devices.contains(&request.device) {
+        if !known.iter().any(|(irq, _, _)| irq.device == request.device) {
             return Err(Error::UnknownDevice(request.device));
         }
         irqs.into_iter()
-            .map(|(irq, gsi)| {
-                let Some((_, id, pair)) = known.iter().find(|(other, _, _)| *other == irq) else {
-                    return Err(Error::Malformed(format!("{irq} is not registered")));
-                };
-                let order = Ordered {
-                    id: *id,
-                    pair: Arc::clone(pair),
+            .map(|(irq, gsi)| match known.iter().find(|(other, _, _)| *other == irq) {
+                None => Err(Error::Malformed(format!("{irq} is not registered"))),
+                Some((_, Some(line), _)) if *line != gsi => {
+                    Err(Error::Malformed(format!("{irq} goes to {line}, and not to {gsi}")))
+                }
+                Some((_, _, connection)) => Ok(Ordered {
+                    connection: Arc::clone(connection),
                     irq,
                     gsi,
-                };
-                let line = lock(pair).consumer.as_ref().map(|consumer| consumer.line().gsi());
-                match line {
-                    Some(line) if line != gsi => {
-                        Err(Error::Malformed(format!("{irq} goes to {line}, and not to {gsi}")))
-                    }
-                    _ => Ok(order),
-                }
+                }),
             })
             .collect()
     }
@@ -172,16 +163,13 @@ impl Registry {
 
 impl Ordered {
     /// Whether the interrupt is in a state in which it can be forwarded.
-    fn check(&self) -> Result<()> {
-        self.check_pair(&lock(&self.pair))
-    }
-
-    fn check_pair(&self, pair: &Pair) -> Result<()> {
-        let forwarded = pair.path().is_some_and(|path| path != Path::Relay) && pair.wanted != Wanted::Only(Path::Relay);
-        let Some(producer) = pair.producer.as_ref().filter(|_| !forwarded) else {
+    fn check(&self, state: &mut State) -> Result<()> {
+        let forwarded =
+            state.path.is_some_and(|path| path != Path::Relay) && state.request != Request::Only(Path::Relay);
+        let Some(producer) = state.producer.as_ref().filter(|_| !forwarded) else {
             return Ok(());
         };
-        let now = producer.now();
+        let now = producer.state();
         let what = match (now.masked, now.active) {
             (true, _) => "masked",
             (_, true) => "active",
@@ -190,21 +178,19 @@ impl Ordered {
         Err(Error::NotIdle { irq: self.irq, what })
     }
 
-    /// Returns what was wanted before.
-    fn forward(&self, registry: &Registry) -> Result<Wanted> {
-        let mut pair = lock(&self.pair);
-        self.check_pair(&pair)?;
-        let before = pair.wanted;
-        let wanted = registry.want(self.id, &mut pair, Wanted::Forward(self.gsi));
-        let forwarded = wanted.and_then(|()| match pair.relayed_because() {
-            Some(fault) => Err(error(self.id, &pair, fault)),
-            None => Ok(()),
-        });
-        if let Err(error) = forwarded {
-            // It was so a moment ago; what fails now is in the explanation.
-            let _ = registry.want(self.id, &mut pair, before);
-            return Err(error);
-        }
-        Ok(before)
+    /// Returns what was asked for before.
+    fn forward(&self) -> Result<Request> {
+        self.connection.with(|state| {
+            self.check(state)?;
+            let before = state.request;
+            let asked = state.ask(Request::Forward(self.gsi));
+            let forwarded = asked.and_then(|_| state.relayed_because().map_or(Ok(()), Err));
+            if let Err(error) = forwarded {
+                // The request was this one a moment ago; what fails now is in the explanation.
+                let _ = state.ask(before);
+                return Err(error);
+            }
+            Ok(before)
+        })?
     }
 }

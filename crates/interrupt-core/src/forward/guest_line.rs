@@ -1,86 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's end of a forwarder: the line that a device's interrupt goes to, and who can carry an EOI of it back.
+//! The guest's end of a connection: the line that a device's interrupt goes to, and the notifier of the line's EOIs.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{EoiNotifier, EoiScope, Gsi, LevelSource};
+use crate::{EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource};
 
-/// Where a device's interrupt goes: its contribution to one line, and the notifier of that line's EOIs.
+/// A line of the guest: a device's contribution to the line, and the notifier of the line's EOIs.
 ///
-/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](crate::LoweredBy::Eoi), as a resample irqfd is). With one that only
-/// the device lowers, the line is still high when the controller looks again at the EOI, before anybody was told, and the
-/// guest's handler runs once more than on hardware.
+/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](crate::LoweredBy::Eoi), as a resample irqfd is). A source that
+/// only the device lowers is still high when the controller samples the line at the EOI, before any listener is told, and
+/// the guest's handler runs once too often.
 ///
-/// A kernel loop and a split kick are wired the same way: the device signals the source's trigger eventfd, and the notifier
-/// signals the device's unmask eventfd. They differ in who the notifier is, and what it is asked for. Whoever puts a machine
-/// together knows that, and says it by the constructor. Which path is then taken is for
-/// [`forward::decide`](crate::forward::decide).
+/// A kernel loop and a split kick have the same wires: the device signals the source's trigger eventfd, and the notifier
+/// signals the device's unmask eventfd. The constructor says where the notifier is. [`decide`](crate::forward::decide)
+/// chooses the path.
 ///
-/// With KVM's in-kernel irqchip, `source` is a `kvm_irqfd::ResampleSource` and `notifier` the `kvm_irqfd::KvmInterrupts`; on a
-/// split irqchip, a `kvm_irqfd::SplitSource` and the userspace IOAPIC.
+/// With KVM's in-kernel irqchip, `source` is a resample irqfd of `kvm_irqfd::KvmInterrupts`, which is the `notifier`; on a
+/// split irqchip, `source` is an irqfd on the pin's GSI and `notifier` the userspace IOAPIC.
 #[derive(Clone)]
 pub struct GuestLine {
     source: Arc<dyn LevelSource>,
     notifier: Arc<dyn EoiNotifier>,
-    /// What to ask the notifier for.
-    subject: EoiScope,
-    end: LineEnd,
-}
-
-/// Where a line ends, and with it who could carry its interrupts and EOIs past this process's event loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LineEnd {
-    /// At an irqchip in the kernel, which signals eventfds at the EOI.
-    Kernel,
-    /// At an irqchip in this process that interrupts reach by irqfd, and that signals eventfds at the EOI: the IOAPIC of a split
-    /// irqchip, with the LAPICs in the kernel.
-    Split,
-    /// At this process, for the stated reason: every interrupt and every EOI is carried.
-    User(Arc<str>),
-}
-
-impl fmt::Display for LineEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kernel => f.write_str("irqchip in the kernel"),
-            Self::Split => f.write_str("irqchip in this process, reached by irqfd"),
-            Self::User(reason) => write!(f, "in this process: {reason}"),
-        }
-    }
+    /// The scope of the subscription at the notifier.
+    scope: EoiScope,
+    irqchip: Irqchip,
+    relay_only: Option<Arc<str>>,
 }
 
 impl GuestLine {
-    /// A line of an in-kernel irqchip: the kernel signals the listener's eventfd itself, as it does a resamplefd. The
-    /// notifier is asked for the EOIs of the source, by its key.
+    /// A line of an in-kernel irqchip. The kernel signals the listener's eventfd, as it does a resamplefd. The subscription
+    /// is to the EOIs of the source, by its key.
     pub fn kernel(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>) -> Self {
         Self {
-            subject: source.key().into(),
+            scope: source.key().into(),
             source,
             notifier,
-            end: LineEnd::Kernel,
+            irqchip: Irqchip::Kernel,
+            relay_only: None,
         }
     }
 
-    /// A line of a split irqchip: the trigger eventfd is bound in the kernel, and the notifier, the userspace IOAPIC, signals
-    /// the listener's eventfd. It is asked for the EOIs of the GSI, since the source is none of its own.
+    /// A line of a split irqchip. The trigger eventfd is an irqfd, and the userspace IOAPIC signals the listener's eventfd.
+    /// The subscription is to the EOIs of the GSI, because the IOAPIC does not know the source.
     pub fn split(source: Arc<dyn LevelSource>, ioapic: Arc<dyn EoiNotifier>) -> Self {
         Self {
-            subject: source.gsi().into(),
+            scope: source.gsi().into(),
             source,
             notifier: ioapic,
-            end: LineEnd::Split,
+            irqchip: Irqchip::Split,
+            relay_only: None,
         }
     }
 
-    /// A line that this process takes every interrupt to and brings every EOI back from, for the stated reason. It works
-    /// with any source of which the notifier knows the key, also without a trigger eventfd.
+    /// A line to which this process carries every interrupt, and from which it carries every EOI, for the stated reason. It
+    /// works with any source whose key the notifier knows, also without a trigger eventfd.
     pub fn relay(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>, reason: &str) -> Self {
         Self {
-            subject: source.key().into(),
+            scope: source.key().into(),
             source,
             notifier,
-            end: LineEnd::User(reason.into()),
+            irqchip: Irqchip::User,
+            relay_only: Some(reason.into()),
         }
     }
 
@@ -89,14 +70,14 @@ impl GuestLine {
         &self.source
     }
 
-    /// Who tells of the line's EOIs.
+    /// The notifier of the line's EOIs.
     pub fn notifier(&self) -> &Arc<dyn EoiNotifier> {
         &self.notifier
     }
 
-    /// What the notifier is asked for.
-    pub fn subject(&self) -> EoiScope {
-        self.subject
+    /// The scope of the subscription at the notifier.
+    pub fn scope(&self) -> EoiScope {
+        self.scope
     }
 
     /// The line's number.
@@ -104,19 +85,27 @@ impl GuestLine {
         self.source.gsi()
     }
 
-    /// Where it ends.
-    pub fn end(&self) -> &LineEnd {
-        &self.end
+    /// Where the line's interrupt controller is. [`Irqchip::User`] for a line that is only relayed.
+    pub fn irqchip(&self) -> Irqchip {
+        self.irqchip
     }
 
-    /// Whether a subscription made for `other` is one for this line too.
+    /// Why this process has to carry every interrupt and EOI of the line, if it has to.
+    pub fn relay_only(&self) -> Option<&Arc<str>> {
+        self.relay_only.as_ref()
+    }
+
+    /// Whether a subscription made for `other` serves this line too.
     pub fn shares_subscription(&self, other: &Self) -> bool {
-        self.subject == other.subject && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
+        self.scope == other.scope && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
     }
 
-    /// Whether nothing at all changes when this line takes the place of `other`.
+    /// Whether nothing changes when this line takes the place of `other`.
     pub fn is(&self, other: &Self) -> bool {
-        self.source.key() == other.source.key() && self.shares_subscription(other) && self.end == other.end
+        self.source.key() == other.source.key()
+            && self.shares_subscription(other)
+            && self.irqchip == other.irqchip
+            && self.relay_only == other.relay_only
     }
 }
 
@@ -128,6 +117,6 @@ impl fmt::Display for GuestLine {
 
 impl fmt::Debug for GuestLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}: {}", self.end)
+        write!(f, "{self}: {} irqchip", self.irqchip)
     }
 }

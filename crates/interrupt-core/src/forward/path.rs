@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The paths that an interrupt and its EOI can take, what each needs, and the one function that chooses.
+//! The paths that an interrupt and its EOI can take, and the one function that chooses.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::DeviceIrq;
-use crate::Error;
-use crate::forward::{InterruptInfo, LineEnd};
+use crate::forward::InterruptInfo;
+use crate::{Error, Irqchip};
 
 /// A way from a device's interrupt to a guest's line, and of the line's EOI back to the device. Best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,29 +38,31 @@ impl fmt::Display for Path {
     }
 }
 
-/// What a device's side can do.
+/// What a producer can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProducerInfo {
     /// The interrupt itself.
     pub interrupt: InterruptInfo,
     /// An event loop runs its relay.
     pub relay: bool,
-    /// What the host calls it, if it is a device of the host's. Explicit forwarding goes by it, and host forwarding.
+    /// The host's name of the interrupt, for a device of the host. Explicit forwarding and host forwarding need the name.
     pub irq: Option<DeviceIrq>,
 }
 
-/// What a guest's side can do.
+/// What a consumer can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumerInfo {
-    /// Where the line ends.
-    pub end: LineEnd,
-    /// Its source has a trigger eventfd.
+    /// Where the line's interrupt controller is.
+    pub irqchip: Irqchip,
+    /// Why this process has to carry every interrupt and EOI of the line, if it has to.
+    pub relay_only: Option<Arc<str>>,
+    /// The line's source has a trigger eventfd.
     pub trigger: bool,
-    /// The host can forward interrupts to it, or why not.
+    /// The host can forward interrupts to the line, or why not.
     pub host_forward: Result<(), Arc<str>>,
 }
 
-/// Which paths are not to be taken, though they may be possible.
+/// Which paths must not be taken although they may be possible.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     /// Only this path, and the relay if it fails.
@@ -73,23 +75,25 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum WhyNot {
-    /// The device pulses: it does not mask itself, and has no level that a loop past this process could restate.
+    /// The device pulses: it does not mask itself, and has no level to signal again at an unmask.
     Pulse,
-    /// The line ends elsewhere.
-    End(LineEnd),
+    /// The line's interrupt controller is not where the path needs it.
+    Irqchip(Irqchip),
+    /// This process has to carry every interrupt of the line, for this reason.
+    RelayOnly(Arc<str>),
     /// The host does not forward, for this reason.
     Host(Arc<str>),
-    /// The device is none of the host's: the host has no name for its interrupt.
+    /// The host has no name for the interrupt: the device is not one of the host's.
     NotOfHost,
     /// The device takes no unmask eventfd.
     NoUnmaskEventfd,
     /// The source has no trigger eventfd that the device could signal.
     NoTriggerEventfd,
-    /// Nobody runs a relay.
+    /// No event loop runs the relay.
     NoRelay,
-    /// It is not asked for: this one is.
+    /// Another path is asked for: this one.
     NotAskedFor(Path),
-    /// It was tried, and has failed.
+    /// The path was tried, and has failed.
     Failed(Arc<Error>),
 }
 
@@ -97,30 +101,29 @@ impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pulse => f.write_str("the device pulses and has no level to restate"),
-            Self::End(LineEnd::User(reason)) => f.write_str(reason),
-            Self::End(end) => write!(f, "the line ends at an {end}"),
-            Self::Host(reason) => f.write_str(reason),
-            Self::NotOfHost => f.write_str("the device is none of the host's"),
+            Self::Irqchip(irqchip) => write!(f, "the line is of a {irqchip} irqchip"),
+            Self::RelayOnly(reason) | Self::Host(reason) => f.write_str(reason),
+            Self::NotOfHost => f.write_str("the host has no name for the interrupt"),
             Self::NoUnmaskEventfd => f.write_str("the device takes no unmask eventfd"),
             Self::NoTriggerEventfd => f.write_str("the source has no trigger eventfd"),
-            Self::NoRelay => f.write_str("nobody runs a relay"),
+            Self::NoRelay => f.write_str("no event loop runs the relay"),
             Self::NotAskedFor(path) => write!(f, "{path} is asked for"),
             Self::Failed(error) => write!(f, "it failed: {error}"),
         }
     }
 }
 
-/// The path to take, and for each better one why it is not taken.
+/// The path to take, and for each better path the reason why it is not taken.
 #[derive(Clone, Debug)]
 pub struct Decision {
-    /// The best that both sides can do; `None` when there is none at all.
+    /// The best path that both ends can do; `None` when there is none.
     pub path: Option<Path>,
     /// One reason for each path that would be better, best first.
     pub why_not: Vec<(Path, WhyNot)>,
 }
 
 impl Decision {
-    /// Why `path` is not taken, if it would be better than the one that is.
+    /// Why `path` is not taken, if it is better than the path that is.
     pub fn why_not(&self, path: Path) -> Option<&WhyNot> {
         self.why_not
             .iter()
@@ -129,98 +132,58 @@ impl Decision {
     }
 }
 
-/// What a path needs of the two sides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// Where the line has to end; `None` when that does not matter.
-    pub end: Option<LineEnd>,
-    /// The host has to forward.
-    pub host: bool,
-    /// The device has to hold a level and mask itself.
-    pub level: bool,
-    /// The device has to take an unmask eventfd.
-    pub unmask_fd: bool,
-    /// The source has to have a trigger eventfd.
-    pub trigger: bool,
-    /// An event loop has to run the relay.
-    pub relay: bool,
-}
-
-/// The table that [`decide`] goes by, best path first.
-pub const TABLE: [(Path, Needs); 4] = [
-    (Path::HostForward, direct(LineEnd::Kernel, true)),
-    (Path::KernelLoop, direct(LineEnd::Kernel, false)),
-    (Path::SplitKick, direct(LineEnd::Split, false)),
-    (
-        Path::Relay,
-        Needs {
-            end: None,
-            host: false,
-            level: false,
-            unmask_fd: false,
-            trigger: false,
-            relay: true,
-        },
-    ),
-];
-
-const fn direct(end: LineEnd, host: bool) -> Needs {
-    Needs {
-        end: Some(end),
-        host,
-        level: true,
-        unmask_fd: true,
-        trigger: true,
-        relay: false,
-    }
-}
-
-/// Chooses the path of a pair: the first of [`TABLE`] whose needs are met and that `limits` let it take. A function of its
-/// arguments and nothing else, and the only one that answers this question.
+/// Chooses the path of a connection: the best that both ends can do and that `limits` allow. The answer depends on the
+/// arguments alone, and nothing else in the workspace answers this question.
 pub fn decide(producer: &ProducerInfo, consumer: &ConsumerInfo, limits: &Limits) -> Decision {
     let mut why_not = Vec::new();
-    for (path, needs) in &TABLE {
-        match stands_in_the_way(*path, needs, producer, consumer, limits) {
+    for path in Path::ALL {
+        match obstacle(path, producer, consumer, limits) {
             None => {
                 return Decision {
-                    path: Some(*path),
+                    path: Some(path),
                     why_not,
                 };
             }
-            Some(reason) => why_not.push((*path, reason)),
+            Some(reason) => why_not.push((path, reason)),
         }
     }
     Decision { path: None, why_not }
 }
 
-/// The first thing that does; what can never change comes first.
-fn stands_in_the_way(
-    path: Path,
-    needs: &Needs,
-    producer: &ProducerInfo,
-    consumer: &ConsumerInfo,
-    limits: &Limits,
-) -> Option<WhyNot> {
-    let interrupt = producer.interrupt;
-    if needs.level && !interrupt.automasked {
-        return Some(WhyNot::Pulse);
+/// The irqchip that a path past this process needs; the relay needs none.
+fn direct(path: Path) -> Option<Irqchip> {
+    match path {
+        Path::HostForward | Path::KernelLoop => Some(Irqchip::Kernel),
+        Path::SplitKick => Some(Irqchip::Split),
+        Path::Relay => None,
     }
-    if needs.end.as_ref().is_some_and(|end| *end != consumer.end) {
-        return Some(WhyNot::End(consumer.end.clone()));
-    }
-    if let (true, Err(reason)) = (needs.host, &consumer.host_forward) {
-        return Some(WhyNot::Host(Arc::clone(reason)));
-    }
-    if needs.host && producer.irq.is_none() {
-        return Some(WhyNot::NotOfHost);
-    }
-    if needs.unmask_fd && !interrupt.unmask_fd {
-        return Some(WhyNot::NoUnmaskEventfd);
-    }
-    if needs.trigger && !consumer.trigger {
-        return Some(WhyNot::NoTriggerEventfd);
-    }
-    if needs.relay && !producer.relay {
+}
+
+/// The first reason against a path. A reason that can never change comes first.
+fn obstacle(path: Path, producer: &ProducerInfo, consumer: &ConsumerInfo, limits: &Limits) -> Option<WhyNot> {
+    if let Some(irqchip) = direct(path) {
+        if !producer.interrupt.automasked {
+            return Some(WhyNot::Pulse);
+        }
+        if let Some(reason) = &consumer.relay_only {
+            return Some(WhyNot::RelayOnly(Arc::clone(reason)));
+        }
+        if irqchip != consumer.irqchip {
+            return Some(WhyNot::Irqchip(consumer.irqchip));
+        }
+        if let (Path::HostForward, Err(reason)) = (path, &consumer.host_forward) {
+            return Some(WhyNot::Host(Arc::clone(reason)));
+        }
+        if path == Path::HostForward && producer.irq.is_none() {
+            return Some(WhyNot::NotOfHost);
+        }
+        if !producer.interrupt.unmask_fd {
+            return Some(WhyNot::NoUnmaskEventfd);
+        }
+        if !consumer.trigger {
+            return Some(WhyNot::NoTriggerEventfd);
+        }
+    } else if !producer.relay {
         return Some(WhyNot::NoRelay);
     }
     if let Some(only) = limits.only.filter(|only| ![*only, Path::Relay].contains(&path)) {

@@ -3,22 +3,22 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, Weak};
 
-use super::connection::{Fault, Pair, Wanted};
-use super::{Consumer, Error, EventfdId, Explanation, Path, Producer, Result};
+use super::connection::{Connection, State, lock};
+use super::{Consumer, Error, EventfdId, Explanation, Producer, Result};
 
-/// What a pair does that nobody has asked anything of.
+/// The path of a connection of which nobody has asked anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// It takes the best path.
+    /// The best path.
     #[default]
     Automatic,
-    /// It is relayed until it is [forwarded](Registry::forward), as with the 2015 proposal.
+    /// The relay, until the interrupt is [forwarded](Registry::forward) as in the 2015 proposal.
     Explicit,
 }
 
-/// One of the two sides.
+/// One of the two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The device's.
@@ -36,7 +36,8 @@ impl fmt::Display for Side {
     }
 }
 
-/// A table of connections between devices and lines, see the [module](super). Clones are handles to the same table.
+/// A table of [`Connection`]s between devices and lines, by the eventfd that the two share. Clones are handles to the same
+/// table.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -48,13 +49,14 @@ impl fmt::Display for Side {
 ///
 /// let line_is_here = registry.add_consumer(EventfdId(42), line)?;
 /// let device_is_here = registry.add_producer(EventfdId(42), device)?;
-/// assert_eq!(registry.path(EventfdId(42)), Some(Path::KernelLoop));
-/// for pair in registry.explain() {
-///     println!("{pair}"); // device to gsi 11: kernel loop, irqchip in the kernel; for 0.001 s, never changed; not host forward: ..
+/// let connection = registry.connection(EventfdId(42))?;
+/// assert_eq!(connection.path(), Some(Path::KernelLoop));
+/// for connection in registry.explain() {
+///     println!("{connection}"); // device to gsi 11: kernel loop, kernel irqchip; for 0.001 s, never changed; ..
 /// }
 ///
 /// drop(line_is_here);
-/// assert_eq!(registry.path(EventfdId(42)), None);
+/// assert_eq!(connection.path(), None);
 /// # drop(device_is_here);
 /// # Ok::<(), interrupt_core::forward::Error>(())
 /// ```
@@ -66,12 +68,8 @@ pub struct Registry {
 #[derive(Default)]
 struct Shared {
     policy: Policy,
-    pairs: Mutex<HashMap<EventfdId, Arc<Mutex<Pair>>>>,
-}
-
-/// Takes a lock. A panic can come only from a side's own method; what is connected is written down as it is done.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The registrations keep the connections.
+    connections: Mutex<HashMap<EventfdId, Weak<Connection>>>,
 }
 
 impl Registry {
@@ -80,111 +78,98 @@ impl Registry {
         Self {
             shared: Arc::new(Shared {
                 policy,
-                pairs: Mutex::default(),
+                connections: Mutex::default(),
             }),
         }
     }
 
-    /// Registers a device's interrupt. If the line is there already the two are connected when this returns.
+    /// Registers a device's interrupt. When the line is registered already, the two are connected on return.
     ///
     /// # Errors
-    /// [`Error::Busy`]; [`Error::Connect`] and [`Error::NoPath`] when the line is there and no path can be had. It is not
-    /// registered then.
+    /// [`Error::Busy`]; [`Error::Connect`] and [`Error::NoPath`] when the line is there and no path can be had;
+    /// [`Error::Reentrant`]. The device is not registered then.
     pub fn add_producer(&self, id: EventfdId, producer: Arc<dyn Producer>) -> Result<Registration> {
-        self.add(id, Newcomer::Producer(producer))
+        // A newcomer that is refused is dropped by the caller's thread after the lock: `add` only borrows it.
+        self.add(id, Side::Producer, |state| match &state.producer {
+            Some(there) => Err(there.label().to_owned()),
+            None => {
+                state.producer = Some(Arc::clone(&producer));
+                Ok(())
+            }
+        })
     }
 
-    /// Registers a guest's line. If the device is there already the two are connected when this returns.
+    /// Registers a guest's line. When the device is registered already, the two are connected on return.
     ///
     /// # Errors
     /// As [`add_producer`](Self::add_producer).
     pub fn add_consumer(&self, id: EventfdId, consumer: Arc<dyn Consumer>) -> Result<Registration> {
-        self.add(id, Newcomer::Consumer(consumer))
-    }
-
-    /// What one side of this identity can do has changed, or a path that failed may work by now: takes the best path.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Connect`], [`Error::NoPath`].
-    pub fn changed(&self, id: EventfdId) -> Result<Option<Path>> {
-        self.on(id, |pair| {
-            let outcome = pair.reconsider();
-            outcome.map_err(|fault| error(id, pair, fault)).map(|()| pair.path())
+        self.add(id, Side::Consumer, |state| match &state.consumer {
+            Some(there) => Err(there.line().to_string()),
+            None => {
+                state.consumer = Some(Arc::clone(&consumer));
+                Ok(())
+            }
         })
     }
 
-    /// Takes this path and no other, but for the relay when it fails; with `None`, the best. It holds until the last of both sides has
-    /// gone.
+    /// The connection under this identity.
     ///
     /// # Errors
-    /// As [`changed`](Self::changed).
-    pub fn restrict(&self, id: EventfdId, only: Option<Path>) -> Result<Option<Path>> {
-        let wanted = only.map_or(Wanted::Best, Wanted::Only);
-        self.on(id, |pair| self.want(id, pair, wanted).map(|()| pair.path()))
+    /// [`Error::NotFound`] while neither end is registered.
+    pub fn connection(&self, id: EventfdId) -> Result<Arc<Connection>> {
+        let connection = lock(&self.shared.connections).get(&id).and_then(Weak::upgrade);
+        connection.ok_or(Error::NotFound(id))
     }
 
-    /// The paths that both sides of an identity can do, best first; none while one of them is missing.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`].
-    pub fn possible(&self, id: EventfdId) -> Result<Vec<Path>> {
-        self.on(id, |pair| Ok(pair.possible()))
-    }
-
-    /// The path of an identity, if it has one.
-    pub fn path(&self, id: EventfdId) -> Option<Path> {
-        self.on(id, |pair| Ok(pair.path())).ok().flatten()
-    }
-
-    /// What there is to be said of each identity, in the order of their numbers.
+    /// Explains each connection, in the order of the identities.
     pub fn explain(&self) -> Vec<Explanation> {
-        let mut all: Vec<_> = self.all().collect();
+        let mut all = self.all();
         all.sort_by_key(|(id, _)| *id);
-        all.into_iter().map(|(_, pair)| lock(&pair).explain()).collect()
+        all.into_iter().map(|(_, connection)| connection.explain()).collect()
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = (EventfdId, Arc<Mutex<Pair>>)> + use<> {
-        let pairs: Vec<_> = {
-            let pairs = lock(&self.shared.pairs);
-            pairs.iter().map(|(id, pair)| (*id, Arc::clone(pair))).collect()
+    pub(super) fn all(&self) -> Vec<(EventfdId, Arc<Connection>)> {
+        let connections = lock(&self.shared.connections);
+        let alive = connections.iter().map(|(id, connection)| (*id, connection.upgrade()));
+        alive.filter_map(|(id, connection)| Some((id, connection?))).collect()
+    }
+
+    /// The connection under this identity, made if there is none.
+    fn entry(&self, id: EventfdId) -> Arc<Connection> {
+        let mut connections = lock(&self.shared.connections);
+        if let Some(connection) = connections.get(&id).and_then(Weak::upgrade) {
+            return connection;
+        }
+        let connection = Arc::new(Connection::empty(Some(id), self.shared.policy));
+        connections.insert(id, Arc::downgrade(&connection));
+        connection
+    }
+
+    /// Adds an end by `enter`, which answers with the label of an end that is there already.
+    fn add(
+        &self,
+        id: EventfdId,
+        side: Side,
+        enter: impl FnOnce(&mut State) -> std::result::Result<(), String>,
+    ) -> Result<Registration> {
+        let connection = self.entry(id);
+        let entered = connection.with(|state| {
+            let label = match enter(state) {
+                Ok(()) => return Ok(state.reconsider()),
+                Err(label) => label,
+            };
+            Err(Error::Busy { id, side, label })
+        });
+        let connected = entered??;
+        // Dropped on an error, which lets the end leave again.
+        let registration = Registration {
+            shared: Arc::clone(&self.shared),
+            id,
+            connection: Some(connection),
+            side,
         };
-        pairs.into_iter()
-    }
-
-    fn on<R>(&self, id: EventfdId, act: impl FnOnce(&mut Pair) -> Result<R>) -> Result<R> {
-        let pair = lock(&self.shared.pairs).get(&id).map(Arc::clone);
-        match pair {
-            Some(pair) => act(&mut lock(&pair)),
-            None => Err(Error::NotFound(id)),
-        }
-    }
-
-    pub(super) fn want(&self, id: EventfdId, pair: &mut Pair, wanted: Wanted) -> Result<()> {
-        pair.wanted = wanted;
-        pair.reconsider().map_err(|fault| error(id, pair, fault))
-    }
-
-    fn add(&self, id: EventfdId, newcomer: Newcomer) -> Result<Registration> {
-        let side = newcomer.side();
-        loop {
-            let shared = Arc::clone(&self.shared);
-            let pair = Arc::clone(
-                lock(&shared.pairs)
-                    .entry(id)
-                    .or_insert_with(|| Arc::new(Mutex::new(Pair::new(id, shared.policy)))),
-            );
-            let mut locked = lock(&pair);
-            // The last of its sides has left it in between.
-            if locked.gone {
-                continue;
-            }
-            newcomer.enter(id, &mut locked)?;
-            let connected = locked.reconsider().map_err(|fault| error(id, &locked, fault));
-            drop(locked);
-            // Dropped, it leaves again.
-            let registration = Registration { shared, id, pair, side };
-            return connected.map(|()| registration);
-        }
+        connected.map(|_| registration)
     }
 }
 
@@ -196,64 +181,13 @@ impl fmt::Debug for Registry {
     }
 }
 
-pub(super) fn error(id: EventfdId, pair: &Pair, fault: Fault) -> Error {
-    let producer = pair.producer.as_ref().map(|producer| producer.label().to_owned());
-    let line = pair.consumer.as_ref().map(|consumer| consumer.line().to_string());
-    let (producer, line) = (producer.unwrap_or_default(), line.unwrap_or_default());
-    match fault {
-        Fault::Step(source) => Error::Connect {
-            id,
-            producer,
-            line,
-            source,
-        },
-        Fault::NoPath(reason) => Error::NoPath {
-            id,
-            producer,
-            line,
-            reason,
-        },
-    }
-}
-
-/// Who registers.
-enum Newcomer {
-    Producer(Arc<dyn Producer>),
-    Consumer(Arc<dyn Consumer>),
-}
-
-impl Newcomer {
-    fn side(&self) -> Side {
-        match self {
-            Self::Producer(_) => Side::Producer,
-            Self::Consumer(_) => Side::Consumer,
-        }
-    }
-
-    fn enter(&self, id: EventfdId, pair: &mut Pair) -> Result<()> {
-        let there = match self {
-            Self::Producer(_) => pair.producer.as_ref().map(|producer| producer.label().to_owned()),
-            Self::Consumer(_) => pair.consumer.as_ref().map(|consumer| consumer.line().to_string()),
-        };
-        if let Some(label) = there {
-            let side = self.side();
-            return Err(Error::Busy { id, side, label });
-        }
-        match self {
-            Self::Producer(producer) => pair.producer = Some(Arc::clone(producer)),
-            Self::Consumer(consumer) => pair.consumer = Some(Arc::clone(consumer)),
-        }
-        Ok(())
-    }
-}
-
-/// Keeps one side registered. Dropping it disconnects the pair and lets go of the side: when the drop returns, the registry calls
-/// none of its methods any more. The two sides may go in any order, at any time.
+/// Keeps one end registered. Dropping the registration disconnects the two ends and lets go of this one; when the drop
+/// returns, the registry calls none of its methods any more. The ends may go in any order, at any time.
 #[must_use = "dropping the registration ends it"]
 pub struct Registration {
     shared: Arc<Shared>,
     id: EventfdId,
-    pair: Arc<Mutex<Pair>>,
+    connection: Option<Arc<Connection>>,
     side: Side,
 }
 
@@ -266,19 +200,13 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut pair = lock(&self.pair);
-        pair.disconnect();
-        let (producer, consumer) = match self.side {
-            Side::Producer => (pair.producer.take(), None),
-            Side::Consumer => (None, pair.consumer.take()),
-        };
-        if pair.is_empty() {
-            pair.gone = true;
-            lock(&self.shared.pairs).remove(&self.id);
+        if let Some(connection) = self.connection.take() {
+            connection.leave(self.side);
         }
-        drop(pair);
-        // Without a lock: what goes with them may be anybody's.
-        drop((producer, consumer));
+        let mut connections = lock(&self.shared.connections);
+        if connections.get(&self.id).is_some_and(|left| left.strong_count() == 0) {
+            connections.remove(&self.id);
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::{ManualNotifier, RecordingSource, Refusals, lock};
-use crate::forward::{Consumer, ConsumerInfo, Now, Path, Producer, ProducerInfo};
-use crate::forward::{GuestLine, InterruptInfo, LineEnd};
-use crate::{Error, Gsi, Result};
+use crate::forward::{Consumer, ConsumerInfo, Path, Producer, ProducerInfo, ProducerState};
+use crate::forward::{GuestLine, InterruptInfo};
+use crate::{Error, Gsi, Irqchip, Result};
 
 /// What was called, in order. Both sides of a pair may write into one.
 #[derive(Clone, Debug, Default)]
@@ -29,11 +29,11 @@ pub struct RecordingProducer {
     label: String,
     journal: Journal,
     refusals: Refusals,
-    state: Mutex<ProducerState>,
+    state: Mutex<ProducerFields>,
 }
 
 #[derive(Debug)]
-struct ProducerState {
+struct ProducerFields {
     info: ProducerInfo,
     stopped: bool,
     path: Option<Path>,
@@ -53,7 +53,7 @@ impl RecordingProducer {
             label: label.into(),
             journal,
             refusals: Refusals::default(),
-            state: Mutex::new(ProducerState {
+            state: Mutex::new(ProducerFields {
                 info: ProducerInfo {
                     interrupt: InterruptInfo {
                         level: true,
@@ -93,7 +93,7 @@ impl RecordingProducer {
         lock(&self.state).stopped
     }
 
-    fn act(&self, what: String, change: impl FnOnce(&mut ProducerState)) -> Result<()> {
+    fn act(&self, what: String, change: impl FnOnce(&mut ProducerFields)) -> Result<()> {
         self.journal.note(&what);
         self.refusals.check().map_err(|source| Error::Device {
             operation: "refused by the test",
@@ -114,9 +114,9 @@ impl Producer for RecordingProducer {
         lock(&self.state).info
     }
 
-    fn now(&self) -> Now {
+    fn state(&self) -> ProducerState {
         let state = lock(&self.state);
-        Now {
+        ProducerState {
             path: state.path.filter(|_| !state.stopped),
             held: state.masked.then(|| "masked".to_owned()),
             masked: state.masked,
@@ -176,7 +176,8 @@ impl RecordingConsumer {
             refusals: Refusals::default(),
             state: Mutex::new(ConsumerState {
                 info: ConsumerInfo {
-                    end: LineEnd::Kernel,
+                    irqchip: Irqchip::Kernel,
+                    relay_only: None,
                     trigger: true,
                     host_forward: Err("the test has no host".into()),
                 },

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use interrupt_core::Irqchip;
+use interrupt_core::forward::InterruptInfo;
 use interrupt_core::forward::{ConsumerInfo, DeviceIrq, Limits, Path, ProducerInfo, decide};
-use interrupt_core::forward::{InterruptInfo, LineEnd};
 
 fn producer(level: bool, unmask_fd: bool, relay: bool) -> ProducerInfo {
     ProducerInfo {
@@ -23,9 +24,10 @@ fn producer(level: bool, unmask_fd: bool, relay: bool) -> ProducerInfo {
     }
 }
 
-fn consumer(end: LineEnd, trigger: bool, host: bool) -> ConsumerInfo {
+fn consumer(irqchip: Irqchip, trigger: bool, host: bool) -> ConsumerInfo {
     ConsumerInfo {
-        end,
+        irqchip,
+        relay_only: None,
         trigger,
         host_forward: host.then_some(()).ok_or_else(|| "no attribute".into()),
     }
@@ -41,11 +43,17 @@ fn table() -> String {
         ("level, unmask eventfd, no relay", producer(true, true, false)),
     ];
     let lines = [
-        ("kernel, host forwards", consumer(LineEnd::Kernel, true, true)),
-        ("kernel", consumer(LineEnd::Kernel, true, false)),
-        ("kernel, no trigger", consumer(LineEnd::Kernel, false, false)),
-        ("split", consumer(LineEnd::Split, true, false)),
-        ("process", consumer(LineEnd::User("no kernel".into()), false, false)),
+        ("kernel, host forwards", consumer(Irqchip::Kernel, true, true)),
+        ("kernel", consumer(Irqchip::Kernel, true, false)),
+        ("kernel, no trigger", consumer(Irqchip::Kernel, false, false)),
+        ("split", consumer(Irqchip::Split, true, false)),
+        ("process", {
+            let relay_only = Some("no kernel".into());
+            ConsumerInfo {
+                relay_only,
+                ..consumer(Irqchip::User, false, false)
+            }
+        }),
     ];
     for (device, producer) in &devices {
         for (line, consumer) in &lines {
@@ -100,8 +108,8 @@ fn every_combination_is_decided() {
         ]
     );
     assert!(table.contains(
-        "level, unmask eventfd -> split = split kick [host forward: the line ends at an irqchip in this process, reached by irqfd; \
-         kernel loop: the line ends at an irqchip in this process, reached by irqfd]"
+        "level, unmask eventfd -> split = split kick [host forward: the line is of a split irqchip; \
+         kernel loop: the line is of a split irqchip]"
     ));
     assert!(table.contains("pulse -> kernel = relay [host forward: the device pulses and has no level to restate; "));
     assert!(table.contains("level, unmask eventfd -> process = relay [host forward: no kernel; "));
@@ -124,7 +132,7 @@ fn there_is_one_reason_for_each_better_path_and_none_for_a_worse_one() {
 
 #[test]
 fn what_is_asked_for_excludes_all_but_the_relay() {
-    let (producer, consumer) = (producer(true, true, true), consumer(LineEnd::Kernel, true, true));
+    let (producer, consumer) = (producer(true, true, true), consumer(Irqchip::Kernel, true, true));
     for only in Path::ALL {
         let mut limits = Limits {
             only: Some(only),

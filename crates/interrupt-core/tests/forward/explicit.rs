@@ -7,7 +7,7 @@ use interrupt_core::Gsi;
 use interrupt_core::forward::{DeviceIrq, Error, EventfdId, ForwardIrq, Path, Policy, Registration, Registry};
 use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
 
-use super::{ID, World};
+use super::World;
 
 const DEVICE: i32 = 30;
 const INTX: u32 = 0;
@@ -27,7 +27,7 @@ fn explicit() -> (World, Registration, Registration) {
     let world = World::with(Registry::new(Policy::Explicit));
     world.producer.set_info(|info| info.irq = irq(INTX, 0));
     let (producer, consumer) = (world.add_producer(), world.add_consumer());
-    assert_eq!(world.registry.path(ID), Some(Path::Relay));
+    assert_eq!(world.path(), Some(Path::Relay));
     (world, producer, consumer)
 }
 
@@ -36,12 +36,12 @@ fn forward_and_unforward() {
     let (world, _producer, _consumer) = explicit();
     let request = ForwardIrq::new(DEVICE, INTX, 0, &GSI);
     world.registry.forward(&request).unwrap();
-    assert_eq!(world.registry.path(ID), Some(Path::KernelLoop));
+    assert_eq!(world.path(), Some(Path::KernelLoop));
     world.journal.take();
     world.registry.forward(&request).unwrap();
     assert!(world.journal.take().is_empty(), "it is forwarded already");
     world.registry.unforward(&request).unwrap();
-    assert_eq!(world.registry.path(ID), Some(Path::Relay));
+    assert_eq!(world.path(), Some(Path::Relay));
     assert!(
         world.said().contains("not kernel loop: relay is asked for"),
         "{}",
@@ -58,13 +58,13 @@ fn row_128_masked_or_active_is_eagain_and_unforward_works_at_any_time() {
         let error = world.registry.forward(&request).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
         assert_eq!(error.errno(), Some(11));
-        assert_eq!(world.registry.path(ID), Some(Path::Relay));
+        assert_eq!(world.path(), Some(Path::Relay));
         world.producer.set_now(false, false);
         world.registry.forward(&request).unwrap();
-        assert_eq!(world.registry.path(ID), Some(Path::KernelLoop));
+        assert_eq!(world.path(), Some(Path::KernelLoop));
         world.producer.set_now(masked, active);
         world.registry.unforward(&request).unwrap();
-        assert_eq!(world.registry.path(ID), Some(Path::Relay));
+        assert_eq!(world.path(), Some(Path::Relay));
         world.producer.set_now(false, false);
     }
 }
@@ -81,7 +81,7 @@ fn before_the_line_is_there() {
             .unwrap();
         // It holds for the line that it was asked for, and for no other.
         let _consumer = world.add_consumer();
-        assert_eq!(world.registry.path(ID), Some(expected));
+        assert_eq!(world.path(), Some(expected));
     }
 }
 
@@ -137,7 +137,7 @@ fn row_129_malformed_requests_change_nothing() {
         }
     }
     assert!(world.journal.take().is_empty());
-    assert_eq!(world.registry.path(ID), Some(Path::Relay));
+    assert_eq!(world.path(), Some(Path::Relay));
     world.registry.forward(&good).unwrap();
 }
 
@@ -158,7 +158,7 @@ fn of_several_interrupts_all_are_forwarded_or_none() {
         );
         producers.push(producer);
     }
-    let paths = || [0, 1, 2].map(|sub| registry.path(EventfdId(100 + sub)).unwrap());
+    let paths = || [0, 1, 2].map(|sub| registry.connection(EventfdId(100 + sub)).unwrap().path().unwrap());
     let gsis = [Gsi(24), Gsi(25), Gsi(26)];
     let all = ForwardIrq::new(DEVICE, MSIX, 0, &gsis);
     // The last one is masked, found before anything is done.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The registry, between doubles of its two sides.
+//! Connections and the registry, between doubles of their two ends.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -10,7 +10,7 @@ mod random;
 
 use std::sync::Arc;
 
-use interrupt_core::forward::{EventfdId, Registration, Registry};
+use interrupt_core::forward::{Connection, EventfdId, Path, Registration, Registry};
 use interrupt_core::testing::{Journal, RecordingConsumer, RecordingProducer};
 
 const ID: EventfdId = EventfdId(7);
@@ -51,6 +51,22 @@ impl World {
         let (producer, consumer) = (world.add_producer(), world.add_consumer());
         world.journal.take();
         (world, producer, consumer)
+    }
+
+    /// The connection, which has an end.
+    fn connection(&self) -> Arc<Connection> {
+        self.registry.connection(ID).unwrap()
+    }
+
+    fn path(&self) -> Option<Path> {
+        self.path_of(ID)
+    }
+
+    fn path_of(&self, id: EventfdId) -> Option<Path> {
+        self.registry
+            .connection(id)
+            .ok()
+            .and_then(|connection| connection.path())
     }
 
     fn said(&self) -> String {

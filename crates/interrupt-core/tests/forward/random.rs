@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Anything in any order, with any step failing, against a model that says in a few lines what must hold.
 
+use interrupt_core::Irqchip;
 use interrupt_core::forward::Consumer as _;
-use interrupt_core::forward::LineEnd;
 use interrupt_core::forward::{Limits, Path, Producer, Registration, decide};
 use proptest::prelude::*;
 
@@ -81,7 +81,7 @@ impl Run {
             Step::DropProducer => self.producer = None,
             Step::DropConsumer => self.consumer = None,
             Step::Route(end) => world.consumer.set_info(|info| {
-                info.end = [LineEnd::Kernel, LineEnd::Split, LineEnd::User("an MSI".into())][*end as usize].clone();
+                info.irqchip = [Irqchip::Kernel, Irqchip::Split, Irqchip::User][*end as usize];
             }),
             Step::Trigger(there) => world.consumer.set_info(|info| info.trigger = *there),
             Step::UnmaskEventfd(there) => world.producer.set_info(|info| info.interrupt.unmask_fd = *there),
@@ -90,11 +90,11 @@ impl Run {
                 info.host_forward = there.then_some(()).ok_or_else(|| "no attribute".into());
             }),
             Step::Mask(masked) => world.producer.set_now(*masked, false),
-            Step::Changed => drop(registry.changed(ID)),
+            Step::Changed => drop(registry.connection(ID).map(|connection| connection.changed())),
             Step::Restrict(path) => {
                 let path = path.map(|path| Path::ALL[path as usize]);
                 let known = self.producer.is_some() || self.consumer.is_some();
-                let outcome = registry.restrict(ID, path);
+                let outcome = registry.connection(ID).and_then(|connection| connection.restrict(path));
                 if known {
                     self.only = path;
                 }
@@ -116,13 +116,13 @@ impl Run {
     /// What holds at any time.
     fn holds(&self) {
         let world = &self.world;
-        let path = world.registry.path(ID);
+        let path = world.path();
         assert!(!world.producer.is_stopped(), "left masked on {path:?}");
         if self.producer.is_none() || self.consumer.is_none() {
             assert_eq!(path, None);
         }
         // Both sides are where the registry says.
-        assert_eq!(world.producer.now().path, path);
+        assert_eq!(world.producer.state().path, path);
         assert_eq!(world.consumer.path(), path);
     }
 
@@ -133,7 +133,7 @@ impl Run {
         if self.producer.is_none() || self.consumer.is_none() {
             return;
         }
-        let outcome = self.world.registry.changed(ID);
+        let outcome = self.world.connection().changed();
         let limits = Limits {
             only: self.only,
             failed: Vec::new(),

@@ -161,13 +161,10 @@ impl ModelIntx {
         }
     }
 
-    /// Function-level reset: status and Interrupt Disable are 0 afterwards, and whatever interrupt was set up is not any
-    /// more.
+    /// `VFIO_DEVICE_RESET`: the status is 0 afterwards. `vfio-pci` saves and restores the command register, so that Interrupt
+    /// Disable is what it was, and keeps the interrupt that is set up.
     pub fn reset(&self) {
-        let mut state = self.state();
-        state.status = 0;
-        state.disintx = false;
-        state.mode = Mode::None;
+        self.state().status = 0;
     }
 
     /// The device goes, as at a surprise removal: every request gets ENODEV from now on.

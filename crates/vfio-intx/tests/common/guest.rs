@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{
     Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey,
 };
-use vfio_intx::{GuestLine, State};
+use vfio_intx::State;
 
 use super::{new_eventfd, signal, take};
 
@@ -82,7 +83,11 @@ impl SoftGuest {
 
 impl Guest for SoftGuest {
     fn states(&self) -> &'static [State] {
-        &[State::Relay, State::KernelLoop, State::SplitKick]
+        &[
+            State::Carried(Path::Relay),
+            State::Carried(Path::KernelLoop),
+            State::Carried(Path::SplitKick),
+        ]
     }
 
     fn line(&self, line: LineId, state: State) -> GuestLine {
@@ -207,8 +212,8 @@ impl TestLine {
 
     pub fn leading_to(&self, state: State) -> GuestLine {
         match state {
-            State::KernelLoop => self.kernel(),
-            State::SplitKick => self.split(),
+            State::Carried(Path::KernelLoop) => self.kernel(),
+            State::Carried(Path::SplitKick) => self.split(),
             _ => self.relay(),
         }
     }

@@ -5,12 +5,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{EoiNotifier, Gsi};
 use kvm_ioctls::VmFd;
 use kvm_irqfd::{KvmInterrupts, ResampleSource};
 use testkit::machine::Machine;
 use testkit::rig::{LEVEL, MASKED};
-use vfio_intx::{GuestLine, State};
+use vfio_intx::State;
 
 use super::guest::{Guest, LINES, LineId};
 
@@ -57,7 +58,7 @@ impl KvmGuest {
     fn leading_to(&self, source: Arc<ResampleSource>, state: State) -> GuestLine {
         let notifier: Arc<dyn EoiNotifier> = Arc::new(self.interrupts.clone());
         match state {
-            State::KernelLoop => GuestLine::kernel(source, notifier),
+            State::Carried(Path::KernelLoop) => GuestLine::kernel(source, notifier),
             _ => GuestLine::relay(source, notifier, "the test wants a relay"),
         }
     }
@@ -65,7 +66,7 @@ impl KvmGuest {
 
 impl Guest for KvmGuest {
     fn states(&self) -> &'static [State] {
-        &[State::Relay, State::KernelLoop]
+        &[State::Carried(Path::Relay), State::Carried(Path::KernelLoop)]
     }
 
     fn line(&self, line: LineId, state: State) -> GuestLine {

@@ -17,8 +17,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::forward::{Connection, Consumer, DeviceInterrupt, GuestLine};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use vfio_intx::Intx;
 use vfio_intx::irq_set::{IrqInfo, IrqSet};
 
 /// How long something that must happen may take.
@@ -44,6 +45,17 @@ pub trait Rig: Send + Sync {
     fn pump(&self);
     /// How long nothing must happen, to be called nothing.
     fn quiet(&self) -> Duration;
+}
+
+/// A connection of `intx`, and the VMM's handle of it.
+pub fn connection(intx: Intx) -> (Arc<Intx>, Connection) {
+    let intx = Arc::new(intx);
+    (Arc::clone(&intx), Connection::new(intx))
+}
+
+/// A line as the consumer's end of a connection.
+pub fn to(line: GuestLine) -> Option<Arc<dyn Consumer>> {
+    Some(Arc::new(line))
 }
 
 /// An eventfd.

@@ -9,7 +9,7 @@ use interrupt_core::forward::{EventfdId, Path, Registration, Registry};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use vfio_intx::irq_set::{IrqSet, MSI};
-use vfio_intx::{Because, Intx, State};
+use vfio_intx::{Intx, Reason, State};
 
 use super::guest::Guest;
 use super::guest::LineId::{A, B};
@@ -234,7 +234,7 @@ pub fn row_98_disable_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) 
             }
             world.rig.raise(2);
             world.rests();
-            assert!(matches!(world.intx.status().because, Because::NotEnabled));
+            assert!(matches!(world.intx.status().reason, Reason::NotEnabled));
             let served = world.served;
             assert_eq!(world.intx.enable().unwrap(), state);
             world.until("what is asserted is delivered", |world| {
@@ -257,7 +257,7 @@ pub fn row_99_route_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R,
                 moment.bring_about(&mut world);
                 let what = format!("{from} to {to}, {moment:?}");
                 let served = world.served;
-                assert_eq!(world.intx.set_line(Some(world.guest.line(B, to))).unwrap(), to);
+                assert_eq!(world.route(Some(world.guest.line(B, to))).unwrap(), to);
                 assert!(!world.guest.is_high(A), "{what}: the old line is low at once");
                 if moment.owed() > 0 {
                     world.until(&what, |world| world.guest.waits(B));
@@ -288,7 +288,7 @@ pub fn row_99_path_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, 
                 moment.bring_about(&mut world);
                 let what = format!("{from} to {to}, {moment:?}");
                 let served = world.served;
-                assert_eq!(world.intx.set_line(Some(world.guest.line(A, to))).unwrap(), to);
+                assert_eq!(world.route(Some(world.guest.line(A, to))).unwrap(), to);
                 if moment == Moment::InService {
                     // It asserts still, and its handler has it: acknowledged, it is not to come again.
                     world.serve();
@@ -320,8 +320,11 @@ fn registered<R: Rig, G: Guest>(
     let registry = Registry::default();
     let device = registry.add_producer(ID, world.intx.clone()).unwrap();
     let line = registry.add_consumer(ID, Arc::new(world.guest.line(A, best))).unwrap();
-    assert_eq!(registry.restrict(ID, Some(path)).unwrap(), Some(path));
-    assert_eq!(world.intx.enable().unwrap(), State::from(path));
+    assert_eq!(
+        registry.connection(ID).unwrap().restrict(Some(path)).unwrap(),
+        Some(path)
+    );
+    assert_eq!(world.intx.enable().unwrap(), State::Carried(path));
     (world, registry, device, line)
 }
 
@@ -330,8 +333,8 @@ fn registered<R: Rig, G: Guest>(
 pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &best in states(&new) {
         let direct = match best {
-            State::KernelLoop => Path::KernelLoop,
-            State::SplitKick => Path::SplitKick,
+            State::Carried(Path::KernelLoop) => Path::KernelLoop,
+            State::Carried(Path::SplitKick) => Path::SplitKick,
             _ => continue,
         };
         for from in [direct, Path::Relay] {
@@ -343,7 +346,7 @@ pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (
                     let mut to = from;
                     for _ in 0..changes {
                         to = if to == Path::Relay { direct } else { Path::Relay };
-                        assert_eq!(registry.restrict(ID, Some(to)).unwrap(), Some(to));
+                        assert_eq!(registry.connection(ID).unwrap().restrict(Some(to)).unwrap(), Some(to));
                     }
                     let what = format!("{best}: {changes} changes from {from}, {moment:?}: {:?}", registry);
                     let served = world.served;
@@ -359,7 +362,7 @@ pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (
                     assert_eq!(world.served, served + moment.owed(), "{what}");
                     assert_eq!(world.spurious, 0, "{what}");
                     world.works(2);
-                    assert_eq!(world.intx.status().state, State::from(to), "{what}");
+                    assert_eq!(world.intx.status().state, State::Carried(to), "{what}");
                     assert_eq!(world.intx.status().fallbacks, 0, "{what}");
                 }
             }
@@ -371,8 +374,8 @@ pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (
 pub fn either_side_leaves_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &best in states(&new) {
         let path = match best {
-            State::KernelLoop => Path::KernelLoop,
-            State::SplitKick => Path::SplitKick,
+            State::Carried(Path::KernelLoop) => Path::KernelLoop,
+            State::Carried(Path::SplitKick) => Path::SplitKick,
             _ => Path::Relay,
         };
         for leaving in [true, false] {
@@ -566,7 +569,10 @@ pub fn two_devices_on_one_line<R: Rig, G: Guest, S: Rig>(new: impl Fn() -> (R, G
             let mut world = start(&new, state);
             let other = second();
             let (intx, mut relay) = Intx::new(other.interrupt()).unwrap();
-            intx.set_line(Some(world.guest.sharer(A, other_state))).unwrap();
+            let (intx, connection) = super::connection(intx);
+            connection
+                .set_consumer(super::to(world.guest.sharer(A, other_state)))
+                .unwrap();
             assert_eq!(intx.enable().unwrap(), other_state);
             let mut runs = 0;
             let mut turn = |world: &mut World<R, G>| {
@@ -634,7 +640,7 @@ pub fn save_and_restore_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)
             } = world;
             drop((intx, relay));
             let mut world = World::new(rig, guest);
-            world.intx.set_line(Some(world.guest.line(A, state))).unwrap();
+            world.route(Some(world.guest.line(A, state))).unwrap();
             assert_eq!(world.intx.restore(&saved).unwrap(), state, "{what}");
             if moment == Moment::InService {
                 // Its handler was about to look at the device.

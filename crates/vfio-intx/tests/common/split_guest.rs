@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{Gsi, LevelSource, LoweredBy};
 use kvm_irqfd::KvmInterrupts;
 use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::rig::{LEVEL, MASKED};
 use user_irqchip::Ioapic;
-use vfio_intx::{GuestLine, State};
+use vfio_intx::State;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
@@ -61,12 +62,14 @@ impl SplitGuest {
 
 impl Guest for SplitGuest {
     fn states(&self) -> &'static [State] {
-        &[State::Relay, State::SplitKick]
+        &[State::Carried(Path::Relay), State::Carried(Path::SplitKick)]
     }
 
     fn line(&self, line: LineId, state: State) -> GuestLine {
         match state {
-            State::SplitKick => GuestLine::split(Arc::clone(&self.irqfds[line as usize]), self.ioapic.clone()),
+            State::Carried(Path::SplitKick) => {
+                GuestLine::split(Arc::clone(&self.irqfds[line as usize]), self.ioapic.clone())
+            }
             _ => GuestLine::relay(
                 Arc::clone(&self.pins[line as usize]),
                 self.ioapic.clone(),
@@ -78,7 +81,7 @@ impl Guest for SplitGuest {
     fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
         let gsi = Gsi(gsi(line));
         match state {
-            State::SplitKick => {
+            State::Carried(Path::SplitKick) => {
                 let irqfd = self.interrupts.split_source(gsi, "sharer", None).unwrap();
                 GuestLine::split(Arc::new(irqfd), self.ioapic.clone())
             }

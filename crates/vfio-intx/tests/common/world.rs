@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use interrupt_core::forward::{self, Connection, Consumer, GuestLine};
 use vfio_intx::{Intx, Relay, State};
 
 use super::guest::{Guest, LINES, LineId, SoftGuest};
@@ -12,6 +13,8 @@ use super::{PATIENCE, Rig};
 
 // Fields go in this order: INTx before the device and the guest that it is wired to.
 pub struct World<R, G = SoftGuest> {
+    /// What leads INTx to its line, unless a test uses a registry.
+    pub connection: Connection,
     pub intx: Arc<Intx>,
     /// Run by [`World::pump`].
     pub relay: Option<Relay>,
@@ -38,10 +41,12 @@ impl<R: Rig> World<R> {
 impl<R: Rig, G: Guest> World<R, G> {
     pub fn new(rig: R, guest: G) -> Self {
         let (intx, relay) = Intx::new(rig.interrupt()).unwrap();
+        let intx = Arc::new(intx);
         Self {
             rig,
             guest,
-            intx: Arc::new(intx),
+            connection: Connection::new(Arc::<Intx>::clone(&intx)),
+            intx,
             relay: Some(relay),
             served: 0,
             spurious: 0,
@@ -51,9 +56,16 @@ impl<R: Rig, G: Guest> World<R, G> {
     /// Enabled on line A, in `state`.
     pub fn in_state(rig: R, guest: G, state: State) -> Self {
         let world = Self::new(rig, guest);
-        world.intx.set_line(Some(world.guest.line(LineId::A, state))).unwrap();
+        world.route(Some(world.guest.line(LineId::A, state))).unwrap();
         assert_eq!(world.intx.enable().unwrap(), state, "{}", world.intx.status());
         world
+    }
+
+    /// The guest routes the pin to another line, or nowhere.
+    pub fn route(&self, line: Option<GuestLine>) -> forward::Result<State> {
+        self.connection
+            .set_consumer(line.map(|line| Arc::new(line) as Arc<dyn Consumer>))?;
+        Ok(self.intx.status().state)
     }
 
     /// One step of everything but the guest.

@@ -8,7 +8,7 @@
 mod common;
 mod device;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,13 @@ use common::guest::SoftGuest;
 use common::kvm_guest::KvmGuest;
 use common::split_guest::SplitGuest;
 use common::world::World;
-use common::{Rig, new_eventfd, rows, take, vfio_rows};
+use common::{Rig, new_eventfd, rows, vfio_rows};
 use device::{Edu, first, second};
+use interrupt_core::forward::Path;
 use testkit::harness::Suite;
 use testkit::need::Need;
+use vfio_intx::State;
 use vfio_intx::irq_set::IrqSet;
-use vfio_intx::{Intx, State};
 
 type Body = fn();
 
@@ -115,7 +116,6 @@ fn main() -> ExitCode {
             rows::two_devices_on_one_line(split, second);
         })
         .test("the_kernel_unmasks_by_itself", &with_full, the_kernel_unmasks_by_itself)
-        .test("a_second_user_is_refused", &one, a_second_user_is_refused)
         .run()
 }
 
@@ -151,34 +151,13 @@ fn closed_eventfd() {
 
 /// On the kernel loop nobody in this process does anything between the guest's EOI and the device's next signal.
 fn the_kernel_unmasks_by_itself() {
-    let mut world = World::in_state(first(), KvmGuest::new(), State::KernelLoop);
+    let mut world = World::in_state(first(), KvmGuest::new(), State::Carried(Path::KernelLoop));
     // Nobody runs the relay either.
     let relay = world.relay.take();
     for _ in 0..100 {
         world.round();
     }
     assert_eq!((world.served, world.spurious), (100, 0));
-    assert_eq!(world.intx.status().state, State::KernelLoop);
+    assert_eq!(world.intx.status().state, State::Carried(Path::KernelLoop));
     drop(relay);
-}
-
-fn a_second_user_is_refused() {
-    let mut world = World::in_state(first(), SoftGuest::new(), State::KernelLoop);
-    let (other, _relay) = Intx::new(world.rig.interrupt()).unwrap();
-    let line = SoftGuest::new().a.kernel();
-    other.set_line(Some(line)).unwrap();
-    assert_eq!(other.enable().unwrap_err().errno(), Some(16));
-    world.works(3);
-    // Nor is a trigger of somebody who does not ask first.
-    let trigger: OwnedFd = new_eventfd();
-    world.intx.disable().unwrap();
-    world.rig.set_irqs(&IrqSet::trigger(Some(trigger.as_fd()))).unwrap();
-    assert_eq!(world.intx.enable().unwrap_err().errno(), Some(16));
-    world.rig.raise(1);
-    assert_eq!(common::take_within(trigger.as_fd(), common::PATIENCE), 1);
-    world.rig.acknowledge(1);
-    world.rig.set_irqs(&IrqSet::disable()).unwrap();
-    assert_eq!(take(&trigger), 0);
-    assert_eq!(world.intx.enable().unwrap(), State::KernelLoop);
-    world.works(3);
 }

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The relay's event loop: what wakes it, and what it watches.
+
+pub(crate) mod level;
+pub(crate) mod pulse;
+pub(crate) mod wires;
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::state_machine::StateMachine;
+
+/// One of the three eventfds that the relay watches, as the number that an event loop hands back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// The device has signalled.
+    Trigger = 0,
+    /// The line has been sampled.
+    Eoi = 1,
+    /// What is to be watched has changed.
+    Changed = 2,
+}
+
+impl Signal {
+    pub(crate) fn from_number(number: u64) -> Option<Self> {
+        [Self::Trigger, Self::Eoi, Self::Changed]
+            .into_iter()
+            .find(|signal| *signal as u64 == number)
+    }
+}
+
+/// Carries interrupts to the line and EOIs to the device while no direct path does.
+///
+/// An event loop has to run it all the time: as an event-manager subscriber (feature `event-manager`), or on a thread of the
+/// VMM's own that calls [`wait`](Self::wait). It starts no thread. While a direct path carries INTx it sleeps. Dropping it
+/// leaves only the direct paths: an INTx that is connected by a direct path takes it at once, and another is disabled.
+///
+/// One relayed interrupt takes four system calls with a source that is an irqfd, and five with one that is lowered by a system
+/// call: two waits, one to assert, one to lower, one to unmask. The eventfds are watched edge-triggered, so that none is
+/// read. Nothing is allocated.
+pub struct Relay {
+    pub(crate) machine: Arc<StateMachine>,
+    /// The event loop watches the EOI eventfd.
+    watching_eoi: bool,
+    epoll: Option<OwnedFd>,
+}
+
+impl Relay {
+    pub(crate) fn new(machine: Arc<StateMachine>) -> Self {
+        Self {
+            machine,
+            watching_eoi: false,
+            epoll: None,
+        }
+    }
+
+    /// Waits for signals, for at most `timeout` or for as long as it takes, and carries them. Returns whether there is
+    /// anything to wait for any more: `false` once the [`Intx`](crate::Intx) has been dropped.
+    ///
+    /// This is the body of a thread's loop:
+    ///
+    /// ```no_run
+    /// # fn run(mut relay: vfio_intx::Relay) {
+    /// std::thread::spawn(move || {
+    ///     loop {
+    ///         match relay.wait(None) {
+    ///             Ok(true) => {}
+    ///             Ok(false) => break,
+    ///             Err(error) => eprintln!("{error}"),
+    ///         }
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    ///
+    /// A signal to the thread ends the wait early. Use either this or an event-manager for one relay, not both.
+    ///
+    /// # Errors
+    /// * [`Error::Step`] when a signal could not be carried. The state machine has dealt with it: INTx has been set up from
+    ///   scratch when the device would not be unmasked, and disabled when the line would not be asserted. Wait again.
+    /// * [`Error::Os`] when the system refuses an epoll instance, or a change of it. The next wait tries again.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        let timeout = timeout
+            .map(Timespec::try_from)
+            .transpose()
+            .map_err(|_| self.os("epoll_wait", io::ErrorKind::InvalidInput.into()))?;
+        let epoll = match self.epoll.take() {
+            Some(epoll) => epoll,
+            None => self.make_epoll().map_err(|error| self.os("epoll_create", error))?,
+        };
+        let outcome = self.wait_on(&epoll, timeout.as_ref());
+        self.epoll = Some(epoll);
+        outcome
+    }
+
+    fn wait_on(&mut self, epoll: &OwnedFd, timeout: Option<&Timespec>) -> Result<bool> {
+        // Also what a wait before could not do.
+        self.watch_on(epoll)?;
+        let mut ready = [MaybeUninit::uninit(); 3];
+        let ready = match epoll::wait(epoll, &mut ready, timeout) {
+            Ok((ready, _)) => ready,
+            Err(Errno::INTR) => return Ok(true),
+            Err(errno) => return Err(self.os("epoll_wait", errno.into())),
+        };
+        let mut outcome = Ok(true);
+        for event in ready {
+            let carried = match Signal::from_number(event.data.u64()) {
+                Some(signal) => self.carry(signal),
+                None => continue,
+            };
+            match carried {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        self.watch_on(epoll).and(outcome)
+    }
+
+    fn watch_on(&mut self, epoll: &OwnedFd) -> Result<()> {
+        let watched = self.watch(|relay, signal, add| match add {
+            true => relay.add(epoll, signal),
+            false => Ok(epoll::delete(epoll, relay.fd(signal))?),
+        });
+        watched.map_err(|error| self.os("epoll_ctl", error))
+    }
+
+    fn make_epoll(&self) -> io::Result<OwnedFd> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for signal in Self::ALWAYS {
+            self.add(&epoll, signal)?;
+        }
+        Ok(epoll)
+    }
+
+    fn add(&self, epoll: &OwnedFd, signal: Signal) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(signal as u64);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(epoll, self.fd(signal), data, flags)?)
+    }
+
+    /// The eventfd of a signal.
+    pub(crate) fn fd(&self, signal: Signal) -> impl AsFd {
+        let wires = self.machine.wires();
+        match signal {
+            Signal::Trigger => wires.trigger.as_fd(),
+            Signal::Eoi => wires.eoi.as_fd(),
+            Signal::Changed => wires.changed.as_fd(),
+        }
+    }
+
+    /// What an event loop watches at any time: edge-triggered, for input. [`watch`](Self::watch) adds the EOI eventfd.
+    pub(crate) const ALWAYS: [Signal; 2] = [Signal::Trigger, Signal::Changed];
+
+    /// What the event loop watches now.
+    #[cfg(feature = "event-manager")]
+    pub(crate) fn watched(&self) -> impl Iterator<Item = Signal> + use<> {
+        let eoi = self.watching_eoi.then_some(Signal::Eoi);
+        Self::ALWAYS.into_iter().chain(eoi)
+    }
+
+    /// Carries one signal. Returns whether there is anything to wait for any more.
+    pub(crate) fn carry(&mut self, signal: Signal) -> Result<bool> {
+        match signal {
+            Signal::Trigger => self.machine.on_trigger()?,
+            Signal::Eoi => self.machine.on_eoi()?,
+            Signal::Changed => return Ok(!self.machine.has_ended()),
+        }
+        Ok(true)
+    }
+
+    /// Has the event loop watch the EOI eventfd or not, as the wires need it: `change` adds or removes a signal. What fails
+    /// is tried again by the next call.
+    pub(crate) fn watch(&mut self, change: impl FnOnce(&Self, Signal, bool) -> io::Result<()>) -> io::Result<()> {
+        let watch = self.machine.wires().watches_eoi();
+        if watch != self.watching_eoi {
+            change(self, Signal::Eoi, watch)?;
+            self.watching_eoi = watch;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn os(&self, step: &'static str, source: io::Error) -> Error {
+        Error::Os {
+            operation: "relay",
+            device: self.machine.device.label().to_owned(),
+            step,
+            source,
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.machine.relay_has_gone();
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "relay of {:?}", self.machine.device)
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The relay of a device that pulses: each signal is an event, which nothing but this relay keeps.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use interrupt_core::forward::DeviceInterrupt;
+use interrupt_core::{Delivery, LevelSource, SourceKey};
+
+use super::wires::{AtEoi, Carrier, RelayError, RelayStep, Wires};
+use crate::eventfd;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct PulseRelay {
+    wires: Wires,
+    /// The line that was open last.
+    last: Mutex<Option<SourceKey>>,
+    /// The line is asserted and its EOI has not been seen.
+    pending: AtomicBool,
+    /// The device pulsed when the guest may have looked at the device already: the EOI is followed by another assertion.
+    again: AtomicBool,
+    /// The line may be in service from before the wires were changed.
+    unsure: AtomicBool,
+}
+
+impl PulseRelay {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            wires: Wires::new()?,
+            last: Mutex::new(None),
+            pending: AtomicBool::new(false),
+            again: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Carrier for PulseRelay {
+    fn wires(&self) -> &Wires {
+        &self.wires
+    }
+
+    fn on_trigger(&self) -> Result<(), RelayError> {
+        let slot = self.wires.line();
+        let Some(line) = slot.as_ref().and_then(|slot| slot.as_ref()) else {
+            return Ok(());
+        };
+        if self.wires.trigger_is_stale() {
+            return Ok(());
+        }
+        if self.pending.swap(true, Ordering::Relaxed) {
+            // The guest may have looked at the device before this pulse, and the EOI that ends its look is still to come.
+            self.again.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let delivery = line.assert().map_err(self.wires.error(RelayStep::Assert))?;
+        // Another sharer's interrupt may be in service, the pin may be masked, or the line may be in service since before
+        // the wires were changed: whether the guest still looks at this device before the next EOI is not known.
+        if matches!(delivery, Delivery::Pending | Delivery::Coalesced) || self.unsure.swap(false, Ordering::Relaxed) {
+            self.again.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn on_eoi(&self, _device: &dyn DeviceInterrupt) -> (AtEoi, Result<(), RelayError>) {
+        let slot = self.wires.line();
+        let Some(line) = slot.as_ref().and_then(|slot| slot.as_ref()) else {
+            return (AtEoi::Nothing, Ok(()));
+        };
+        if self.wires.eoi_is_stale() || !self.pending.swap(false, Ordering::Relaxed) {
+            return (AtEoi::Nothing, Ok(()));
+        }
+        let lowered = line.deassert().map_err(self.wires.error(RelayStep::Lower));
+        if !self.again.swap(false, Ordering::Relaxed) {
+            return (AtEoi::Nothing, lowered);
+        }
+        self.pending.store(true, Ordering::Relaxed);
+        let asserted = line.assert().map(drop).map_err(self.wires.error(RelayStep::Assert));
+        (AtEoi::Nothing, asserted.and(lowered))
+    }
+
+    fn open(&self, line: Arc<dyn LevelSource>) -> io::Result<()> {
+        let key = line.key();
+        let (pending, moved) = self.wires.set(line, || {
+            eventfd::drain(&self.wires.eoi)?;
+            self.wires.recheck(false, true);
+            self.again.store(false, Ordering::Relaxed);
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(key);
+            let pending = self.pending.swap(false, Ordering::Relaxed);
+            Ok((pending, last.is_some_and(|last| last != key)))
+        })?;
+        let missed = self.wires.take_missed();
+        if pending || moved {
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+        if pending || missed {
+            // Not carried, or carried to a line where it may not have been served.
+            eventfd::signal(&self.wires.trigger)?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self) {
+        self.pending.store(false, Ordering::Relaxed);
+        self.again.store(false, Ordering::Relaxed);
+        self.unsure.store(false, Ordering::Relaxed);
+        self.wires.clear_missed();
+    }
+
+    fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    fn has_unserved_pulse(&self) -> bool {
+        self.is_pending() || self.wires.has_missed()
+    }
+
+    fn restore_pulse(&self) {
+        self.wires.note_missed();
+        self.unsure.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interrupt_core::testing::{LevelDevice, RecordingSource};
+    use interrupt_core::{Gsi, Level};
+
+    use super::*;
+
+    fn source() -> Arc<RecordingSource> {
+        Arc::new(RecordingSource::new(Gsi(5)))
+    }
+
+    #[test]
+    fn a_pulse_that_came_while_closed_is_signalled_again() {
+        let (relay, source) = (PulseRelay::new().unwrap(), source());
+        relay.on_trigger().unwrap();
+        assert!(relay.has_unserved_pulse());
+        relay.open(source.clone()).unwrap();
+        assert!(eventfd::drain(&relay.wires.trigger).unwrap());
+        relay.on_trigger().unwrap();
+        assert_eq!(source.asserts(), 1);
+        // Once.
+        drop(relay.wires.close());
+        relay.forget();
+        relay.open(source).unwrap();
+        assert!(!eventfd::drain(&relay.wires.trigger).unwrap());
+    }
+
+    /// How often the line is asserted for one pulse, when each assertion is followed by an EOI.
+    fn assertions_of_a_pulse(relay: &PulseRelay, source: &RecordingSource) -> usize {
+        let (device, before) = (LevelDevice::new(), source.asserts());
+        relay.on_trigger().unwrap();
+        for _ in 0..4 {
+            eventfd::signal(&relay.wires.eoi).unwrap();
+            relay.on_eoi(&device).1.unwrap();
+        }
+        assert_eq!(source.level(), Level::Low);
+        source.asserts() - before
+    }
+
+    #[test]
+    fn a_pulse_is_said_twice_when_the_first_eoi_may_be_that_of_a_service_from_before() {
+        let (relay, a, b) = (PulseRelay::new().unwrap(), source(), source());
+        relay.open(a.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&relay, &a), 1);
+        // The same line again, at rest: nothing of this device's is in service there.
+        drop(relay.wires.close());
+        relay.open(a.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&relay, &a), 1);
+        // Another line, where it may have been before.
+        drop(relay.wires.close());
+        relay.open(b.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&relay, &b), 2);
+        assert_eq!(assertions_of_a_pulse(&relay, &b), 1);
+        // The same line again, with a pulse that may be in service.
+        relay.on_trigger().unwrap();
+        drop(relay.wires.close());
+        b.force_deassert().unwrap();
+        relay.open(b.clone()).unwrap();
+        assert_eq!(assertions_of_a_pulse(&relay, &b), 2);
+    }
+}
