@@ -3,7 +3,7 @@
 //!
 //! * `register a pair`: a producer and a consumer, connected and taken apart again, beside so many other pairs. It is to be the same beside 1
 //!   and beside 4096.
-//! * `change of path`: one [`Registry::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and back, against what
+//! * `change of path`: one [`Connection::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and back, against what
 //!   taking a resample irqfd away and putting it back costs in the same run. The limit is 200 us at the 99th percentile.
 //! * `round trip`: one relayed interrupt from the device's level to its unmask, with and without a registry, in turn in one run. The limit is
 //!   2 %.
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use benches::scaling::{PAIRS, Pairs};
 use criterion::{BenchmarkId, Criterion, criterion_group};
 use interrupt_core::forward::GuestLine;
-use interrupt_core::forward::{EventfdId, Path, Registry};
+use interrupt_core::forward::{Connection, EventfdId, Path, Registry};
 use interrupt_core::testing::RecordingPin;
 use interrupt_core::{Gsi, LevelSource, Line, LoweredBy};
 use kvm_irqfd::{Irqchip, KvmInterrupts};
@@ -39,7 +39,10 @@ struct Relayed {
     line: Arc<Line<RecordingPin>>,
     relay: Relay,
     _intx: Arc<Intx>,
-    _registered: Option<(Registry, [interrupt_core::forward::Registration; 2])>,
+    _connected: (
+        Connection,
+        Option<(Registry, [interrupt_core::forward::Registration; 2])>,
+    ),
 }
 
 impl Relayed {
@@ -50,13 +53,14 @@ impl Relayed {
         let line = Line::new(Gsi(11), RecordingPin::default());
         let source: Arc<dyn LevelSource> = Arc::new(line.source("model", LoweredBy::Eoi));
         let guest = GuestLine::relay(source, line.clone(), "the bench");
+        let connection = Connection::new(Arc::<Intx>::clone(&intx));
         let registered = if registry {
             let registry = Registry::default();
             let device = registry.add_producer(EventfdId(1), intx.clone()).unwrap();
             let line = registry.add_consumer(EventfdId(1), Arc::new(guest)).unwrap();
             Some((registry, [device, line]))
         } else {
-            intx.set_line(Some(guest)).unwrap();
+            connection.set_consumer(Some(Arc::new(guest))).unwrap();
             None
         };
         intx.enable().unwrap();
@@ -66,7 +70,7 @@ impl Relayed {
             line,
             relay,
             _intx: intx,
-            _registered: registered,
+            _connected: (connection, registered),
         }
     }
 
@@ -130,12 +134,13 @@ fn changes_of_path() {
     let _device = registry.add_producer(ID, intx.clone()).unwrap();
     let line = GuestLine::kernel(source.clone(), Arc::new(interrupts.clone()));
     let _line = registry.add_consumer(ID, Arc::new(line)).unwrap();
+    let connection = registry.connection(ID).unwrap();
     intx.enable().unwrap();
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..CHANGES {
         for (path, times) in [Path::Relay, Path::KernelLoop].into_iter().zip(&mut times) {
             let start = Instant::now();
-            let came = registry.restrict(ID, Some(path)).unwrap();
+            let came = connection.restrict(Some(path)).unwrap();
             times.push(start.elapsed());
             assert_eq!(came, Some(path));
         }

@@ -50,7 +50,7 @@ Examples:
   vmm-ref run --doorbell ioeventfd
                                    the guest stores to a doorbell too, without an exit
   vmm-ref run --doorbell trap      the same stores, each with an exit
-  vmm-ref run --device model       a model of a device with an INTx, whose path the registry chooses
+  vmm-ref run --device model       a model of a device with an INTx, whose path the connection chooses
   vmm-ref run --device model --forward auto --swap-every 50 --count 100000
                                    the path changes every 50 round trips
   vmm-ref run --device vfio:0000:00:02.0

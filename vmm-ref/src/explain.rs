@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the registry of a composition says, without a run.
+//! Which path a composition takes and why, without a run.
 
 use interrupt_core::forward::{Explanation, Path};
 use kvm_ioctls::Kvm;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::roundtrip::parts::Parts;
 use crate::roundtrip::run::Guest;
 
-/// The registry's table, which has one line: there is one device.
+/// The connection of the composition's device.
 #[derive(Clone, Debug)]
 pub struct Explained {
     /// The device and its line.
@@ -19,7 +19,7 @@ pub struct Explained {
     pub possible: Vec<Path>,
 }
 
-/// Puts a composition together, asks its registry, and takes it apart again.
+/// Puts a composition together, asks its connection, and takes it apart again.
 ///
 /// # Errors
 /// When the parts cannot be put together; [`Impossible::NothingToForward`] for a device that is not forwarded.
@@ -27,7 +27,9 @@ pub fn explain(kvm: Option<&Kvm>, composition: &Composition) -> Result<Explained
     let (guest, controllers) = Guest::new(kvm, composition, true)?;
     let parts = Parts::compose(&controllers, &guest.status()?, composition)?;
     let forwarding = parts.forwarding().ok_or(Impossible::NothingToForward)?;
-    let possible = forwarding.registry().possible(forwarding.id())?;
-    let pair = forwarding.explanation().ok_or(Impossible::NothingToForward)?;
-    Ok(Explained { pair, possible })
+    let connection = forwarding.connection().ok_or(Impossible::NothingToForward)?;
+    Ok(Explained {
+        possible: connection.possible(),
+        pair: connection.explain(),
+    })
 }

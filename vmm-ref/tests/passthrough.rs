@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         .test_within(LONG, "the_split_kick_loses_none_of_5000", &split, || {
             loses_none(Irqchip::Split, Forward::SplitKick)
         })
-        .test("the_registry_picks_the_path_and_says_why", &full, picks_a_path)
+        .test("the_connection_picks_the_path_and_says_why", &full, picks_a_path)
         .test_within(LONG, "swaps_in_the_kernel_lose_none_of_5000", &full, || {
             swaps("--irqchip kernel --controller ioapic", 5_000)
         })
@@ -235,7 +235,7 @@ fn program_forwards(paths: &[&str]) {
     }
 }
 
-/// What nobody says, the registry finds.
+/// What nobody says, the connection finds.
 fn picks_a_path() {
     for (irqchip, path, better) in [
         ("kernel", "kernel loop", ["host forward"].as_slice()),

@@ -160,22 +160,25 @@ fn main() -> Result<()> {
 /// in no kernel, so that the interrupt is relayed, and the registry says so.
 fn bring_together(ioapic: Arc<OwnIoapic>) -> Result<()> {
     const EVENT: EventfdId = EventfdId(7);
-    let refused = |error: forward::Error| panic!("{error}");
+    fn refused<T>(error: forward::Error) -> T {
+        panic!("{error}")
+    }
     let source = Arc::new(ioapic.source(Gsi(5), "passthrough"));
     let line = GuestLine::relay(source, ioapic, "the VMM has its own IOAPIC");
     let device = Arc::new(RecordingProducer::new("passthrough"));
     let registry = Registry::default();
 
     let line_is_here = registry.add_consumer(EVENT, Arc::new(line)).unwrap_or_else(refused);
-    assert_eq!(registry.path(EVENT), None, "there is no device yet");
+    let connection = registry.connection(EVENT).unwrap_or_else(refused);
+    assert_eq!(connection.path(), None, "there is no device yet");
     let device_is_here = registry.add_producer(EVENT, device.clone()).unwrap_or_else(refused);
-    assert_eq!(registry.path(EVENT), Some(Path::Relay));
+    assert_eq!(connection.path(), Some(Path::Relay));
     for explanation in registry.explain() {
         println!("{explanation}");
     }
     drop(line_is_here);
     assert_eq!(
-        registry.path(EVENT),
+        connection.path(),
         None,
         "and neither does one that has lost its line lead anywhere"
     );

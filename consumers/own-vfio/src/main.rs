@@ -9,10 +9,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
+use interrupt_core::forward::{Connection, DeviceInterrupt, GuestLine, InterruptInfo, Path};
 use interrupt_core::{Error, Gsi, Level, Line, LoweredBy, Result, testing::RecordingPin};
 use vfio_intx::irq_set::{INTX, IrqInfo};
-use vfio_intx::{GuestLine, Intx, State};
+use vfio_intx::{Intx, State};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The VMM's own trait over its VFIO devices, as it was before.
@@ -164,12 +164,11 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let (intx, mut relay) = Intx::new(Arc::new(OwnIntx(device.clone())))?;
     let line = Line::new(Gsi(11), RecordingPin::default());
     let source = Arc::new(line.source("passthrough", LoweredBy::Eoi));
-    intx.set_line(Some(GuestLine::relay(
-        source,
-        line.clone(),
-        "the VMM has its own IOAPIC",
-    )))?;
-    assert_eq!(intx.enable()?, State::Relay);
+    let intx = Arc::new(intx);
+    let connection = Connection::new(intx.clone());
+    let guest = GuestLine::relay(source, line.clone(), "the VMM has its own IOAPIC");
+    connection.set_consumer(Some(Arc::new(guest)))?;
+    assert_eq!(intx.enable()?, State::Carried(Path::Relay));
     relay.wait(None)?;
 
     for round in 1..=3 {
@@ -186,7 +185,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         assert_eq!(soft.signals, round);
     }
     println!("3 interrupts of a device behind the VMM's own trait: {}", intx.status());
-    drop(intx);
+    drop((connection, intx));
     assert!(device.0.lock().unwrap().trigger.is_none(), "dropping it disables INTx");
     Ok(())
 }

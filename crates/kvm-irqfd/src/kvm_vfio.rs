@@ -415,12 +415,16 @@ mod tests {
         let consumer = Arc::new(HostForwarded::new(line(), vfio(&kernel)));
         let line = registry.add_consumer(ID, consumer).unwrap();
         let device = registry.add_producer(ID, device()).unwrap();
-        assert_eq!(registry.path(ID), Some(Path::HostForward));
+        assert_eq!(registry.connection(ID).unwrap().path(), Some(Path::HostForward));
         assert_eq!(*kernel.forwarded.lock().unwrap(), [[7, 0, 0, 11]]);
         // Any change of path ends it, and so does the end of either side.
-        registry.restrict(ID, Some(Path::KernelLoop)).unwrap();
+        registry
+            .connection(ID)
+            .unwrap()
+            .restrict(Some(Path::KernelLoop))
+            .unwrap();
         assert!(kernel.forwarded.lock().unwrap().is_empty());
-        registry.restrict(ID, None).unwrap();
+        registry.connection(ID).unwrap().restrict(None).unwrap();
         assert_eq!(kernel.forwarded.lock().unwrap().len(), 1);
         drop(device);
         assert!(kernel.forwarded.lock().unwrap().is_empty());
@@ -437,7 +441,7 @@ mod tests {
             .add_consumer(ID, Arc::new(HostForwarded::new(line(), vfio(&kernel))))
             .unwrap();
         let _device = registry.add_producer(ID, producer.clone()).unwrap();
-        assert_eq!(registry.path(ID), Some(Path::KernelLoop));
+        assert_eq!(registry.connection(ID).unwrap().path(), Some(Path::KernelLoop));
         assert!(!producer.is_stopped());
         let said = registry.explain()[0].to_string();
         assert!(
@@ -445,7 +449,10 @@ mod tests {
             "{said}"
         );
         *kernel.busy.lock().unwrap() = false;
-        assert_eq!(registry.changed(ID).unwrap(), Some(Path::HostForward));
+        assert_eq!(
+            registry.connection(ID).unwrap().changed().unwrap(),
+            Some(Path::HostForward)
+        );
     }
 
     #[test]
@@ -458,7 +465,7 @@ mod tests {
         let _device = registry
             .add_producer(ID, Arc::new(RecordingProducer::new("model")))
             .unwrap();
-        assert_eq!(registry.path(ID), Some(Path::KernelLoop));
+        assert_eq!(registry.connection(ID).unwrap().path(), Some(Path::KernelLoop));
         assert!(kernel.asked.lock().unwrap().is_empty());
     }
 }

@@ -191,7 +191,7 @@ fn no_host_forward_in_a_registry() {
         .add_consumer(ID, Arc::new(HostForwarded::new(line, vfio)))
         .unwrap();
     let _device = registry.add_producer(ID, producer).unwrap();
-    assert_eq!(registry.path(ID), Some(Path::KernelLoop));
+    assert_eq!(registry.connection(ID).unwrap().path(), Some(Path::KernelLoop));
     let said = registry.explain()[0].to_string();
     assert!(
         said.contains("not host forward: this kernel has no KVM_DEV_VFIO_DEVICE_FORWARD_IRQ (ENXIO)"),

@@ -164,7 +164,7 @@ fn round_trips(kind: edu::Intx) {
     relay.wait(Some(PATIENCE)).unwrap();
     let again = u64::from(kind == edu::Intx::Level);
     assert_eq!(model.signals(), ROUNDS + 1 + again);
-    drop(intx);
+    drop((connection, intx));
     // Disabled at the server, a cause signals nobody.
     model.raise(1);
     assert_eq!(model.signals(), ROUNDS + 1 + again);

@@ -91,7 +91,7 @@ pub enum Wait {
 pub enum Forward {
     /// Nothing: the device is a part of the VMM and uses its source and its notifier itself
     None,
-    /// The best of the others that device and line can do, found by the registry
+    /// The best of the others that device and line can do, found by the connection
     Auto,
     /// A thread of this process carries the interrupt to the line and the EOI to the device
     Relay,

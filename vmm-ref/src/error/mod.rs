@@ -83,9 +83,9 @@ pub enum Error {
         /// Where it is, and why.
         status: String,
     },
-    /// The registry refused.
+    /// The connection of the device and the line refused.
     #[error(transparent)]
-    Registry(#[from] interrupt_core::forward::Error),
+    Connection(#[from] interrupt_core::forward::Error),
     /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for an EOI that it was
     /// told of before that.
     #[error(

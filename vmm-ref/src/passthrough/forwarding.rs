@@ -15,9 +15,8 @@ use crate::error::{Error, Result};
 /// A device's INTx, enabled. Dropping it disables INTx and ends the thread.
 pub struct Forwarding {
     wanted: Forward,
-    connection: Arc<Connection>,
-    /// `None` once it is dropped.
-    intx: Option<Arc<Intx>>,
+    /// `None` once it is dropped. The connection goes first: it holds INTx too.
+    parts: Option<(Arc<Connection>, Arc<Intx>)>,
     /// Ends when INTx is dropped, with the first thing that went wrong.
     relay: Option<JoinHandle<vfio_intx::Result<()>>>,
 }
@@ -58,22 +57,21 @@ impl Forwarding {
         intx.enable()?;
         let forwarding = Self {
             wanted,
-            connection: Arc::new(connection),
-            intx: Some(intx),
+            parts: Some((Arc::new(connection), intx)),
             relay: Some(thread),
         };
         forwarding.check()?;
         Ok(forwarding)
     }
 
-    /// The connection of the device and the line.
-    pub fn connection(&self) -> &Arc<Connection> {
-        &self.connection
+    /// The connection of the device and the line. Whoever keeps it keeps INTx from being dropped.
+    pub fn connection(&self) -> Option<&Arc<Connection>> {
+        self.parts.as_ref().map(|(connection, _)| connection)
     }
 
     /// By which path INTx goes, and why.
-    pub fn explanation(&self) -> Explanation {
-        self.connection.explain()
+    pub fn explanation(&self) -> Option<Explanation> {
+        self.connection().map(|connection| connection.explain())
     }
 
     /// Whether INTx is forwarded in the way that was wanted. It can have fallen back since it was set up.
@@ -81,7 +79,9 @@ impl Forwarding {
     /// # Errors
     /// [`Error::Forward`].
     pub fn check(&self) -> Result<()> {
-        let explanation = self.explanation();
+        let Some(explanation) = self.explanation() else {
+            return Ok(());
+        };
         let as_wanted = match self.wanted {
             Forward::None => true,
             Forward::Auto => explanation.path.is_some(),
@@ -110,9 +110,7 @@ impl Forwarding {
     }
 
     fn end(&mut self) -> vfio_intx::Result<()> {
-        if let Some(intx) = self.intx.take() {
-            drop(intx.disable());
-        }
+        drop(self.parts.take());
         match self.relay.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
             // A panic has said so itself.
@@ -143,8 +141,8 @@ impl Drop for Forwarding {
 
 impl fmt::Debug for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.intx {
-            Some(intx) => intx.fmt(f),
+        match &self.parts {
+            Some((_, intx)) => intx.fmt(f),
             None => f.write_str("ended"),
         }
     }

@@ -51,7 +51,7 @@ pub struct Object<'a> {
     swaps: Option<&'a crate::roundtrip::swapper::Account>,
 }
 
-/// What the registry says of the device and its line.
+/// What the connection says of the device and its line.
 #[derive(Debug, Serialize)]
 pub struct Pair {
     device: Option<String>,

@@ -143,16 +143,16 @@ pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
     };
     let (device, end) = match (&pair.producer, &pair.line) {
         (Some(producer), Some((gsi, _, end))) => (format!("{producer} to {gsi}"), end.to_string()),
-        _ => (pair.id.to_string(), String::new()),
+        _ => (String::new(), String::new()),
     };
-    line(out, "path", &format!("{path}, from {device} ({end})"))?;
+    line(out, "path", &format!("{path}, from {device} ({end} irqchip)"))?;
     for (path, reason) in &pair.why_not {
         writeln!(out, "{:<10}no {path}: {reason}", "")?;
     }
     Ok(())
 }
 
-/// What the registry says of a composition that is not run.
+/// What the connection says of a composition that is not run.
 ///
 /// # Errors
 /// Those of `out`.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::hint::spin_loop;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use interrupt_core::forward::{EventfdId, Path, Registry};
+use interrupt_core::forward::{Connection, Path};
 use serde::Serialize;
 
+use crate::composition::check::Impossible;
 use crate::error::{Error, Result};
 use crate::latency::{Latency, Percentiles};
 use crate::passthrough::forwarding::Forwarding;
@@ -43,8 +44,8 @@ impl Swapper {
     /// # Errors
     /// [`Error::NothingToSwap`] when there are not two paths, and [`Error::System`] when there is no thread to be had.
     pub fn start(forwarding: &Forwarding, every: u64, progress: &Arc<Progress>) -> Result<Self> {
-        let (registry, id) = (forwarding.registry().clone(), forwarding.id());
-        let paths = registry.possible(id)?;
+        let connection = forwarding.connection().ok_or(Impossible::NothingToForward)?;
+        let paths = connection.possible();
         if paths.len() < 2 {
             return Err(Error::NothingToSwap(
                 forwarding
@@ -53,12 +54,12 @@ impl Swapper {
                     .unwrap_or_default(),
             ));
         }
-        let watched = Arc::clone(progress);
+        let (watched, connection) = (Arc::clone(progress), Arc::downgrade(connection));
         let thread = thread::Builder::new()
             .name("swapper".to_owned())
             .spawn(move || {
                 watched.call_every(every);
-                swap(&registry, id, &paths, every, &watched)
+                swap(&connection, &paths, every, &watched)
             })
             .map_err(|source| Error::System {
                 step: "starting the swapper's thread",
@@ -79,7 +80,8 @@ impl Swapper {
     }
 }
 
-fn swap(registry: &Registry, id: EventfdId, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
+/// It keeps the connection only while it changes the path: INTx ends with whoever drops the connection.
+fn swap(connection: &Weak<Connection>, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
     let (mut random, mut cost, mut to) = (Random(1), Latency::new(), BTreeMap::new());
     let mut due = every;
     while !progress.is_finished() {
@@ -89,19 +91,16 @@ fn swap(registry: &Registry, id: EventfdId, paths: &[Path], every: u64, progress
         }
         due = progress.done() / every * every + every;
         wait(Duration::from_nanos(random.next() % SPREAD_NS));
-        let now = registry.path(id);
+        let Some(connection) = connection.upgrade() else { break };
+        let now = connection.path();
         let others: Vec<_> = paths.iter().filter(|path| Some(**path) != now).collect();
         let path = *others[random.below(others.len())];
         let start = Instant::now();
-        let came = registry.restrict(id, Some(path))?;
+        let came = connection.restrict(Some(path))?;
         cost.record(start.elapsed());
         *to.entry(path.to_string()).or_default() += 1;
         if came != Some(path) {
-            let status = registry
-                .explain()
-                .pop()
-                .map(|pair| pair.to_string())
-                .unwrap_or_default();
+            let status = connection.explain().to_string();
             return Err(Error::Forward {
                 wanted: path.to_string(),
                 status,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A model device whose path the registry chooses, and storms in which it changes.
+//! A model device whose path the connection chooses, and storms in which it changes.
 
 use serde_json::Value;
 use testkit::need::Need;
@@ -50,7 +50,7 @@ pub fn in_the_kernel() {
     }
     let text = run("run --device model --controller pic --count 10").stdout;
     assert!(
-        text.contains("path      kernel loop, from model to gsi 5 (irqchip in the kernel)"),
+        text.contains("path      kernel loop, from model to gsi 5 (kernel irqchip)"),
         "{text}"
     );
     assert!(

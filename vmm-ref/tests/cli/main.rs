@@ -57,9 +57,9 @@ fn main() -> ExitCode {
             &kvm,
             runs::control_on_the_ioapic,
         )
-        .test("the_registry_picks_the_kernel_loop", &pic, forwarding::in_the_kernel)
+        .test("the_connection_picks_the_kernel_loop", &pic, forwarding::in_the_kernel)
         .test(
-            "the_registry_picks_what_this_process_has",
+            "the_connection_picks_what_this_process_has",
             &[],
             forwarding::in_this_process,
         )

@@ -246,7 +246,14 @@ impl State {
         };
         // The producer leaves the old line when it is connected to the new one, and not before: a line that refuses it
         // costs nothing then.
-        self.hold(&*producer, &*old)?;
+        if let Err(error) = self.stop(&*producer, &*old) {
+            let error = Arc::new(error);
+            if self.path.is_none() {
+                // The old line is lost, too. For the explanation:
+                self.why_not.push((path, WhyNot::Failed(Arc::clone(&error))));
+            }
+            return Err(self.connect_error(error));
+        }
         old.disconnect(path);
         self.consumer = Some(new);
         self.path = None;
@@ -394,11 +401,6 @@ impl State {
             self.unwind(self.path, producer, consumer);
         }
         stopped
-    }
-
-    fn hold(&mut self, producer: &dyn Producer, consumer: &dyn Consumer) -> Result<()> {
-        let stopped = self.stop(producer, consumer);
-        stopped.map_err(|error| self.connect_error(Arc::new(error)))
     }
 
     /// Takes the ends apart, however far they are connected, and leaves neither stopped.

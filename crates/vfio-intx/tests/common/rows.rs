@@ -632,13 +632,14 @@ pub fn save_and_restore_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)
             let saved = world.intx.save();
             // The machine is gone and another one takes its place, with the guest as it was.
             let World {
+                connection,
                 rig,
                 intx,
                 relay,
                 guest,
                 ..
             } = world;
-            drop((intx, relay));
+            drop((connection, intx, relay));
             let mut world = World::new(rig, guest);
             world.route(Some(world.guest.line(A, state))).unwrap();
             assert_eq!(world.intx.restore(&saved).unwrap(), state, "{what}");
