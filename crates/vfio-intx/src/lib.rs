@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A PCI device's INTx, forwarded from VFIO to a guest's line, and the line's EOI back to the device.
 //!
-//! * [`Intx`] is the state machine of one device: disabled, [relay](State::Relay), [kernel loop](State::KernelLoop) or
-//!   [split kick](State::SplitKick), and every way between them.
-//! * [`GuestLine`] is the guest's end: an [`interrupt_core::LevelSource`], an [`interrupt_core::EoiNotifier`], and where they are.
-//!   By which path INTx goes there is decided by [`interrupt_core::forward::decide`].
-//! * An `Intx` is a [`Producer`](interrupt_core::forward::Producer): in a [`Registry`](interrupt_core::forward::Registry) it is
-//!   connected to its line by itself, whichever of the two comes first.
+//! * [`Intx`] is the VMM's handle of one device's INTx, and the producer's end of a
+//!   [`Connection`](interrupt_core::forward::Connection), which decides by which path INTx goes to its line.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
 //! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
-//!   descriptor, [`ModelIntx`] for no hardware at all, or your own.
+//!   descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, [`ModelIntx`] for tests.
 //!
-//! # When an interrupt comes while something changes
+//! # An interrupt that comes while something changes
 //!
-//! INTx is a level: as long as the device asserts, an interrupt that could not be carried further is signalled again at the next
-//! unmask, and every change of state ends with one. A signal that was under way through the old wires is dropped there. A device
-//! that does not mask itself has no such level; its signals are kept until there is somebody to carry them to.
+//! INTx is a level: as long as the device asserts, an interrupt that could not be carried further is signalled again at the
+//! next unmask, and every change of wiring ends with an unmask. A signal that was under way through the old wires is dropped
+//! there. A device that does not mask itself has no such level; its signals are kept until they can be carried.
 //!
-//! A processor that has been sent an interrupt (a LAPIC with the vector in its IRR) takes it also after the line has fallen, as on
-//! hardware.
+//! A processor that has been sent an interrupt (a LAPIC with the vector in its IRR) takes the interrupt also after the line has
+//! fallen, as on hardware.
 //!
 //! # Sources
 //!
@@ -26,7 +22,7 @@
 //!
 //! # Example
 //!
-//! See [`GuestLine`] for the guest's end on KVM, and the README for a VMM's INTx code before and after.
+//! See the README, and [`GuestLine`](interrupt_core::forward::GuestLine) for the guest's end on KVM.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
