@@ -8,8 +8,6 @@ mod registers;
 mod saved;
 mod shared;
 mod spec;
-#[cfg(test)]
-mod whole_space;
 
 use std::fmt;
 use std::sync::Arc;

@@ -195,16 +195,15 @@ impl PinState {
 
     /// The second half of a write of the entry, when the output has been told. `changed`: there was something to tell.
     pub(super) fn after_write(self, changed: bool) -> (Self, AfterWrite) {
-        if self.is_level() && !self.has(MASKED) && !self.has(REMOTE_IRR) {
-            let after = match (self.has(LINE), changed) {
-                (true, _) => AfterWrite::Resample,
-                (false, true) => AfterWrite::ResampleGsi,
-                (false, false) => AfterWrite::Nothing,
-            };
-            return (self, after);
+        let is_open = self.is_level() && !self.has(MASKED) && !self.has(REMOTE_IRR);
+        if is_open && self.has(LINE) {
+            return (self, AfterWrite::Resample);
         }
-        let (next, sent) = self.evaluate();
-        (next, sent.map_or(AfterWrite::Nothing, AfterWrite::Send))
+        match self.evaluate() {
+            (next, Some(sent)) => (next, AfterWrite::Send(sent)),
+            (next, None) if is_open && changed => (next, AfterWrite::ResampleGsi),
+            (next, None) => (next, AfterWrite::Nothing),
+        }
     }
 
     /// The sources have been asked for their level, or the output has been programmed.
@@ -285,3 +284,7 @@ impl fmt::Debug for PinState {
         )
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/whole_space/ioapic.rs"]
+mod whole_space;

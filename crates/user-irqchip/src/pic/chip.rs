@@ -22,17 +22,23 @@ impl SavedChip {
     fn irr(&self) -> u8 {
         self.edges & !self.elcr | self.high & self.elcr
     }
+}
 
-    /// Of these inputs, the one with the highest priority.
-    fn first_of(&self, inputs: u8) -> Option<u8> {
-        let turned = inputs.rotate_right(self.highest.into());
-        (turned != 0).then(|| (turned.trailing_zeros() as u8 + self.highest) & 7)
-    }
+/// How far the first of these inputs is from the highest priority, which input `highest` has; 8 when there is none.
+fn rank(inputs: u8, highest: u8) -> u32 {
+    inputs.rotate_right(highest.into()).trailing_zeros()
+}
 
-    /// How far an input is from the highest priority.
-    fn rank(&self, input: u8) -> u8 {
-        input.wrapping_sub(self.highest) & 7
-    }
+/// The input at this distance from the highest priority.
+fn at_rank(rank: u32, highest: u8) -> u8 {
+    (rank as u8).wrapping_add(highest) & 7
+}
+
+/// The priority resolver: of the inputs that ask, the one with the highest priority, unless an input of the same or a higher
+/// priority holds it back.
+fn resolve(asking: u8, holding: u8, highest: u8) -> Option<u8> {
+    let first = rank(asking, highest);
+    (first < rank(holding, highest)).then(|| at_rank(first, highest))
 }
 
 impl Chip {
@@ -43,11 +49,18 @@ impl Chip {
         }
     }
 
-    /// The one place that decides whether the chip asks for the processor, and for which input: the highest that asks and is
-    /// not masked, unless one of the same or a higher priority is in service.
+    /// The one place that decides whether the chip asks for the processor, and for which input.
     pub(super) fn request(&self) -> Option<u8> {
+        resolve(self.asking(), self.holding(), self.state.highest)
+    }
+
+    fn asking(&self) -> u8 {
+        self.state.irr() & !self.state.imr
+    }
+
+    /// The inputs in service that hold back those of their priority and below.
+    fn holding(&self) -> u8 {
         let state = &self.state;
-        let input = state.first_of(state.irr() & !state.imr)?;
         let mut holding = state.isr;
         if state.special_mask {
             holding &= !state.imr;
@@ -55,10 +68,16 @@ impl Chip {
         if state.special_fully_nested && self.role == Role::Master {
             holding &= !bit(CASCADE);
         }
-        match state.first_of(holding) {
-            Some(in_service) if state.rank(in_service) <= state.rank(input) => None,
-            _ => Some(input),
-        }
+        holding
+    }
+
+    /// The input that an EOI without a name ends: the one in service with the highest priority. In special mask mode a masked
+    /// input in service takes an EOI by name only.
+    fn first_in_service(&self) -> Option<u8> {
+        let state = &self.state;
+        let masked = if state.special_mask { state.imr } else { 0 };
+        let first = rank(state.isr & !masked, state.highest);
+        (first < 8).then(|| at_rank(first, state.highest))
     }
 
     pub(super) fn vector(&self, input: u8) -> u8 {
@@ -185,19 +204,11 @@ impl Chip {
     }
 
     fn write_ocw2(&mut self, command: Ocw2) -> u8 {
-        let state = &mut self.state;
         match command {
-            Ocw2::NonSpecificEoi { rotate } => {
-                // In special mask mode, what is masked is not the processor's to end without a name.
-                let masked = if state.special_mask { state.imr } else { 0 };
-                match state.first_of(state.isr & !masked) {
-                    Some(input) => self.end(input, rotate),
-                    None => 0,
-                }
-            }
+            Ocw2::NonSpecificEoi { rotate } => self.first_in_service().map_or(0, |input| self.end(input, rotate)),
             Ocw2::SpecificEoi { input, rotate } => self.end(input, rotate),
             Ocw2::RotateOnAutoEoi(rotate) => {
-                state.rotate_on_auto_eoi = rotate;
+                self.state.rotate_on_auto_eoi = rotate;
                 0
             }
             Ocw2::SetPriority { input } => {
@@ -285,3 +296,7 @@ pub(super) fn poll(chip: &mut Chip) -> (u8, u8) {
         None => (SPURIOUS, 0),
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/whole_space/pic.rs"]
+mod whole_space;

@@ -4,8 +4,6 @@
 mod chip;
 mod saved;
 mod spec;
-#[cfg(test)]
-mod whole_space;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -239,7 +239,7 @@ impl Kernel {
     }
 }
 
-/// What KVM's irqchip is known to do otherwise. Each has a trial of its own, which fails when a kernel no longer does.
+/// Known differences of KVM's irqchip. Each has a trial of its own, which notes a kernel that no longer has the difference.
 pub mod flaw {
     /// A plain line that is high, masked, on a GSI with a level source: the unmask drops the level (row 63).
     pub const LOST: &str = "a held level is lost at the unmask";
