@@ -5,15 +5,14 @@
 //!
 //! Everything here but `Line` and the trait is the VMM's own code.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::forward::GuestLine;
 use interrupt_core::forward::{self, EventfdId, Path, Registry};
 use interrupt_core::testing::RecordingProducer;
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
-    Pin, Result,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelInterrupt, LevelSource, Line, Listener,
+    LoweredBy, Pin, Result, WiredOr,
 };
 
 const PINS: u32 = 24;
@@ -21,6 +20,8 @@ const PINS: u32 = 24;
 /// A redirection-table entry, as far as this VMM's guests use it.
 #[derive(Debug, Default)]
 struct Entry {
+    /// What `Line` keeps under the entry's lock.
+    or: WiredOr,
     vector: u8,
     remote_irr: bool,
 }
@@ -33,11 +34,19 @@ struct OwnPin {
 }
 
 impl Pin for OwnPin {
+    type State = Entry;
     /// The vector to send.
     type Outcome = Option<u8>;
 
-    fn drive(&self, level: Level) -> Result<Option<u8>> {
-        let mut entry = self.entry.lock().unwrap();
+    fn lock(&self) -> MutexGuard<'_, Entry> {
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wired_or<'a>(&self, entry: &'a mut Entry) -> &'a mut WiredOr {
+        &mut entry.or
+    }
+
+    fn drive(&self, entry: &mut Entry, level: Level) -> Result<Option<u8>> {
         if level == Level::Low || entry.remote_irr {
             return Ok(None);
         }
@@ -71,8 +80,8 @@ impl OwnIoapic {
         }
     }
 
-    fn source(&self, gsi: Gsi, label: &str) -> LineSource<OwnPin> {
-        self.lines[gsi.0 as usize].source(label, LoweredBy::Eoi)
+    fn source(&self, gsi: Gsi, label: &str) -> Arc<dyn LevelSource> {
+        Arc::new(self.lines[gsi.0 as usize].source(label, LoweredBy::Eoi))
     }
 
     /// The guest's write to the redirection table.
@@ -111,43 +120,40 @@ fn main() -> Result<()> {
     let ioapic = OwnIoapic::new(&sent);
     ioapic.set_vector(Gsi(11), 0x31);
 
-    // Two devices share pin 11; one of them has work for two interrupts.
-    let (disk, net) = (Arc::new(ioapic.source(Gsi(11), "disk")), ioapic.source(Gsi(11), "net"));
-    let requests = Arc::new(AtomicU32::new(2));
-    let (again, left) = (disk.clone(), requests.clone());
-    let guard = ioapic.subscribe(
-        disk.key().into(),
-        Listener::callback(move |_| {
-            if left.load(Ordering::Relaxed) > 0 {
-                again.assert().unwrap();
-            }
-        }),
-    )?;
-    disk.assert()?;
-    assert_eq!(net.assert()?, Delivery::Coalesced, "the line is high already");
-    assert_eq!(format!("{:?}", disk.line()), "gsi 11: disk high, net high");
+    // Two devices share pin 11; the disk has two requests, one cause each.
+    let disk = LevelInterrupt::new(ioapic.source(Gsi(11), "disk"), &ioapic)?;
+    let net = LevelInterrupt::new(ioapic.source(Gsi(11), "net"), &ioapic)?;
+    disk.raise(0b11)?;
+    net.set_level(true)?;
+    let line = &ioapic.lines[11];
+    assert_eq!(format!("{line:?}"), "gsi 11: disk high, net high");
 
-    requests.fetch_sub(1, Ordering::Relaxed); // the guest's handler serves both, one request of the disk's
+    // The guest's handler serves the net and one request of the disk's.
+    net.set_level(false)?;
+    disk.clear(0b01)?;
     ioapic.end_of_interrupt(0x31)?;
     assert_eq!(
         *sent.lock().unwrap(),
         [0x31, 0x31],
         "the disk has stated its level: another interrupt"
     );
-    assert_eq!(net.level(), Level::Low, "the net's assertion was lowered with the line");
+    assert_eq!(format!("{line:?}"), "gsi 11: disk high, net low");
 
-    requests.fetch_sub(1, Ordering::Relaxed);
+    disk.clear(0b10)?;
     ioapic.end_of_interrupt(0x31)?;
     assert_eq!(sent.lock().unwrap().len(), 2, "no cause, no interrupt");
-    assert_eq!(disk.line().level(), Level::Low);
+    assert_eq!(line.level(), Level::Low);
 
-    // An EOI of a vector that no pin has is nobody's; without its guard the listener is not told.
+    // An EOI of a vector that no pin has changes nothing.
     ioapic.end_of_interrupt(0x99)?;
-    drop(guard);
-    requests.store(1, Ordering::Relaxed);
-    disk.assert()?;
+    disk.raise(0b01)?;
+    drop(disk);
     ioapic.end_of_interrupt(0x31)?;
-    assert_eq!(sent.lock().unwrap().len(), 3, "nobody listened, nobody asserted again");
+    assert_eq!(
+        sent.lock().unwrap().len(),
+        3,
+        "the disk is gone, so nobody asserts again"
+    );
     let error = ioapic
         .subscribe(Gsi(99).into(), Listener::callback(|_| {}))
         .unwrap_err();
@@ -163,7 +169,7 @@ fn bring_together(ioapic: Arc<OwnIoapic>) -> Result<()> {
     fn refused<T>(error: forward::Error) -> T {
         panic!("{error}")
     }
-    let source = Arc::new(ioapic.source(Gsi(5), "passthrough"));
+    let source = ioapic.source(Gsi(5), "passthrough");
     let line = GuestLine::relay(source, ioapic, "the VMM has its own IOAPIC");
     let device = Arc::new(RecordingProducer::new("passthrough"));
     let registry = Registry::default();

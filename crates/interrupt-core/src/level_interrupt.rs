@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{ManualNotifier, RecordingPin, RecordingSource};
-    use crate::{Delivery, Line, LoweredBy, Pin};
+    use crate::{Delivery, Line, LoweredBy, Pin, WiredOr};
 
     const GSI: Gsi = Gsi(16);
 
@@ -376,6 +376,7 @@ mod tests {
     /// A pin whose processor takes the interrupt, serves it and ends it while the pin delivers it.
     #[derive(Default)]
     struct EndsAtOnce {
+        state: Mutex<WiredOr>,
         line: OnceLock<Arc<Line<EndsAtOnce>>>,
         interrupt: OnceLock<Arc<LevelInterrupt>>,
         /// How many interrupts the processor ends before it serves the cause.
@@ -390,9 +391,18 @@ mod tests {
     }
 
     impl Pin for EndsAtOnce {
+        type State = WiredOr;
         type Outcome = Level;
 
-        fn drive(&self, level: Level) -> Result<Level> {
+        fn lock(&self) -> MutexGuard<'_, WiredOr> {
+            lock(&self.state)
+        }
+
+        fn wired_or<'a>(&self, state: &'a mut WiredOr) -> &'a mut WiredOr {
+            state
+        }
+
+        fn drive(&self, _: &mut WiredOr, level: Level) -> Result<Level> {
             Ok(level)
         }
 

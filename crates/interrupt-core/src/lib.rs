@@ -95,6 +95,7 @@ mod pin;
 mod source;
 mod sync;
 pub mod testing;
+mod wired_or;
 
 pub use eoi::{EoiGuard, EoiNotifier, EoiScope, Listener, Listeners};
 pub use error::{Error, Result};
@@ -102,10 +103,11 @@ pub use gsi::Gsi;
 pub use irqchip::Irqchip;
 pub use level::{Delivery, Level, LoweredBy};
 pub use level_interrupt::{InterruptCounts, LevelInterrupt};
-pub use line::{Line, LineCounts, LineSource};
+pub use line::{Line, LineInput, LineSource};
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;
 pub use source::{LevelSource, SourceKey};
+pub use wired_or::{LineCounts, WiredOr};
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

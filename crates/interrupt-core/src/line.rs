@@ -3,21 +3,24 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-// Not the model checker's: what is only counted orders nothing.
-use std::sync::atomic::AtomicU64 as Counter;
+use std::sync::{Arc, Weak};
 
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
-use crate::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Listener, Listeners, LoweredBy, Pin,
-    Result, SourceKey,
-};
+use crate::eoi::{Entry, EoiGuard, EoiNotifier, EoiScope, Listener, tell_all};
+use crate::error::{Error, Result};
+use crate::gsi::Gsi;
+use crate::level::{Delivery, Level, LoweredBy};
+use crate::pin::Pin;
+use crate::source::{LevelSource, SourceKey};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::wired_or::{Contribution, LineCounts, WiredOr};
 
 /// The one owner of a GSI that this process drives: the wired-OR of its sources, and the listeners of its EOIs.
 ///
-/// A userspace interrupt controller keeps one for each pin, and the KVM backend one for each GSI that it drives with
-/// KVM_IRQ_LINE. Whoever learns of an EOI calls [`eoi`](Self::eoi). Asserting, deasserting and an EOI allocate nothing and
-/// take no lock that adding a source or a listener takes.
+/// A userspace interrupt controller keeps a line for each pin, and the KVM backend keeps one for each GSI that it drives
+/// with KVM_IRQ_LINE. The controller calls [`eoi`](Self::eoi) when it learns of an EOI.
+///
+/// Asserting, deasserting and an EOI take the pin's lock and allocate nothing. Adding a source or a listener takes this
+/// lock to exchange a pointer, and makes everything ready and drops everything without it.
 ///
 /// ```
 /// use interrupt_core::{Gsi, LevelSource, Level, Line, LoweredBy, testing::RecordingPin};
@@ -36,158 +39,22 @@ use crate::{
 pub struct Line<P> {
     gsi: Gsi,
     pin: P,
-    drive: Mutex<Drive>,
-    /// Whether the OR of all sources is high, for whoever looks without the lock. Written under it.
+    /// Whether the OR of all sources is high, to be read without the pin's lock. Written under it.
     high: AtomicBool,
-    /// The sources, for subscription by key and for people. Apart from `drive`, so that adding a source keeps no device of
-    /// the line waiting.
+    /// The sources, for subscription by key and for people. Never locked inside the pin's lock.
     contributions: Mutex<Vec<Arc<Contribution>>>,
-    listeners: Listeners,
-}
-
-/// What the line's level follows from; [`Line::settle`] is the one place that acts on it.
-#[derive(Debug)]
-struct Drive {
-    /// How many sources assert, and stay until they lower the line themselves.
-    held: usize,
-    /// How many sources have asserted since the last EOI, and are lowered by the next one.
-    until_eoi: usize,
-    /// Counts EOIs, from 1. A source that an EOI lowers asserts when its mark is the current epoch, so that an EOI lowers
-    /// any number of them at once.
-    epoch: u64,
-    /// The line was high in a saved state, and not every source has stated its level since.
-    restored: bool,
-    /// How many sources have not stated their level since the restore. Meaningful while `restored` is set.
-    unstated: usize,
-    /// Counts restores. A source has stated its level when it bears the current count.
-    restores: u64,
-    /// The level that the pin took last.
-    driven: Level,
-    /// See [`LineCounts`]. Counted where the lock is held anyway, so that they cost no access of their own.
-    asserted: u64,
-    reasserted: u64,
-    idle_eois: u64,
-}
-
-/// What has happened on a line since it was made. Two snapshots and their difference say what happened in between.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LineCounts {
-    /// How often a source has begun to assert. Asserting an asserting source is not counted.
-    pub asserted: u64,
-    /// Of those, how often it was a source that the EOI before had lowered: its cause persisted, or it had another one. And how
-    /// often a level was driven once more by [`Line::reassert`].
-    pub reasserted: u64,
-    /// How many EOIs there were.
-    pub eois: u64,
-    /// Of those, how many found the line low: the EOI of another pin with the same vector, one of a masked pin, or one that came
-    /// after the device had lowered its line. Nobody's interrupt was ended by it that this line knows of.
-    pub idle_eois: u64,
-}
-
-impl fmt::Display for LineCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            asserted,
-            reasserted,
-            eois,
-            idle_eois,
-        } = self;
-        write!(
-            f,
-            "asserted {asserted} times ({reasserted} reasserted), {eois} EOIs ({idle_eois} while low)"
-        )
-    }
-}
-
-impl Drive {
-    fn counts(&self) -> LineCounts {
-        LineCounts {
-            asserted: self.asserted,
-            reasserted: self.reasserted,
-            eois: self.epoch - FIRST_EPOCH,
-            idle_eois: self.idle_eois,
-        }
-    }
-
-    fn level(&self) -> Level {
-        if self.held + self.until_eoi > 0 || self.restored {
-            Level::High
-        } else {
-            Level::Low
-        }
-    }
-
-    /// A source states its level. Returns whether this is its first statement since a restore that left the line high.
-    fn state(&mut self, contribution: &Contribution) -> bool {
-        if !self.restored || contribution.stated.swap(self.restores, Ordering::Relaxed) == self.restores {
-            return false;
-        }
-        self.unstated = self.unstated.saturating_sub(1);
-        self.restored = self.unstated > 0;
-        true
-    }
-
-    /// The mark that a contribution of this kind bears while it asserts, and the counter it is counted in.
-    fn asserting(&mut self, lowered_by: LoweredBy) -> (u64, &mut usize) {
-        match lowered_by {
-            LoweredBy::Device => (HELD, &mut self.held),
-            LoweredBy::Eoi => (self.epoch, &mut self.until_eoi),
-        }
-    }
-
-    /// Ends a contribution, if it is one.
-    fn end(&mut self, contribution: &Contribution) {
-        let (mark, count) = self.asserting(contribution.lowered_by);
-        if contribution.set(LOW) == mark {
-            *count -= 1;
-        }
-    }
-}
-
-/// The mark of an asserting source that the device lowers. The epoch never gets there.
-const HELD: u64 = u64::MAX;
-/// The mark of a source that does not assert.
-const LOW: u64 = 0;
-/// The epoch before the first EOI.
-const FIRST_EPOCH: u64 = 1;
-
-/// What the line knows of one source.
-#[derive(Debug)]
-struct Contribution {
-    key: SourceKey,
-    label: Box<str>,
-    lowered_by: LoweredBy,
-    /// See [`Drive::asserting`]. Written under the drive lock only, which also orders it.
-    mark: AtomicU64,
-    /// See [`Drive::restores`]. Written under the drive lock only.
-    stated: AtomicU64,
-    /// How often it has begun to assert. Written under the drive lock only. A std atomic even under a model checker: it orders
-    /// nothing.
-    asserted: Counter,
+    this: Weak<Self>,
 }
 
 impl<P: Pin> Line<P> {
     /// A line without sources, on a pin that is low.
     pub fn new(gsi: Gsi, pin: P) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             gsi,
             pin,
-            drive: Mutex::new(Drive {
-                held: 0,
-                until_eoi: 0,
-                restored: false,
-                unstated: 0,
-                restores: 0,
-                epoch: FIRST_EPOCH,
-                driven: Level::Low,
-                asserted: 0,
-                reasserted: 0,
-                idle_eois: 0,
-            }),
             high: AtomicBool::new(false),
             contributions: Mutex::new(Vec::new()),
-            listeners: Listeners::new(),
+            this: Weak::clone(this),
         })
     }
 
@@ -210,7 +77,7 @@ impl<P: Pin> Line<P> {
         }
     }
 
-    /// What has happened on the line. It takes the line's lock for as long as an assertion does.
+    /// What has happened on the line.
     ///
     /// ```
     /// use interrupt_core::{Gsi, LevelSource, Line, LoweredBy, testing::RecordingPin};
@@ -226,124 +93,139 @@ impl<P: Pin> Line<P> {
     /// # Ok::<(), interrupt_core::Error>(())
     /// ```
     pub fn counts(&self) -> LineCounts {
-        lock(&self.drive).counts()
+        self.wired_or(|or| or.counts())
     }
 
     /// Whether the line has neither a source nor a listener.
     pub fn is_unused(&self) -> bool {
-        lock(&self.contributions).is_empty() && self.listeners.is_empty()
+        lock(&self.contributions).is_empty() && self.wired_or(|or| or.listeners.entries().is_empty())
     }
 
-    /// Adds a source. It does not assert yet.
+    /// Adds a source. The source does not assert yet.
     pub fn source(self: &Arc<Self>, label: impl Into<String>, lowered_by: LoweredBy) -> LineSource<P> {
-        let contribution = Arc::new(Contribution {
-            key: SourceKey::new(self.gsi),
-            label: label.into().into_boxed_str(),
-            lowered_by,
-            mark: AtomicU64::new(LOW),
-            stated: AtomicU64::new(0),
-            asserted: Counter::new(0),
-        });
+        let label = label.into().into_boxed_str();
+        let contribution = Arc::new(Contribution::new(SourceKey::new(self.gsi), label, lowered_by));
         let mut contributions = lock(&self.contributions);
-        let mut drive = lock(&self.drive);
-        drive.unstated += usize::from(drive.restored);
-        drop(drive);
         // Most lines have one source, and there can be thousands of lines.
         contributions.reserve_exact(1);
         contributions.push(Arc::clone(&contribution));
         drop(contributions);
+        self.wired_or(WiredOr::add_source);
         LineSource {
             line: Arc::clone(self),
             contribution,
         }
     }
 
+    /// Adds a source that another line drives: a router's GSI, which leads to this pin.
+    pub fn input(self: &Arc<Self>, label: impl Into<String>) -> LineInput<P> {
+        LineInput(self.source(label, LoweredBy::Device))
+    }
+
     /// The guest has ended the interrupt of this line: lowers what an EOI lowers, then tells every listener, which may
     /// assert again. Returns the level that holds after all have answered.
     ///
-    /// Controllers call this, with no lock held, also for an EOI that was for another pin of the same vector.
+    /// Controllers call this without a lock, also for an EOI of another pin with the same vector.
     ///
     /// # Errors
     /// The first of: the pin would not be lowered, a listener's eventfd could not be written. All listeners were told.
     pub fn eoi(&self) -> Result<Level> {
-        let lowered = {
-            let mut drive = lock(&self.drive);
-            drive.idle_eois += u64::from(drive.level() == Level::Low);
-            drive.epoch += 1;
-            drive.until_eoi = 0;
-            drive.restored = false;
-            self.settle(&mut drive)
-        };
-        let lowered = lowered.and_then(|outcome| self.finish(outcome));
-        let told = self.listeners.notify(self.gsi);
-        lowered.and(told).map(|()| self.level())
+        self.eoi_then(|_| ()).1.map(|()| self.level())
     }
 
-    /// Drives the pin once more with a level that it may have forgotten: KVM's IOAPIC does at an unmask with a resampler on
-    /// the GSI, and so does a controller whose state was restored. Does nothing when the line is low.
+    /// As [`eoi`](Self::eoi), and then has the controller look at the pin with the lock held, after all callbacks have
+    /// answered: for a controller that sends the interrupt again while the line is high. Returns what `look` returns.
+    pub fn eoi_then<R>(&self, look: impl FnOnce(&mut P::State) -> R) -> (R, Result<()>) {
+        let mut state = self.pin.lock();
+        self.pin.wired_or(&mut state).eoi();
+        let lowered = self.settle(&mut state);
+        let or = self.pin.wired_or(&mut state);
+        if or.listeners.has_callbacks() {
+            let entries = Arc::clone(or.listeners.entries());
+            drop(state);
+            let lowered = lowered.and_then(|outcome| self.finish(outcome));
+            let told = tell_all(&entries, self.gsi, |_| true);
+            let mut state = self.pin.lock();
+            let told = told.map(|full| self.pin.wired_or(&mut state).count_full(full));
+            let seen = look(&mut state);
+            drop(state);
+            return (seen, lowered.and(told));
+        }
+        // Eventfds are told under the lock, which saves a second one. Who is woken by an eventfd meets the line low.
+        let told = or.listeners.tell_eventfds(self.gsi).map(|full| or.count_full(full));
+        let seen = look(&mut state);
+        drop(state);
+        let lowered = lowered.and_then(|outcome| self.finish(outcome));
+        (seen, lowered.and(told))
+    }
+
+    /// Drives the pin high once more, if the line is high: for a controller that may have forgotten the level. KVM's
+    /// IOAPIC forgets the level at an unmask with a resampler on the GSI.
     ///
     /// # Errors
     /// The pin's.
     pub fn reassert(&self) -> Result<Delivery> {
-        let mut drive = lock(&self.drive);
-        if drive.level() == Level::Low {
+        let mut state = self.pin.lock();
+        if self.pin.wired_or(&mut state).level() == Level::Low {
             return Ok(Delivery::Coalesced);
         }
-        let outcome = self.pin.drive(Level::High)?;
-        drive.driven = Level::High;
-        drive.reasserted += 1;
-        drop(drive);
+        let outcome = self.drive(&mut state, Level::High)?;
+        self.pin.wired_or(&mut state).count_reassertion();
+        drop(state);
         self.pin.deliver(outcome)
     }
 
-    /// Takes over a level from a saved state, after the pin has taken over its own. A restored high level is a contribution of
-    /// its own: the first statement of each source replaces its share, and the next EOI ends what is left of it. Sources that
-    /// assert now go on asserting, and their level is driven once more. Make the sources before this, or before the first of
-    /// them states its level.
+    /// Takes over a level from a saved state, after the pin has taken over its own part of the state.
+    ///
+    /// A restored high level is a contribution of its own. It ends when each source has stated its level, high or low,
+    /// and at the next EOI at the latest. Sources that assert now go on asserting, and their level is driven once more.
+    /// Add the sources before this, or before the first of them states its level.
     ///
     /// # Errors
     /// The pin's.
     pub fn restore(&self, level: Level) -> Result<Delivery> {
-        let contributions = lock(&self.contributions);
-        let mut drive = lock(&self.drive);
-        drive.driven = level;
-        drive.restored = false;
-        let live = drive.level();
-        drive.restored = level == Level::High;
-        drive.unstated = contributions.len();
-        drive.restores += 1;
-        self.high.store(drive.level() == Level::High, Ordering::Release);
-        drop((drive, contributions));
-        match live {
-            Level::High => self.reassert(),
-            Level::Low => Ok(Delivery::Coalesced),
+        let mut state = self.pin.lock();
+        let or = self.pin.wired_or(&mut state);
+        let asserting = or.restore(level);
+        self.high.store(or.level() == Level::High, Ordering::Release);
+        if !asserting {
+            return Ok(Delivery::Coalesced);
         }
+        let outcome = self.drive(&mut state, Level::High)?;
+        drop(state);
+        self.pin.deliver(outcome)
     }
 
-    /// Tells the listeners of the GSI to state their level, and not those of the sources of this line, whose levels the line
-    /// knows: for a moment at which a signal may have been lost that went to the processor without this line.
+    /// Tells the listeners of the GSI to state their level, and not the listeners of this line's sources, whose levels
+    /// the line knows: for a moment at which a signal that went to the processor without this line may have been lost.
     ///
     /// # Errors
     /// A listener's eventfd could not be written. All were told.
     pub fn resample_gsi(&self) -> Result<()> {
-        self.listeners.notify_gsi(self.gsi)
+        let entries = self.wired_or(|or| Arc::clone(or.listeners.entries()));
+        tell_all(&entries, self.gsi, |subject| matches!(subject, EoiScope::Gsi(_))).map(drop)
     }
 
     /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin
-    /// leads. Without that the old target would be left with a level that nobody lowers any more.
+    /// leads. Otherwise the old target would keep a level that nobody lowers any more.
+    ///
+    /// `change` runs under the pin's lock. What it replaces is to be in its result, and what it consumes in an `Option`
+    /// that it takes from, so that both are dropped without the lock.
     ///
     /// # Errors
-    /// The pin's. If it would not be lowered, `change` was not run.
-    pub fn while_low<R>(&self, change: impl FnOnce() -> R) -> Result<R> {
-        let mut drive = lock(&self.drive);
-        if drive.driven == Level::High {
-            self.pin.drive(Level::Low)?;
-            drive.driven = Level::Low;
-        }
-        let result = change();
-        let outcome = self.settle(&mut drive)?;
-        drop(drive);
-        self.finish(outcome).map(|()| result)
+    /// The pin's. If the pin would not be lowered, `change` was not run.
+    pub fn while_low<R>(&self, mut change: impl FnMut(&mut P::State) -> R) -> Result<R> {
+        // Declared before the lock is taken, so that it is dropped after the lock on every path.
+        let result;
+        let outcome = {
+            let mut state = self.pin.lock();
+            if self.pin.wired_or(&mut state).driven == Level::High {
+                self.drive(&mut state, Level::Low)?;
+            }
+            result = change(&mut state);
+            self.settle(&mut state)
+        };
+        self.finish(outcome?).map(|()| result)
     }
 
     fn assert(&self, contribution: &Contribution) -> Result<Delivery> {
@@ -362,119 +244,118 @@ impl<P: Pin> Line<P> {
         self.lower(contribution).and_then(|outcome| self.finish(outcome))
     }
 
-    /// Adds a contribution. What is returned is to be delivered without the lock.
+    /// Adds a contribution. The outcome is to be delivered without the lock.
     fn raise(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
-        let mut drive = lock(&self.drive);
-        let (mark, count) = drive.asserting(contribution.lowered_by);
-        let before = contribution.set(mark);
-        *count += usize::from(before != mark);
-        if drive.state(contribution) {
-            // The pin has this level from a saved state, and perhaps has not sent it.
-            drive.driven = Level::Low;
-        } else if before == mark {
+        let mut state = self.pin.lock();
+        let Some(before) = self.pin.wired_or(&mut state).begin(contribution) else {
             return Ok(None);
-        }
-        let outcome = self.settle(&mut drive);
+        };
+        let outcome = self.settle(&mut state);
+        let or = self.pin.wired_or(&mut state);
         if outcome.is_ok() {
-            let begins = before != mark;
-            drive.asserted += u64::from(begins);
-            drive.reasserted += u64::from(begins && before != LOW && before + 1 == mark);
-            let asserted = contribution.asserted.load(Ordering::Relaxed);
-            contribution
-                .asserted
-                .store(asserted + u64::from(begins), Ordering::Relaxed);
+            or.count_assertion(contribution, before);
         } else {
-            drive.end(contribution);
+            or.end(contribution);
             // If lowering fails as well, the next change of the line tries it again.
-            drop(self.settle(&mut drive));
+            drop(self.settle(&mut state));
         }
         outcome
     }
 
-    /// Ends a contribution. What is returned is to be delivered without the lock.
+    /// Ends a contribution. The outcome is to be delivered without the lock.
     fn lower(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
-        let mut drive = lock(&self.drive);
-        drive.state(contribution);
-        drive.end(contribution);
-        self.settle(&mut drive)
+        let mut state = self.pin.lock();
+        self.pin.wired_or(&mut state).end(contribution);
+        self.settle(&mut state)
     }
 
     fn finish(&self, outcome: Option<P::Outcome>) -> Result<()> {
         outcome.map_or(Ok(()), |outcome| self.pin.deliver(outcome).map(drop))
     }
 
-    /// Brings the pin to the line's level, if it is not there. What is returned is to be delivered without the lock.
-    fn settle(&self, drive: &mut Drive) -> Result<Option<P::Outcome>> {
-        let level = drive.level();
+    /// Brings the pin to the line's level, if it is not there. The outcome is to be delivered without the lock.
+    fn settle(&self, state: &mut P::State) -> Result<Option<P::Outcome>> {
+        let or = self.pin.wired_or(state);
+        let level = or.level();
         self.high.store(level == Level::High, Ordering::Release);
-        if level == drive.driven {
+        if level == or.driven {
             return Ok(None);
         }
-        let outcome = self.pin.drive(level)?;
-        drive.driven = level;
-        Ok(Some(outcome))
+        self.drive(state, level).map(Some)
+    }
+
+    fn drive(&self, state: &mut P::State, level: Level) -> Result<P::Outcome> {
+        let outcome = self.pin.drive(state, level)?;
+        self.pin.wired_or(state).driven = level;
+        Ok(outcome)
+    }
+
+    fn wired_or<R>(&self, f: impl FnOnce(&mut WiredOr) -> R) -> R {
+        f(self.pin.wired_or(&mut self.pin.lock()))
     }
 
     fn remove(&self, contribution: &Arc<Contribution>) -> Result<()> {
         lock(&self.contributions).retain(|other| !Arc::ptr_eq(other, contribution));
-        self.listeners.end_source(contribution.key);
-        self.deassert(contribution)
+        if let Some((entry, _replaced)) = self.wired_or(|or| or.listeners.remove_source(contribution.key)) {
+            entry.end();
+        }
+        let outcome = {
+            let mut state = self.pin.lock();
+            self.pin.wired_or(&mut state).remove_source(contribution);
+            self.settle(&mut state)
+        };
+        self.finish(outcome?)
+    }
+
+    fn unsubscribe(&self, entry: &Arc<Entry>) {
+        let replaced = self.wired_or(|or| or.listeners.remove(entry));
+        drop(replaced);
+        entry.end();
     }
 }
 
 impl<P: Pin> EoiNotifier for Line<P> {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
-        // Subscribed first and looked up second: a source that goes meanwhile either ends the listener or is missed here,
-        // and a refused listener is dropped without a lock held, since it may own a source of this very line.
-        let guard = self.listeners.subscribe(subject, listener)?;
+        self.wired_or(|or| or.listeners.check_free(subject))?;
+        let entry = Entry::new(subject, listener)?;
+        // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
+        let contributions = lock(&self.contributions);
         let here = match subject {
             EoiScope::Gsi(gsi) => gsi == self.gsi,
-            EoiScope::Source(key) => lock(&self.contributions)
-                .iter()
-                .any(|contribution| contribution.key == key),
+            EoiScope::Source(key) => contributions.iter().any(|contribution| contribution.key == key),
         };
-        if here {
-            Ok(guard)
+        let added = if here {
+            self.wired_or(|or| or.listeners.add(&entry))
         } else {
             Err(Error::NotFound {
                 operation: "subscribe",
                 subject,
             })
-        }
+        };
+        drop(contributions);
+        drop(added?);
+        let line = Weak::clone(&self.this);
+        Ok(EoiGuard::new(subject, move || {
+            if let Some(line) = line.upgrade() {
+                line.unsubscribe(&entry);
+            }
+        }))
     }
 }
 
 impl<P: Pin> fmt::Debug for Line<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.gsi)?;
-        let contributions: MutexGuard<'_, Vec<_>> = lock(&self.contributions);
-        let mut drive = lock(&self.drive);
+        let contributions = lock(&self.contributions);
         for (n, contribution) in contributions.iter().enumerate() {
             let comma = if n > 0 { ", " } else { "" };
-            write!(f, "{comma}{} {}", contribution.label, contribution.level(&mut drive))?;
+            let level = self.wired_or(|or| or.level_of(contribution));
+            write!(f, "{comma}{} {level}", contribution.label)?;
         }
         if contributions.is_empty() {
             f.write_str("no source")?;
         }
         Ok(())
-    }
-}
-
-impl Contribution {
-    /// Sets the mark and returns the one before. Not a swap: the drive lock is held, and a locked instruction costs as much
-    /// as half of it.
-    fn set(&self, mark: u64) -> u64 {
-        let before = self.mark.load(Ordering::Relaxed);
-        self.mark.store(mark, Ordering::Relaxed);
-        before
-    }
-
-    fn level(&self, drive: &mut Drive) -> Level {
-        if self.mark.load(Ordering::Relaxed) == drive.asserting(self.lowered_by).0 {
-            Level::High
-        } else {
-            Level::Low
-        }
     }
 }
 
@@ -485,32 +366,14 @@ pub struct LineSource<P: Pin> {
 }
 
 impl<P: Pin> LineSource<P> {
-    /// The line that this source is a part of.
-    pub fn line(&self) -> &Arc<Line<P>> {
-        &self.line
-    }
-
-    /// The first half of an assertion or its end, for a pin whose line leads to this one: its own
-    /// [`Pin::drive`] calls this, and its [`Pin::deliver`] then gives what this returns to that of
-    /// [this line's pin](Line::pin). Devices have no use for it.
-    ///
-    /// # Errors
-    /// The pin's; this source is then not asserted.
-    pub fn drive(&self, level: Level) -> Result<Option<P::Outcome>> {
-        match level {
-            Level::High => self.line.raise(&self.contribution),
-            Level::Low => self.line.lower(&self.contribution),
-        }
-    }
-
     /// How often this source has begun to assert.
     pub fn asserted(&self) -> u64 {
-        self.contribution.asserted.load(Ordering::Relaxed)
+        self.contribution.asserted()
     }
 
     /// This source's own level.
     pub fn level(&self) -> Level {
-        self.contribution.level(&mut lock(&self.line.drive))
+        self.line.wired_or(|or| or.level_of(&self.contribution))
     }
 }
 
@@ -550,6 +413,34 @@ impl<P: Pin> Drop for LineSource<P> {
 impl<P: Pin> fmt::Debug for LineSource<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}: {}", self.label(), self.gsi(), self.level())
+    }
+}
+
+/// A source that a pin of another line drives, in the two steps of that [`Pin`]. A device cannot make one from its source.
+#[derive(Debug)]
+pub struct LineInput<P: Pin>(LineSource<P>);
+
+impl<P: Pin> LineInput<P> {
+    /// The source's key, for a subscription to the EOIs.
+    pub fn key(&self) -> SourceKey {
+        self.0.key()
+    }
+
+    /// The line that this source is on.
+    pub fn line(&self) -> &Arc<Line<P>> {
+        &self.0.line
+    }
+
+    /// For [`Pin::drive`] of the other line's pin. The outcome is for [`Pin::deliver`] of
+    /// [this line](Self::line)'s pin.
+    ///
+    /// # Errors
+    /// The pin's; this source is then not asserted.
+    pub fn drive(&self, level: Level) -> Result<Option<P::Outcome>> {
+        match level {
+            Level::High => self.0.line.raise(&self.0.contribution),
+            Level::Low => self.0.line.lower(&self.0.contribution),
+        }
     }
 }
 
@@ -601,6 +492,7 @@ mod tests {
             reasserted: 2,
             eois: 3,
             idle_eois: 1,
+            full_eventfds: 0,
         };
         assert_eq!(line.counts(), expected);
     }
@@ -770,6 +662,20 @@ mod tests {
         line.restore(Level::High).unwrap();
         source.assert().unwrap();
         assert_eq!(line.counts().asserted, 1, "it asserted all the time");
+    }
+
+    #[test]
+    fn a_source_that_is_added_after_a_restore_is_waited_for() {
+        let line = line();
+        line.restore(Level::High).unwrap();
+        let source = line.source("device", LoweredBy::Eoi);
+        assert_eq!(line.level(), Level::High);
+        source.deassert().unwrap();
+        assert_eq!((line.level(), line.pin().levels()), (Level::Low, vec![Level::Low]));
+        source.assert().unwrap();
+        line.restore(Level::High).unwrap();
+        drop(source);
+        assert_eq!(line.level(), Level::Low, "its end is its statement");
     }
 
     #[test]

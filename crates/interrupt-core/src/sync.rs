@@ -3,20 +3,18 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::{
-    hint::spin_loop,
     sync::{
-        Condvar, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread_local,
 };
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    hint::spin_loop,
     sync::{
-        Condvar, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread_local,
 };

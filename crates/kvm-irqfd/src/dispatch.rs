@@ -30,7 +30,7 @@ pub(crate) enum Target {
 impl Target {
     fn run(&self) -> interrupt_core::Result<()> {
         match self {
-            Self::Listeners(gsi, listeners) => listeners.notify(*gsi),
+            Self::Listeners(gsi, listeners) => listeners.notify(*gsi).map(drop),
             Self::Line(line) => match line.upgrade() {
                 Some(line) if line.eoi()? == Level::High => line.reassert().map(drop),
                 _ => Ok(()),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A pin that KVM_IRQ_LINE drives.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use interrupt_core::{Delivery, Error, Gsi, Level, Line, LineSource, Pin};
+use interrupt_core::{Delivery, Error, Gsi, Level, Line, LineSource, Pin, WiredOr};
 use kvm_bindings::{KVM_CAP_IRQ_INJECT_STATUS, KVMIO, kvm_irq_level};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
@@ -26,6 +26,7 @@ pub struct IrqLinePin {
     /// The kernel answers KVM_IRQ_LINE_STATUS.
     status: bool,
     shared: Weak<Shared>,
+    state: Mutex<WiredOr>,
 }
 
 impl IrqLinePin {
@@ -40,6 +41,7 @@ impl IrqLinePin {
                 vm,
                 status,
                 shared,
+                state: Mutex::default(),
             },
         )
     }
@@ -81,9 +83,18 @@ impl IrqLinePin {
 }
 
 impl Pin for IrqLinePin {
+    type State = WiredOr;
     type Outcome = Delivery;
 
-    fn drive(&self, level: Level) -> interrupt_core::Result<Delivery> {
+    fn lock(&self) -> MutexGuard<'_, WiredOr> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wired_or<'a>(&self, state: &'a mut WiredOr) -> &'a mut WiredOr {
+        state
+    }
+
+    fn drive(&self, _: &mut WiredOr, level: Level) -> interrupt_core::Result<Delivery> {
         let (operation, outcome) = if self.status {
             ("KVM_IRQ_LINE_STATUS", self.drive_with_status(level))
         } else {

@@ -153,6 +153,6 @@ impl<'a> Routing<'a> {
 fn while_low<R>(lines: &[Arc<Line<IrqLinePin>>], change: &mut dyn FnMut() -> R) -> interrupt_core::Result<R> {
     match lines {
         [] => Ok(change()),
-        [line, rest @ ..] => line.while_low(|| while_low(rest, change))?,
+        [line, rest @ ..] => line.while_low(|_| while_low(rest, change))?,
     }
 }

@@ -3,8 +3,9 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
-use interrupt_core::{Delivery, LevelSource, LineSource, Pin, Result, SourceKey};
+use interrupt_core::{Delivery, LevelSource, Line, LineSource, Pin, Result, SourceKey};
 
 /// A pin that can be edge-triggered.
 pub(crate) trait Pulse: Pin {
@@ -14,21 +15,24 @@ pub(crate) trait Pulse: Pin {
 
 /// A source that an EOI lowers, which makes one rising edge of each assertion while its pin is edge-triggered: on a split
 /// irqchip KVM tells of the EOIs of level-triggered interrupts only, and the line would stay high for ever.
-pub(crate) struct PulsingSource<P: Pulse>(pub(crate) LineSource<P>);
+pub(crate) struct PulsingSource<P: Pulse> {
+    pub(crate) source: LineSource<P>,
+    pub(crate) line: Arc<Line<P>>,
+}
 
 impl<P: Pulse> LevelSource for PulsingSource<P> {
     fn key(&self) -> SourceKey {
-        self.0.key()
+        self.source.key()
     }
 
     fn label(&self) -> &str {
-        self.0.label()
+        self.source.label()
     }
 
     fn assert(&self) -> Result<Delivery> {
-        let Self(source) = self;
+        let Self { source, line } = self;
         let mut delivery = source.assert()?;
-        if source.line().pin().is_open_edge() {
+        if line.pin().is_open_edge() {
             if delivery == Delivery::Coalesced {
                 // Asserted before the guest made this an edge pin: the line falls first.
                 source.deassert()?;
@@ -40,20 +44,20 @@ impl<P: Pulse> LevelSource for PulsingSource<P> {
     }
 
     fn deassert(&self) -> Result<()> {
-        self.0.deassert()
+        self.source.deassert()
     }
 
     fn force_deassert(&self) -> Result<()> {
-        self.0.force_deassert()
+        self.source.force_deassert()
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {
-        self.0.trigger()
+        self.source.trigger()
     }
 }
 
 impl<P: Pulse> fmt::Debug for PulsingSource<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.source.fmt(f)
     }
 }

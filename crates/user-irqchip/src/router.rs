@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy,
-    Msi, MsiOutput, Pin, Result,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineInput, Listener, LoweredBy,
+    Msi, MsiOutput, Pin, Result, WiredOr,
 };
 
 use crate::counter::Counter;
@@ -31,7 +31,7 @@ struct Controllers {
 /// A GSI as a level source on a controller's pin, and as that pin's listener.
 struct Input<P: Pin> {
     pin: Gsi,
-    source: LineSource<P>,
+    source: LineInput<P>,
     _guard: EoiGuard,
 }
 
@@ -65,8 +65,14 @@ impl Targets {
 struct RoutedPin {
     gsi: Gsi,
     controllers: Arc<Controllers>,
-    /// Locked with the line's lock held only, so that nobody waits for it.
-    targets: Mutex<Targets>,
+    wires: Mutex<Wires>,
+}
+
+/// What the lock of a [`RoutedPin`] protects: the line's part of the state, and where the line leads.
+#[derive(Default)]
+struct Wires {
+    or: WiredOr,
+    targets: Targets,
 }
 
 /// What a level that was driven leaves to be done, for each pin.
@@ -78,10 +84,18 @@ struct Outcome {
 }
 
 impl Pin for RoutedPin {
+    type State = Wires;
     type Outcome = Outcome;
 
-    fn drive(&self, level: Level) -> Result<Outcome> {
-        let targets = lock(&self.targets);
+    fn lock(&self) -> MutexGuard<'_, Wires> {
+        lock(&self.wires)
+    }
+
+    fn wired_or<'a>(&self, wires: &'a mut Wires) -> &'a mut WiredOr {
+        &mut wires.or
+    }
+
+    fn drive(&self, Wires { targets, .. }: &mut Wires, level: Level) -> Result<Outcome> {
         let mut outcome = Outcome {
             ioapic: None,
             pic: None,
@@ -129,8 +143,8 @@ impl Pulse for RoutedPin {
         let Some(chip) = &self.controllers.ioapic else {
             return false;
         };
-        let targets = lock(&self.targets);
-        let pin = targets.ioapic.as_ref().map(|input| input.source.line().pin());
+        let wires = self.lock();
+        let pin = wires.targets.ioapic.as_ref().map(|input| input.source.line().pin());
         !chip.has_edge_eois() && pin.is_some_and(Pulse::is_open_edge)
     }
 }
@@ -149,7 +163,7 @@ fn both(one: Delivery, other: Delivery) -> Delivery {
 
 impl fmt::Debug for RoutedPin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {:?}", self.gsi, lock(&self.targets).routes())
+        write!(f, "{} to {:?}", self.gsi, self.lock().targets.routes())
     }
 }
 
@@ -219,7 +233,7 @@ impl Router {
     /// Where a GSI leads: nowhere, to one MSI, or to one pin of each controller.
     pub fn routes(&self, gsi: Gsi) -> Vec<Route> {
         let line = lock(&self.lines).get(&gsi).cloned();
-        line.map_or_else(Vec::new, |line| lock(&line.pin().targets).routes())
+        line.map_or_else(Vec::new, |line| line.pin().lock().targets.routes())
     }
 
     /// Adds a route to a GSI, in place of its route to the same controller. A level that holds leaves the old pin and is driven
@@ -245,7 +259,8 @@ impl Router {
         if let Some(message) = target.msi {
             self.controllers.msi.set_pin(gsi, Some(message), false)?;
         }
-        let replaced = line.while_low(|| lock(&line.pin().targets).replace(target))?;
+        let mut target = Some(target);
+        let replaced = line.while_low(|wires| target.take().map(|target| wires.targets.replace(target)))?;
         // Without a lock: the guard's end waits for a listener that may want this line.
         drop(replaced);
         Ok(())
@@ -257,7 +272,7 @@ impl Router {
     /// [`RouteError::Line`]: the output would not be told that the GSI has no MSI any more. The routes are gone all the same.
     pub fn clear(&self, gsi: Gsi) -> std::result::Result<(), RouteError> {
         let line = self.line(gsi);
-        let removed = line.while_low(|| std::mem::take(&mut *lock(&line.pin().targets)))?;
+        let removed = line.while_low(|wires| std::mem::take(&mut wires.targets))?;
         if removed.msi.is_some() {
             self.controllers.msi.set_pin(gsi, None, true)?;
         }
@@ -272,9 +287,10 @@ impl Router {
         if lowered_by == LoweredBy::Eoi {
             self.has_eois("level source that an EOI lowers", gsi)?;
         }
-        let source = self.line(gsi).source(label, lowered_by);
+        let line = self.line(gsi);
+        let source = line.source(label, lowered_by);
         Ok(match lowered_by {
-            LoweredBy::Eoi => Arc::new(PulsingSource(source)),
+            LoweredBy::Eoi => Arc::new(PulsingSource { source, line }),
             LoweredBy::Device => Arc::new(source),
         })
     }
@@ -301,7 +317,7 @@ impl Router {
             let pin = RoutedPin {
                 gsi,
                 controllers: Arc::clone(&self.controllers),
-                targets: Mutex::default(),
+                wires: Mutex::default(),
             };
             Line::new(gsi, pin)
         });
@@ -331,7 +347,7 @@ impl Router {
 
     fn input<P: Pin>(&self, line: &Arc<Line<RoutedPin>>, on: &Arc<Line<P>>) -> Result<Input<P>> {
         // The device is the line, which is lowered by its own sources.
-        let source = on.source(line.gsi().to_string(), LoweredBy::Device);
+        let source = on.input(line.gsi().to_string());
         let (line, controllers) = (Arc::downgrade(line), Arc::downgrade(&self.controllers));
         let told = Listener::callback(move |_| {
             if let (Some(line), Some(controllers)) = (line.upgrade(), controllers.upgrade()) {

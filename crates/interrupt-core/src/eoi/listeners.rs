@@ -1,139 +1,185 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The listeners of one line: added and removed at any time, told without a lock and without an allocation.
+//! The listeners of one line, and how dropping a guard waits for a callback.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt;
-use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::snapshot::Snapshot;
+use super::{EoiGuard, EoiScope, Listener};
+use crate::error::{Error, Result};
+use crate::gsi::Gsi;
+use crate::source::SourceKey;
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, lock, thread_local};
-use crate::{EoiGuard, EoiScope, Error, Gsi, Listener, Result, SourceKey};
 
-/// The listeners of one line. EOI notifiers keep one for each line and call [`notify`](Self::notify).
+/// The listeners of one line, for an EOI notifier that keeps no [`Line`](crate::Line).
 ///
 /// Handles are cheap to clone and share one list.
-#[derive(Clone)]
+#[derive(Clone, Debug, Default)]
 pub struct Listeners {
-    list: Arc<Snapshot<[Arc<Entry>]>>,
+    list: Arc<Mutex<ListenerList>>,
 }
 
 impl Listeners {
     /// No listeners.
     pub fn new() -> Self {
-        Self {
-            list: Arc::new(Snapshot::new(Arc::new([]))),
-        }
+        Self::default()
     }
 
-    /// Adds a listener. That a source or a line of this subject exists is for the caller to know.
+    /// Adds a listener. The caller checks that `subject` exists.
     ///
     /// # Errors
-    /// [`Error::Busy`] when `subject` is a source that has its listener already.
+    /// * [`Error::Busy`]: `subject` is a source that has its listener already.
+    /// * [`Error::Os`]: the listener's eventfd cannot be made non-blocking.
     pub fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
-        let entry = Arc::new(Entry::new(subject, listener));
-        self.list.try_update(|list| {
-            let taken = |old: &Arc<Entry>| old.subject == subject && matches!(subject, EoiScope::Source(_));
-            if list.iter().any(taken) {
-                return Err(Error::Busy {
-                    operation: "subscribe",
-                    subject,
-                });
-            }
-            Ok(list.iter().chain([&entry]).cloned().collect())
-        })?;
-        let list = self.clone();
-        Ok(EoiGuard::new(subject, move || list.remove(&entry)))
+        lock(&self.list).check_free(subject)?;
+        let entry = Entry::new(subject, listener)?;
+        let replaced = lock(&self.list).add(&entry)?;
+        drop(replaced);
+        let list = Arc::clone(&self.list);
+        Ok(EoiGuard::new(subject, move || {
+            let replaced = lock(&list).remove(&entry);
+            drop(replaced);
+            entry.end();
+        }))
     }
 
     /// Ends the subscription to a source that is going, as if its guard were dropped. The guard then guards nothing.
     pub fn end_source(&self, key: SourceKey) {
-        let of_source = |entry: &&Arc<Entry>| entry.subject == EoiScope::Source(key);
-        let found = self.list.load().iter().find(of_source).cloned();
-        if let Some(entry) = found {
-            self.remove(&entry);
+        let removed = lock(&self.list).remove_source(key);
+        if let Some((entry, _replaced)) = removed {
+            entry.end();
         }
     }
 
-    /// Tells every listener once, in the order of subscription. Call it with the line already low and with no lock held.
+    /// Tells every listener once, in the order of subscription. Call it with the line low, and with no lock held.
     ///
-    /// A listener that is added meanwhile may or may not be told; one whose guard is dropped meanwhile is not told after
-    /// that drop has returned.
+    /// A listener that is added meanwhile may or may not be told. A listener whose guard is dropped meanwhile is not
+    /// told after that drop has returned. Returns how many eventfds had a full counter; they are signalled already.
     ///
     /// # Errors
     /// The first error of a write to an eventfd; the other listeners are told all the same.
-    pub fn notify(&self, gsi: Gsi) -> Result<()> {
-        self.notify_where(gsi, |_| true)
-    }
-
-    /// Tells the listeners of the line, and not those of a source, as [`notify`](Self::notify) does.
-    ///
-    /// # Errors
-    /// As for [`notify`](Self::notify).
-    pub fn notify_gsi(&self, gsi: Gsi) -> Result<()> {
-        self.notify_where(gsi, |entry| matches!(entry.subject, EoiScope::Gsi(_)))
-    }
-
-    fn notify_where(&self, gsi: Gsi, is_meant: impl Fn(&Entry) -> bool) -> Result<()> {
-        let mut outcome = Ok(());
-        for entry in self.list.load().iter().filter(|entry| is_meant(entry)) {
-            let told = entry.tell(gsi);
-            if outcome.is_ok() {
-                outcome = told;
-            }
-        }
-        outcome.map_err(|source| Error::Os {
-            operation: "write(listener's eventfd)",
-            gsi,
-            source,
-        })
+    pub fn notify(&self, gsi: Gsi) -> Result<u64> {
+        let entries = Arc::clone(lock(&self.list).entries());
+        tell_all(&entries, gsi, |_| true)
     }
 
     /// How many listeners there are.
     pub fn len(&self) -> usize {
-        self.list.load().len()
+        lock(&self.list).entries().len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.list.load().is_empty()
-    }
-
-    fn remove(&self, entry: &Arc<Entry>) {
-        self.list.update(|list| {
-            list.iter()
-                .filter(|other| !Arc::ptr_eq(other, entry))
-                .cloned()
-                .collect()
-        });
-        entry.end();
+        self.len() == 0
     }
 }
 
-impl Default for Listeners {
+type Entries = Arc<[Arc<Entry>]>;
+
+/// The listeners of one line, under a lock of the owner's. Nothing is dropped here: what a change replaces is returned,
+/// and the caller drops it without the lock.
+#[derive(Debug)]
+pub(crate) struct ListenerList {
+    entries: Entries,
+    /// At least one listener is a callback, which runs foreign code and is told without a lock.
+    callbacks: bool,
+}
+
+impl Default for ListenerList {
     fn default() -> Self {
-        Self::new()
+        Self {
+            entries: Arc::new([]),
+            callbacks: false,
+        }
     }
 }
 
-impl fmt::Debug for Listeners {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = self.list.load();
-        f.debug_list()
-            .entries(
-                list.iter()
-                    .map(|entry| format_args!("{:?} for {}", entry.listener, entry.subject).to_string()),
-            )
-            .finish()
+impl ListenerList {
+    /// Refuses a second listener of a source.
+    pub(crate) fn check_free(&self, subject: EoiScope) -> Result<()> {
+        if matches!(subject, EoiScope::Source(_)) && self.entries.iter().any(|old| old.subject == subject) {
+            return Err(Error::Busy {
+                operation: "subscribe",
+                subject,
+            });
+        }
+        Ok(())
     }
+
+    pub(crate) fn add(&mut self, entry: &Arc<Entry>) -> Result<Entries> {
+        self.check_free(entry.subject)?;
+        Ok(self.replace(self.entries.iter().chain([entry]).cloned().collect()))
+    }
+
+    pub(crate) fn remove(&mut self, entry: &Arc<Entry>) -> Entries {
+        let others = self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry));
+        self.replace(others.cloned().collect())
+    }
+
+    pub(crate) fn remove_source(&mut self, key: SourceKey) -> Option<(Arc<Entry>, Entries)> {
+        let subject = EoiScope::Source(key);
+        let entry = self.entries.iter().find(|entry| entry.subject == subject)?.clone();
+        let replaced = self.remove(&entry);
+        Some((entry, replaced))
+    }
+
+    fn replace(&mut self, entries: Entries) -> Entries {
+        self.callbacks = entries.iter().any(|entry| entry.listener.is_callback());
+        std::mem::replace(&mut self.entries, entries)
+    }
+
+    pub(crate) fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
+    pub(crate) fn has_callbacks(&self) -> bool {
+        self.callbacks
+    }
+
+    /// Tells every listener of a list without callbacks, with the owner's lock held: the write to a non-blocking eventfd
+    /// runs no foreign code, and an entry that is removed is not told any more when its removal has had the lock.
+    pub(crate) fn tell_eventfds(&self, gsi: Gsi) -> Result<u64> {
+        tell(&self.entries, gsi, |entry| entry.listener.tell(gsi))
+    }
+}
+
+/// Tells every listener of a subject that `is_meant`, unless its subscription has ended. Called without a lock.
+pub(crate) fn tell_all(entries: &[Arc<Entry>], gsi: Gsi, is_meant: impl Fn(EoiScope) -> bool) -> Result<u64> {
+    tell(entries, gsi, |entry| {
+        if !is_meant(entry.subject) {
+            return Ok(false);
+        }
+        let call = Call::enter(entry);
+        if call.ended {
+            Ok(false)
+        } else {
+            entry.listener.tell(gsi)
+        }
+    })
+}
+
+fn tell(entries: &[Arc<Entry>], gsi: Gsi, one: impl Fn(&Entry) -> std::io::Result<bool>) -> Result<u64> {
+    let mut outcome = Ok(());
+    let mut full = 0;
+    for entry in entries {
+        match one(entry) {
+            Ok(was_full) => full += u64::from(was_full),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome.map(|()| full).map_err(|source| Error::Os {
+        operation: "write(listener's eventfd)",
+        gsi,
+        source,
+    })
 }
 
 /// One subscription.
-struct Entry {
+pub(crate) struct Entry {
     subject: EoiScope,
     listener: Listener,
-    /// How many calls of the listener are under way, on all threads, and [`ENDED`]. One word, so that a call and the end of
-    /// the subscription are always in one order.
+    /// How many calls of the listener are under way, on all threads, and [`ENDED`]. One word, so that a call and the end
+    /// of the subscription are always in one order.
     calls: AtomicUsize,
     idle: Condvar,
     idle_lock: Mutex<()>,
@@ -143,52 +189,56 @@ struct Entry {
 const ENDED: usize = 1 << (usize::BITS - 1);
 
 impl Entry {
-    fn new(subject: EoiScope, listener: Listener) -> Self {
-        Self {
+    pub(crate) fn new(subject: EoiScope, listener: Listener) -> Result<Arc<Self>> {
+        listener.prepare(subject.gsi())?;
+        Ok(Arc::new(Self {
             subject,
             listener,
             calls: AtomicUsize::new(0),
             idle: Condvar::new(),
             idle_lock: Mutex::new(()),
+        }))
+    }
+
+    /// Ends the subscription, and waits for the calls of other threads.
+    ///
+    /// A thread that is inside a callback of any line does not wait: two callbacks that end each other's subscription
+    /// would wait for ever, and so would a callback that runs on two threads and ends its own.
+    pub(crate) fn end(&self) {
+        let calls = self.calls.fetch_or(ENDED, Ordering::AcqRel) & !ENDED;
+        if calls == 0 || Call::is_inside() {
+            return;
         }
-    }
-
-    /// Tells the listener unless the subscription has ended.
-    fn tell(self: &Arc<Self>, gsi: Gsi) -> io::Result<()> {
-        let call = Call::enter(self);
-        if call.ended { Ok(()) } else { self.listener.notify(gsi) }
-    }
-
-    /// Ends the subscription and waits for the calls of other threads. Calls that this very thread is inside of are not
-    /// waited for: that is a callback which drops its own guard.
-    fn end(self: &Arc<Self>) {
-        let own = Call::depth(self);
         let mut guard = lock(&self.idle_lock);
-        let mut calls = self.calls.fetch_or(ENDED, Ordering::AcqRel) & !ENDED;
-        while calls > own {
+        while self.calls.load(Ordering::Acquire) & !ENDED > 0 {
             guard = self.idle.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            calls = self.calls.load(Ordering::Acquire) & !ENDED;
         }
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} for {}", self.listener, self.subject)
     }
 }
 
 thread_local! {
-    /// The entries whose listeners this thread is calling now, innermost last. It keeps its capacity, so that only a
-    /// thread's first calls allocate.
+    /// How many listeners this thread is calling now, one inside the other. A type without a destructor, so that guards
+    /// may be dropped at any time of a thread's end.
     #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const form")]
-    static CALLS: RefCell<Vec<usize>> = RefCell::new(Vec::new());
+    static DEPTH: Cell<usize> = Cell::new(0);
 }
 
 /// One call of a listener, counted for as long as it lasts, even if the listener panics.
 struct Call<'a> {
-    entry: &'a Arc<Entry>,
+    entry: &'a Entry,
     /// The subscription had ended before the call was counted: the listener is not to be called.
     ended: bool,
 }
 
 impl<'a> Call<'a> {
-    fn enter(entry: &'a Arc<Entry>) -> Self {
-        CALLS.with(|calls| calls.borrow_mut().push(Arc::as_ptr(entry) as usize));
+    fn enter(entry: &'a Entry) -> Self {
+        DEPTH.with(|depth| depth.set(depth.get() + 1));
         let before = entry.calls.fetch_add(1, Ordering::AcqRel);
         Self {
             entry,
@@ -196,16 +246,14 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// How deep this thread is inside calls of `entry`.
-    fn depth(entry: &Arc<Entry>) -> usize {
-        let this = Arc::as_ptr(entry) as usize;
-        CALLS.with(|calls| calls.borrow().iter().filter(|&&call| call == this).count())
+    fn is_inside() -> bool {
+        DEPTH.with(Cell::get) > 0
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        CALLS.with(|calls| calls.borrow_mut().pop());
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
         if self.entry.calls.fetch_sub(1, Ordering::AcqRel) & ENDED != 0 {
             // Under the lock, so that a waiter between its look and its wait is not missed.
             let _guard = lock(&self.entry.idle_lock);
@@ -213,7 +261,6 @@ impl Drop for Call<'_> {
         }
     }
 }
-
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {

@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The EOI notifier: who asks to be told, of what, and how.
+//! The EOI notifier: who is told, of what, and how.
 
 mod listeners;
-mod snapshot;
 
 pub use listeners::Listeners;
+pub(crate) use listeners::{Entry, ListenerList, tell_all};
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-use crate::{Gsi, Result, SourceKey};
+use crate::error::{Error, Result};
+use crate::gsi::Gsi;
+use crate::source::SourceKey;
 
-/// What a listener wants to hear of.
+/// What a listener is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EoiScope {
-    /// One level source. It has at most one listener, and the listener ends with the source. A source that shares its
-    /// line is told of every EOI of that line.
+    /// The EOIs of a level source: all EOIs of its line, also those of other sources that share the line. A source has at
+    /// most one listener, and the subscription ends with the source.
     Source(SourceKey),
-    /// A line, whoever drives it. Any number of listeners.
+    /// The EOIs of a line, whatever drives the line. A line has any number of listeners.
     Gsi(Gsi),
 }
 
 impl EoiScope {
-    /// The line it is about.
+    /// The line.
     pub fn gsi(&self) -> Gsi {
         match self {
             Self::Source(key) => key.gsi(),
@@ -54,7 +57,7 @@ impl fmt::Display for EoiScope {
     }
 }
 
-/// How a listener is told. Being told means "state your level now", see the [crate documentation](crate).
+/// How a listener is told. The notification means "state your level now", see the [crate documentation](crate).
 pub struct Listener(How);
 
 enum How {
@@ -66,20 +69,22 @@ enum How {
 impl Listener {
     /// A listener that is told by adding 1 to an eventfd.
     ///
-    /// The eventfd should be non-blocking when another process holds it too: a counter that a peer has filled up would
-    /// otherwise block whoever processes the EOI.
+    /// An eventfd that this process writes becomes non-blocking when the listener is subscribed (O_NONBLOCK of the open
+    /// file description, which all duplicates share): else a peer that fills the counter could stop the thread that
+    /// processes the EOI. Whoever reads such an eventfd waits with poll or epoll. An eventfd that the kernel signals
+    /// ([`into_fd`](Self::into_fd)) stays as it is.
     pub fn fd(eventfd: impl Into<OwnedFd>) -> Self {
         Self(How::Fd(File::from(eventfd.into())))
     }
 
     /// A listener that is told by calling `f` with the line's GSI, on the thread that processes the EOI and without any
-    /// lock held. It may assert and deassert sources of the line, and may drop its own guard. It must not wait for another
-    /// EOI of the same line.
+    /// lock held. `f` may assert and deassert sources of the line, and may drop its own guard and other guards. It must
+    /// not wait for another EOI of the same line.
     pub fn callback(f: impl Fn(Gsi) + Send + Sync + 'static) -> Self {
         Self(How::Callback(Box::new(f)))
     }
 
-    /// The eventfd, when the listener is one: a kernel that can signal it itself saves the way through this process.
+    /// The eventfd, for a notifier that has the kernel signal the eventfd.
     ///
     /// # Errors
     /// The listener, when it is a callback.
@@ -90,19 +95,35 @@ impl Listener {
         }
     }
 
-    /// Tells the listener. Only notifiers call this, and hold no lock that the listener could want.
-    ///
-    /// # Errors
-    /// That of the write, for an eventfd. A full counter is no error: that eventfd is signalled already.
-    pub fn notify(&self, gsi: Gsi) -> io::Result<()> {
+    fn is_callback(&self) -> bool {
+        matches!(self.0, How::Callback(_))
+    }
+
+    /// Makes the eventfd non-blocking, so that telling the listener blocks nobody.
+    fn prepare(&self, gsi: Gsi) -> Result<()> {
+        let How::Fd(file) = &self.0 else {
+            return Ok(());
+        };
+        // std sets O_NONBLOCK (by FIONBIO, which every file takes) on sockets only, so a duplicate passes for a socket.
+        let non_blocking = file.as_fd().try_clone_to_owned();
+        let non_blocking = non_blocking.and_then(|fd| UnixStream::from(fd).set_nonblocking(true));
+        non_blocking.map_err(|source| Error::Os {
+            operation: "ioctl(listener's eventfd, FIONBIO)",
+            gsi,
+            source,
+        })
+    }
+
+    /// Tells the listener. Returns whether it is an eventfd whose counter was full: it is signalled already.
+    fn tell(&self, gsi: Gsi) -> io::Result<bool> {
         match &self.0 {
             How::Callback(f) => f(gsi),
             How::Fd(file) => match (&*file).write(&1u64.to_ne_bytes()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 other => drop(other?),
             },
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -115,24 +136,27 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// Tells whoever asked that a line was sampled.
+/// Tells its listeners that the guest has ended the interrupt of a line.
 pub trait EoiNotifier: fmt::Debug + Send + Sync {
     /// Asks to be told of every EOI of `subject`, from now until the guard is dropped.
     ///
     /// # Errors
-    /// * [`Error::Busy`](crate::Error::Busy), EBUSY: a source that has its listener already.
-    /// * [`Error::NotFound`](crate::Error::NotFound), ENOENT: a source or a line that is not here.
-    /// * [`Error::Unsupported`](crate::Error::Unsupported): a listener of this kind cannot be told by this notifier.
-    /// * [`Error::Os`](crate::Error::Os): the system refused what it takes.
+    /// * [`Error::Busy`], EBUSY: a source that has its listener already.
+    /// * [`Error::NotFound`], ENOENT: a source or a line that is not here.
+    /// * [`Error::Unsupported`]: a listener of this kind cannot be told by this notifier.
+    /// * [`Error::Os`]: the system refused what the subscription takes.
     ///
-    /// Nothing is left behind by a refusal; the listener is dropped.
+    /// A refusal leaves nothing behind. The listener is dropped, without a lock of the notifier.
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard>;
 }
 
-/// Keeps a subscription. Dropping it ends the subscription: when the drop returns, a callback is not running on another
-/// thread and will not run again, and an eventfd is not signalled again. A callback may drop its own guard.
+/// Keeps a subscription. Dropping the guard ends the subscription: when the drop returns, a callback is not running on
+/// another thread and will not run again, and an eventfd is not signalled again.
 ///
-/// The guard may outlive the notifier and the source; it then guards nothing.
+/// A guard may be dropped inside a callback, also by the callback that it guards. Such a drop does not wait: calls that
+/// other threads are in may end after it, and no new call begins.
+///
+/// The guard may outlive the notifier and the source. The guard then guards nothing.
 #[must_use = "dropping the guard ends the subscription"]
 pub struct EoiGuard {
     subject: EoiScope,

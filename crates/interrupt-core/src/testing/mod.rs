@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::forward::{DeviceInterrupt, InterruptInfo};
+use crate::sync::{self, Mutex as StateLock, MutexGuard as StateGuard};
 use crate::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Listener, Listeners, Pin, Result,
-    SourceKey,
+    SourceKey, WiredOr,
 };
 
 /// The errno of a refusal that a test asked for: EIO.
@@ -56,6 +57,7 @@ impl Refusals {
 /// A [`Pin`] that records the levels it was given.
 #[derive(Debug, Default)]
 pub struct RecordingPin {
+    state: StateLock<WiredOr>,
     levels: Mutex<Vec<Level>>,
     refusals: Refusals,
 }
@@ -68,14 +70,28 @@ impl RecordingPin {
 
     /// Makes the next `calls` of [`Pin::drive`] fail with EIO.
     pub fn refuse_next(&self, calls: usize) {
-        self.refusals.set(calls);
+        self.refuse_after(0, calls);
+    }
+
+    /// As [`refuse_next`](Self::refuse_next), after `skip` calls that succeed.
+    pub fn refuse_after(&self, skip: usize, calls: usize) {
+        self.refusals.set_after(skip, calls);
     }
 }
 
 impl Pin for RecordingPin {
+    type State = WiredOr;
     type Outcome = Delivery;
 
-    fn drive(&self, level: Level) -> Result<Delivery> {
+    fn lock(&self) -> StateGuard<'_, WiredOr> {
+        sync::lock(&self.state)
+    }
+
+    fn wired_or<'a>(&self, state: &'a mut WiredOr) -> &'a mut WiredOr {
+        state
+    }
+
+    fn drive(&self, _: &mut WiredOr, level: Level) -> Result<Delivery> {
         self.refusals.check().map_err(|source| Error::Os {
             operation: "drive(recording pin)",
             gsi: Gsi(0),
@@ -204,7 +220,7 @@ impl ManualNotifier {
     /// # Errors
     /// As [`Listeners::notify`].
     pub fn eoi(&self, gsi: Gsi) -> Result<()> {
-        self.line(gsi).notify(gsi)
+        self.line(gsi).notify(gsi).map(drop)
     }
 
     fn line(&self, gsi: Gsi) -> Listeners {

@@ -49,9 +49,10 @@ impl Ioapic {
     }
 
     fn end(&self, line: &Line<IoapicPin>, vector: u8) {
-        self.resample(line);
         let hook = self.on_delayed_eoi.as_ref();
-        let delayed = line.pin().end(vector, hook.is_some());
+        let (after, told) = line.eoi_then(|pin| pin.step(|state| state.end(vector, hook.is_some())));
+        self.shared.counters.listener_errors.count_error(told);
+        let delayed = line.pin().ended(after);
         if let (true, Some(hook)) = (delayed, hook) {
             hook(EOI_DELAY);
         }

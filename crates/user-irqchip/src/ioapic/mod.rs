@@ -221,9 +221,13 @@ impl Ioapic {
     /// # Errors
     /// [`Error::NotFound`] when no pin has that GSI.
     pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<Arc<dyn LevelSource>> {
-        let source = self.line(gsi)?.source(label, lowered_by);
+        let line = self.line(gsi)?;
+        let source = line.source(label, lowered_by);
         Ok(if lowered_by == LoweredBy::Eoi && !self.edge_eois {
-            Arc::new(PulsingSource(source))
+            Arc::new(PulsingSource {
+                source,
+                line: Arc::clone(line),
+            })
         } else {
             Arc::new(source)
         })

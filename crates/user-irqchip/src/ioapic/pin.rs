@@ -2,10 +2,10 @@
 //! One pin: its entry, its state, and its message on the way to the output.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use interrupt_core::{Delivery, Gsi, Level, Msi, Pin, Result};
+use interrupt_core::{Delivery, Gsi, Level, Msi, Pin, Result, WiredOr};
 
 use super::pin_state::{AfterEoi, AfterWrite, Driven, Output, PinState, Sent};
 use super::saved::SavedPin;
@@ -19,14 +19,29 @@ pub(crate) struct IoapicPin {
     shared: Arc<Shared>,
     number: u8,
     gsi: Gsi,
-    /// A [`PinState`].
-    state: AtomicU64,
+    state: Mutex<Locked>,
     /// The entry's bits but for remote IRR, which is in `state`. Written under [`Shared::writes`].
     entry: AtomicU64,
     /// The message that the output knows, see [`pack`]. Written under [`Shared::writes`].
     message: AtomicU64,
     /// The mask that the output knows. Written under [`Shared::writes`].
     masked: AtomicBool,
+}
+
+/// The line's part of the state and the pin's, under one lock: to assert or to end an interrupt takes this lock once.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    or: WiredOr,
+    pin: PinState,
+}
+
+impl Locked {
+    /// Makes one step, and returns what the step leaves to be done.
+    pub(super) fn step<R>(&mut self, step: impl FnOnce(PinState) -> (PinState, R)) -> R {
+        let (next, result) = step(self.pin);
+        self.pin = next;
+        result
+    }
 }
 
 /// What a level that was driven leaves to be done.
@@ -52,7 +67,10 @@ impl IoapicPin {
             shared,
             number,
             gsi,
-            state: AtomicU64::new(PinState::RESET.bits()),
+            state: Mutex::new(Locked {
+                or: WiredOr::default(),
+                pin: PinState::RESET,
+            }),
             entry: AtomicU64::new(RedirectionEntry::RESET.bits()),
             message: AtomicU64::new(0),
             masked: AtomicBool::new(true),
@@ -60,28 +78,14 @@ impl IoapicPin {
     }
 
     fn state(&self) -> PinState {
-        PinState::from_bits(self.state.load(Ordering::Acquire))
+        self.lock().pin
     }
 
-    /// Makes one step, and returns what it leaves to be done.
-    fn step<R>(&self, step: impl Fn(PinState) -> (PinState, R)) -> R {
-        let mut before = self.state.load(Ordering::Acquire);
-        loop {
-            let (after, result) = step(PinState::from_bits(before));
-            if after.bits() == before {
-                return result;
-            }
-            let exchanged = self
-                .state
-                .compare_exchange_weak(before, after.bits(), Ordering::AcqRel, Ordering::Acquire);
-            match exchanged {
-                Ok(_) => return result,
-                Err(now) => before = now,
-            }
-        }
+    fn step<R>(&self, step: impl FnOnce(PinState) -> (PinState, R)) -> R {
+        self.lock().step(step)
     }
 
-    fn set(&self, step: impl Fn(PinState) -> PinState) {
+    fn set(&self, step: impl FnOnce(PinState) -> PinState) {
         self.step(|state| (step(state), ()));
     }
 
@@ -158,10 +162,9 @@ impl IoapicPin {
         told
     }
 
-    /// The guest has ended an interrupt with this vector, and the sources have been asked for their level. Returns whether a
-    /// delay begins.
-    pub(super) fn end(&self, vector: u8, delays: bool) -> bool {
-        match self.step(|state| state.end(vector, delays)) {
+    /// Does what an EOI has left to be done. Returns whether a delay begins.
+    pub(super) fn ended(&self, after: AfterEoi) -> bool {
+        match after {
             AfterEoi::Nothing => {}
             AfterEoi::Send(sent) => self.send_unasked(Some(sent)),
             AfterEoi::Program => self.program_moved(),
@@ -258,10 +261,19 @@ impl IoapicPin {
 }
 
 impl Pin for IoapicPin {
+    type State = Locked;
     type Outcome = Outcome;
 
-    fn drive(&self, level: Level) -> Result<Outcome> {
-        Ok(Outcome(self.step(|state| state.drive(level))))
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        lock(&self.state)
+    }
+
+    fn wired_or<'a>(&self, locked: &'a mut Locked) -> &'a mut WiredOr {
+        &mut locked.or
+    }
+
+    fn drive(&self, locked: &mut Locked, level: Level) -> Result<Outcome> {
+        Ok(Outcome(locked.step(|state| state.drive(level))))
     }
 
     fn deliver(&self, outcome: Outcome) -> Result<Delivery> {
@@ -274,7 +286,7 @@ impl Pin for IoapicPin {
 
 impl Pulse for IoapicPin {
     fn is_open_edge(&self) -> bool {
-        self.state().is_open_edge()
+        PinState::from_bits(self.entry.load(Ordering::Acquire)).is_open_edge()
     }
 }
 

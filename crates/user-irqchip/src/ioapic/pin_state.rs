@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The state that a pin's decisions follow from, and the decision to send an interrupt.
 //!
-//! Everything here is a function from one state to the next. The state is one word, so that [`IoapicPin`](super::pin) makes a
-//! decision by one atomic exchange, and takes no lock to assert and to end an interrupt.
+//! Everything here is a function from one state to the next. The state is one word.
 
 use std::fmt;
 
@@ -274,7 +273,7 @@ pub(super) struct Output {
 
 impl fmt::Debug for PinState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(bits) = self;
+        let bits = self.bits();
         write!(
             f,
             "{}, entry bits {:#07x}, state {:#x}",

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Pin, Result,
+    WiredOr,
 };
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -50,9 +51,11 @@ type Irqs = u16;
 
 /// The two chips and the wire between them.
 #[derive(Debug)]
-struct Pair {
+pub(crate) struct Pair {
     master: Chip,
     slave: Chip,
+    /// The lines' part of the state, by IRQ.
+    lines: [WiredOr; INPUTS as usize],
 }
 
 impl Pair {
@@ -133,11 +136,19 @@ pub(crate) struct Outcome {
 }
 
 impl Pin for PicPin {
+    type State = Pair;
     type Outcome = Outcome;
 
-    fn drive(&self, level: Level) -> Result<Outcome> {
+    fn lock(&self) -> MutexGuard<'_, Pair> {
+        self.shared.pair()
+    }
+
+    fn wired_or<'a>(&self, pair: &'a mut Pair) -> &'a mut WiredOr {
+        &mut pair.lines[usize::from(self.irq)]
+    }
+
+    fn drive(&self, pair: &mut Pair, level: Level) -> Result<Outcome> {
         let (role, input) = place(self.irq);
-        let mut pair = self.shared.pair();
         let driven = pair.chip(role).drive(input, level == Level::High);
         Ok(Outcome {
             delivery: match driven {
@@ -145,7 +156,7 @@ impl Pin for PicPin {
                 Driven::Masked => Delivery::Pending,
                 Driven::Nothing => Delivery::Coalesced,
             },
-            rises: self.shared.update(&mut pair),
+            rises: self.shared.update(pair),
         })
     }
 
@@ -192,6 +203,7 @@ impl Pic {
             pair: Mutex::new(Pair {
                 master: Chip::new(Role::Master),
                 slave: Chip::new(Role::Slave),
+                lines: Default::default(),
             }),
             intr: AtomicBool::new(false),
             stale: AtomicBool::new(false),

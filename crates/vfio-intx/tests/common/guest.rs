@@ -4,12 +4,12 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{
-    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey,
+    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey, WiredOr,
 };
 use vfio_intx::State;
 
@@ -136,17 +136,26 @@ impl Guest for SoftGuest {
 pub struct GuestPin(Mutex<PinState>);
 
 #[derive(Debug)]
-struct PinState {
+pub struct PinState {
+    or: WiredOr,
     level: Level,
     masked: bool,
     in_service: bool,
 }
 
 impl Pin for GuestPin {
+    type State = PinState;
     type Outcome = Delivery;
 
-    fn drive(&self, level: Level) -> Result<Delivery> {
-        let mut pin = self.0.lock().unwrap();
+    fn lock(&self) -> MutexGuard<'_, PinState> {
+        self.0.lock().unwrap()
+    }
+
+    fn wired_or<'a>(&self, pin: &'a mut PinState) -> &'a mut WiredOr {
+        &mut pin.or
+    }
+
+    fn drive(&self, pin: &mut PinState, level: Level) -> Result<Delivery> {
         pin.level = level;
         Ok(match level {
             Level::High if pin.masked || pin.in_service => Delivery::Pending,
@@ -171,6 +180,7 @@ pub struct TestLine {
 impl TestLine {
     pub fn new(gsi: u32) -> Self {
         let pin = GuestPin(Mutex::new(PinState {
+            or: WiredOr::default(),
             level: Level::Low,
             masked: false,
             in_service: false,

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a line's level follows from: the contributions of its sources.
+
+use std::fmt;
+// Not the model checker's: what is only counted, or written under the pin's lock, orders nothing.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::eoi::ListenerList;
+use crate::level::{Level, LoweredBy};
+use crate::source::SourceKey;
+
+/// The line's part of a [`Pin`](crate::Pin)'s state: which sources assert, and who is told of an EOI. Only the
+/// [`Line`](crate::Line) of the pin uses it.
+#[derive(Debug)]
+pub struct WiredOr {
+    /// How many sources assert, and stay until they lower the line themselves.
+    held: usize,
+    /// How many contributions the next EOI lowers: sources that have asserted since the last EOI, and a restored level.
+    until_eoi: usize,
+    /// Counts EOIs, from 1. A source that an EOI lowers asserts when its mark is the current epoch, so that an EOI lowers
+    /// any number of sources at once.
+    epoch: u64,
+    /// The level that the pin took last.
+    pub(crate) driven: Level,
+    sources: usize,
+    /// The line was high in a saved state, and not every source has stated its level since. One of `until_eoi`.
+    restored: bool,
+    /// How many sources have not stated their level since the restore. Counts while `restored` is set.
+    unstated: usize,
+    /// Counts restores.
+    restores: u64,
+    // See `LineCounts`. Counted where the lock is held anyway.
+    asserted: u64,
+    reasserted: u64,
+    idle_eois: u64,
+    full_eventfds: u64,
+    pub(crate) listeners: ListenerList,
+}
+
+/// What has happened on a line since it was made. Two snapshots and their difference say what happened in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LineCounts {
+    /// How often a source has begun to assert. Asserting an asserting source is not counted.
+    pub asserted: u64,
+    /// How many of these assertions were by a source that the EOI before had lowered, because its cause persisted or it
+    /// had another cause. And how often [`Line::reassert`](crate::Line::reassert) has driven the pin.
+    pub reasserted: u64,
+    /// How many EOIs there were.
+    pub eois: u64,
+    /// How many of these EOIs found the line low: EOIs of another pin with the same vector, of a masked pin, or after
+    /// the device had lowered its line.
+    pub idle_eois: u64,
+    /// How many notifications found the counter of the listener's eventfd full. Such an eventfd is signalled already.
+    pub full_eventfds: u64,
+}
+
+impl fmt::Display for LineCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            asserted,
+            reasserted,
+            eois,
+            idle_eois,
+            full_eventfds: _,
+        } = self;
+        write!(
+            f,
+            "asserted {asserted} times ({reasserted} reasserted), {eois} EOIs ({idle_eois} while low)"
+        )
+    }
+}
+
+/// The mark of an asserting source that the device lowers. The epoch never gets there.
+const HELD: u64 = u64::MAX;
+/// The mark of a source that does not assert.
+const LOW: u64 = 0;
+/// The epoch before the first EOI.
+const FIRST_EPOCH: u64 = 1;
+
+/// What the line knows of one source.
+#[derive(Debug)]
+pub(crate) struct Contribution {
+    pub(crate) key: SourceKey,
+    pub(crate) label: Box<str>,
+    lowered_by: LoweredBy,
+    // All three are written with the pin's lock held, which also orders them. They are written by store and not by a
+    // read-modify-write: a locked instruction costs as much as half of the lock.
+    /// [`LOW`], or [`WiredOr::asserting`] at the last assertion.
+    mark: AtomicU64,
+    /// The restore after which the source has stated its level last.
+    stated: AtomicU64,
+    /// How often the source has begun to assert.
+    asserted: AtomicU64,
+}
+
+impl Contribution {
+    pub(crate) fn new(key: SourceKey, label: Box<str>, lowered_by: LoweredBy) -> Self {
+        Self {
+            key,
+            label,
+            lowered_by,
+            mark: AtomicU64::new(LOW),
+            stated: AtomicU64::new(0),
+            asserted: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn asserted(&self) -> u64 {
+        self.asserted.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for WiredOr {
+    /// The state of a line that is low and has neither sources nor listeners.
+    fn default() -> Self {
+        Self {
+            held: 0,
+            until_eoi: 0,
+            epoch: FIRST_EPOCH,
+            driven: Level::Low,
+            sources: 0,
+            restored: false,
+            unstated: 0,
+            restores: 0,
+            asserted: 0,
+            reasserted: 0,
+            idle_eois: 0,
+            full_eventfds: 0,
+            listeners: ListenerList::default(),
+        }
+    }
+}
+
+impl WiredOr {
+    pub(crate) fn level(&self) -> Level {
+        if self.held + self.until_eoi > 0 {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+
+    pub(crate) fn level_of(&self, contribution: &Contribution) -> Level {
+        if contribution.mark.load(Ordering::Relaxed) == self.asserting(contribution) {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+
+    pub(crate) fn counts(&self) -> LineCounts {
+        LineCounts {
+            asserted: self.asserted,
+            reasserted: self.reasserted,
+            eois: self.epoch - FIRST_EPOCH,
+            idle_eois: self.idle_eois,
+            full_eventfds: self.full_eventfds,
+        }
+    }
+
+    /// The mark of this contribution while it asserts.
+    fn asserting(&self, contribution: &Contribution) -> u64 {
+        match contribution.lowered_by {
+            LoweredBy::Device => HELD,
+            LoweredBy::Eoi => self.epoch,
+        }
+    }
+
+    fn count_of(&mut self, contribution: &Contribution) -> &mut usize {
+        match contribution.lowered_by {
+            LoweredBy::Device => &mut self.held,
+            LoweredBy::Eoi => &mut self.until_eoi,
+        }
+    }
+
+    pub(crate) fn add_source(&mut self) {
+        self.sources += 1;
+        self.unstated += 1;
+    }
+
+    pub(crate) fn remove_source(&mut self, contribution: &Contribution) {
+        self.end(contribution);
+        self.sources -= 1;
+    }
+
+    /// Adds a contribution. Returns the mark before, or `None` if the pin has this contribution already.
+    pub(crate) fn begin(&mut self, contribution: &Contribution) -> Option<u64> {
+        let (before, mark) = (contribution.mark.load(Ordering::Relaxed), self.asserting(contribution));
+        if self.state(contribution) {
+            // The pin has this level from a saved state, and perhaps has not sent its interrupt.
+            self.driven = Level::Low;
+        } else if before == mark {
+            return None;
+        }
+        if before != mark {
+            contribution.mark.store(mark, Ordering::Relaxed);
+            *self.count_of(contribution) += 1;
+        }
+        Some(before)
+    }
+
+    /// Counts an assertion that the pin took, of a contribution whose mark was `before`.
+    pub(crate) fn count_assertion(&mut self, contribution: &Contribution, before: u64) {
+        self.asserted += 1;
+        self.reasserted += u64::from(before != LOW && before + 1 == self.epoch);
+        contribution
+            .asserted
+            .store(contribution.asserted() + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_reassertion(&mut self) {
+        self.reasserted += 1;
+    }
+
+    pub(crate) fn count_full(&mut self, eventfds: u64) {
+        self.full_eventfds += eventfds;
+    }
+
+    /// Ends a contribution, if the source asserts.
+    pub(crate) fn end(&mut self, contribution: &Contribution) {
+        self.state(contribution);
+        let asserts = self.level_of(contribution) == Level::High;
+        contribution.mark.store(LOW, Ordering::Relaxed);
+        if asserts {
+            *self.count_of(contribution) -= 1;
+        }
+    }
+
+    /// Lowers what an EOI lowers.
+    pub(crate) fn eoi(&mut self) {
+        self.idle_eois += u64::from(self.level() == Level::Low);
+        self.epoch += 1;
+        self.until_eoi = 0;
+        self.restored = false;
+    }
+
+    /// The pin has this level from a saved state. Returns whether a source asserts at this moment.
+    pub(crate) fn restore(&mut self, level: Level) -> bool {
+        self.until_eoi -= usize::from(self.restored);
+        let asserts = self.level() == Level::High;
+        self.driven = level;
+        self.restored = level == Level::High;
+        self.until_eoi += usize::from(self.restored);
+        self.unstated = self.sources;
+        self.restores += 1;
+        asserts
+    }
+
+    /// A source states its level. Returns whether this is its first statement since a restore that left the line high.
+    fn state(&mut self, contribution: &Contribution) -> bool {
+        if !self.restored || contribution.stated.load(Ordering::Relaxed) == self.restores {
+            return false;
+        }
+        contribution.stated.store(self.restores, Ordering::Relaxed);
+        self.unstated = self.unstated.saturating_sub(1);
+        if self.unstated == 0 {
+            self.restored = false;
+            self.until_eoi -= 1;
+        }
+        true
+    }
+}
