@@ -27,5 +27,6 @@ pub mod machine;
 pub mod need;
 pub mod process;
 pub mod program;
+pub mod progress;
 pub mod responder;
 pub mod rig;

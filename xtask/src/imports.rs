@@ -257,11 +257,14 @@ impl Package {
                 Some(TokenTree::Group(body)) => self.module(body.stream(), &place, file, &folder.join(&name))?,
                 _ => {
                     let files = [format!("{name}.rs"), format!("{name}/mod.rs")].map(|file| folder.join(file));
-                    let file = files.iter().find(|file| file.exists());
-                    self.read(
-                        file.with_context(|| format!("no file for {}", place.join("::")))?,
-                        &place,
-                    )?
+                    match files.iter().find(|file| file.exists()) {
+                        Some(file) => self.read(file, &place)?,
+                        None => {
+                            // Of another package, by `#[path]`: it imports nothing of this one.
+                            at += 3;
+                            continue;
+                        }
+                    }
                 }
             };
             self.modules[index].children.insert(name, child);

@@ -13,6 +13,7 @@ mod lab;
 mod packages;
 mod platforms;
 mod program;
+#[path = "../../testkit/src/progress.rs"]
 mod progress;
 mod tally;
 mod test;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How much time a program had, on a machine that has other work too.
+//! How much time a program had, on a machine that has other work too. `xtask` uses this file as well.
 //!
 //! A limit on wall-clock time is a limit on what else runs: with seven other programs on two CPUs everything takes four times as
 //! long. What counts here is a program's *own time*: wall-clock time without the time in which one of its threads was ready and
