@@ -395,7 +395,25 @@ fn row_146_each_field_of_each_reply_wrong() {
             _ => 8,
         };
         for field in 0..words {
-            for value in [0, 1, 2, 15, 16, 17, 19, 0x7fff_ffff, 0x8000_0000, 0xffff_fff0, u32::MAX] {
+            let refusal = REPLY | ERROR;
+            for value in [
+                0,
+                1,
+                2,
+                15,
+                16,
+                17,
+                19,
+                refusal,
+                0x7fff_ffff,
+                0x8000_0000,
+                0xffff_fff0,
+                u32::MAX,
+            ] {
+                // A header and nothing more: that is how a server refuses.
+                if (field, value, words) == (2, refusal, 4) {
+                    continue;
+                }
                 let changed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
                 let told = changed.clone();
                 let server = Server::new(move |n, _, mut reply| {
@@ -432,6 +450,28 @@ fn row_146_each_field_of_each_reply_wrong() {
         }
     }
     assert!(found > 200 && borne > 50, "{found} found, {borne} borne");
+}
+
+/// The ID alone is wrong: a reply to an earlier request, or to one that was never made.
+#[test]
+fn row_146_another_id_in_each_reply() {
+    for at in 0..REQUESTS {
+        for other in [1, 2, 0x8000, 0xffff] {
+            let server = Server::new(move |n, _, mut reply| {
+                if n == at {
+                    let first = word(&reply, 0);
+                    set_word(&mut reply, 0, first ^ other);
+                }
+                Answer::Send(reply)
+            });
+            assert_ended_at(
+                at,
+                Some(PROTOCOL),
+                &talk(&server, PATIENCE),
+                &format!("reply {at}, {other:#x}"),
+            );
+        }
+    }
 }
 
 /// What comes before any request was read, and without an end: zeroes, ones, and what a generator makes.
