@@ -180,6 +180,49 @@ fn a_pulse_goes_round_and_round() {
     round_trips(edu::Intx::Pulse);
 }
 
+/// The server has gone. What the VMM asks next says so, and INTx is disabled.
+#[test]
+fn on_a_gone_connection_mask_and_unmask_are_errors() {
+    type Ask = fn(&Intx) -> vfio_intx::Result<State>;
+    // Each with what is done while the server is there.
+    let asked: [(Ask, Ask); 5] = [
+        (Intx::mask, Intx::enable),
+        (Intx::unmask, Intx::mask),
+        (|intx| intx.set_disintx(true), Intx::enable),
+        (|intx| intx.set_disintx(false), |intx| intx.set_disintx(true)),
+        (Intx::enable, Intx::disable),
+    ];
+    for kind in [edu::Intx::Level, edu::Intx::Pulse] {
+        for (n, (ask, before)) in asked.into_iter().enumerate() {
+            let mut served = Served::new(kind);
+            let device = served.take();
+            let socket = device.as_fd().try_clone_to_owned().unwrap();
+            let (intx, mut relay) = Intx::new(Arc::new(device)).unwrap();
+            let intx = Arc::new(intx);
+            let connection = Connection::new(Arc::<Intx>::clone(&intx));
+            let line = Line::new(Gsi(11), RecordingPin::default());
+            let source = Arc::new(line.source("edu", LoweredBy::Eoi));
+            connection
+                .set_consumer(Some(Arc::new(GuestLine::relay(source, line.clone(), "a test"))))
+                .unwrap();
+            intx.enable().unwrap();
+            relay.wait(None).unwrap();
+            before(&intx).unwrap();
+            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
+
+            let error = ask(&intx).unwrap_err();
+            assert_eq!(error.errno(), Some(107), "{kind:?}, {n}: {error}");
+            assert_eq!(
+                intx.status().state,
+                State::Disabled,
+                "{kind:?}, {n}: {:?}",
+                intx.status()
+            );
+            drop((connection, intx));
+        }
+    }
+}
+
 #[test]
 fn an_unmask_eventfd_unmasks_at_the_server() {
     let mut served = Served::new(edu::Intx::Level);
