@@ -270,13 +270,13 @@ fn heap_of_a_chip() -> Result<(f64, f64)> {
 }
 
 /// A split irqchip with so many lines: an irqfd each, on its own GSI.
-fn kvm_lines(kvm: &Kvm, count: u64) -> Result<(KvmInterrupts, Vec<kvm_irqfd::SplitSource>)> {
+fn kvm_lines(kvm: &Kvm, count: u64) -> Result<(KvmInterrupts, Vec<Arc<dyn LevelSource>>)> {
     let vm = Arc::new(kvm.create_vm()?);
     enable_split_irqchip(&vm, count as u32)?;
     let interrupts = KvmInterrupts::with_split_pins(vm, count as u32)?;
     let mut sources = Vec::with_capacity(count as usize);
     for gsi in 0..count {
-        sources.push(interrupts.split_source(Gsi(gsi as u32), "device", None)?);
+        sources.push(interrupts.split_source(Gsi(gsi as u32), "device")?);
     }
     Ok((interrupts, sources))
 }

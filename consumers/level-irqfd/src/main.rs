@@ -7,7 +7,7 @@
 
 use std::ops::ControlFlow::{Break, Continue};
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener};
+use interrupt_core::{EoiNotifier, Gsi, Listener};
 use kvm_irqfd::{KvmInterrupts, eventfd};
 use small_vmm::{AFTER_EOI, Error, Exit, IN_HANDLER, READY, SmallVmm, skip_without_kvm};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode, Stdio};
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener};
+use interrupt_core::{EoiNotifier, Gsi, Listener};
 use kvm_irqfd::{KvmInterrupts, eventfd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::net::{

@@ -9,16 +9,27 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener};
-use kvm_irqfd::{KvmInterrupts, LevelTrigger};
+use interrupt_core::{Gsi, LevelInterrupt};
+use kvm_irqfd::KvmInterrupts;
 use small_vmm::{AFTER_EOI, Error, Exit, IN_HANDLER, READY, SmallVmm, inb, skip_without_kvm};
-use vm_superio::Serial;
+use vm_superio::{Serial, Trigger};
 
 const IRQ: u8 = 4;
 const COM1: u16 = 0x3f8;
 const LAST: u16 = COM1 + 7;
 const RECEIVED_DATA: u8 = 1;
 const TEXT: &[u8] = b"three";
+
+/// The port's interrupt, which the port only ever raises.
+struct Line(Arc<LevelInterrupt>);
+
+impl Trigger for Line {
+    type E = interrupt_core::Error;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.set_level(true)
+    }
+}
 
 fn main() -> Result<(), Error> {
     if skip_without_kvm("superio-serial") {
@@ -30,18 +41,15 @@ fn main() -> Result<(), Error> {
     vmm.serve_level_irq(IRQ, &read_one)?;
 
     let interrupts = KvmInterrupts::new(vmm.vm().clone())?;
-    let line = Arc::new(interrupts.resample_source(Gsi(IRQ.into()), "serial")?);
-    let serial = Arc::new(Mutex::new(Serial::new(LevelTrigger::from(line.clone()), Vec::new())));
-    let (device, again) = (serial.clone(), line.clone());
-    let _guard = interrupts.subscribe(
-        line.key().into(),
-        Listener::callback(move |_| {
-            let state = device.lock().unwrap().state();
-            if !state.in_buffer.is_empty() && state.interrupt_enable & RECEIVED_DATA != 0 {
-                again.assert().unwrap();
-            }
-        }),
-    )?;
+    let source = interrupts.resample_source(Gsi(IRQ.into()), "serial")?;
+    let line = Arc::new(LevelInterrupt::new(source, &interrupts)?);
+    let serial = Mutex::new(Serial::new(Line(line.clone()), Vec::new()));
+    // The port says when there is a cause; when the cause ends follows from its registers.
+    let settle = |serial: &Serial<Line, _, Vec<u8>>| {
+        let state = serial.state();
+        let cause = !state.in_buffer.is_empty() && state.interrupt_enable & RECEIVED_DATA != 0;
+        line.set_level(cause).unwrap();
+    };
 
     let mut handlers = 0;
     vmm.run(|exit| {
@@ -58,9 +66,15 @@ fn main() -> Result<(), Error> {
                     return Break(());
                 }
             }
-            Exit::PioRead(port @ COM1..=LAST, data) => data[0] = serial.lock().unwrap().read((port - COM1) as u8),
+            Exit::PioRead(port @ COM1..=LAST, data) => {
+                let mut serial = serial.lock().unwrap();
+                data[0] = serial.read((port - COM1) as u8);
+                settle(&serial);
+            }
             Exit::PioWrite(port @ COM1..=LAST, data) => {
-                serial.lock().unwrap().write((port - COM1) as u8, data[0]).unwrap();
+                let mut serial = serial.lock().unwrap();
+                serial.write((port - COM1) as u8, data[0]).unwrap();
+                settle(&serial);
             }
             other => panic!("{other:?}"),
         }

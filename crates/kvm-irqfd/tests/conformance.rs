@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener};
-use kvm_irqfd::{EdgeIrqfd, IrqLineSource, KvmInterrupts, ResampleSource};
+use kvm_irqfd::{EdgeIrqfd, KvmInterrupts};
 use testkit::conformance::{Row, add_rows, ioapic, pic};
 use testkit::harness::Suite;
 use testkit::kernel_rig::{KernelPicRig, KernelRig};
@@ -57,7 +57,7 @@ struct LibraryRig {
     guest: KernelRig,
     interrupts: KvmInterrupts,
     lines: Vec<Weak<dyn Settle>>,
-    plain: HashMap<u32, IrqLineSource>,
+    plain: HashMap<u32, Arc<dyn LevelSource>>,
 }
 
 impl LibraryRig {
@@ -83,7 +83,7 @@ impl LibraryRig {
         let source = self.interrupts.resample_source(Gsi(gsi), "device").unwrap();
         let eoi = eventfd();
         let state = Mutex::new(Bound {
-            guard: Some(subscribe(&self.interrupts, &source, &eoi)),
+            guard: Some(subscribe(&self.interrupts, &*source, &eoi)),
             unsettled: false,
         });
         let interrupts = self.interrupts.clone();
@@ -96,7 +96,7 @@ impl LibraryRig {
     }
 }
 
-fn subscribe(interrupts: &KvmInterrupts, source: &ResampleSource, eoi: &std::os::fd::OwnedFd) -> EoiGuard {
+fn subscribe(interrupts: &KvmInterrupts, source: &dyn LevelSource, eoi: &std::os::fd::OwnedFd) -> EoiGuard {
     let listener = Listener::fd(eoi.try_clone().unwrap());
     interrupts.subscribe(source.key().into(), listener).unwrap()
 }
@@ -190,7 +190,7 @@ struct Bound {
 struct Level {
     // The guard goes before the source.
     state: Mutex<Bound>,
-    source: ResampleSource,
+    source: Arc<dyn LevelSource>,
     eoi: std::os::fd::OwnedFd,
     interrupts: KvmInterrupts,
 }
@@ -206,7 +206,7 @@ impl Settle for Level {
         let mut state = self.state();
         if std::mem::take(&mut state.unsettled) {
             state.guard = None;
-            state.guard = Some(subscribe(&self.interrupts, &self.source, &self.eoi));
+            state.guard = Some(subscribe(&self.interrupts, &*self.source, &self.eoi));
         }
     }
 }

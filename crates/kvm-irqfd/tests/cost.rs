@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use interrupt_core::{EoiNotifier, Gsi, LevelSource, Listener};
+use interrupt_core::{EoiNotifier, Gsi, Listener};
 use kvm_irqfd::{KvmInterrupts, WaitMode, Waiter};
 use rustix::event::{EventfdFlags, eventfd};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};

@@ -61,7 +61,7 @@ fn at_step(step: &'static str) -> impl Fn(errno::Error) -> BuildError {
 pub struct MachineBuilder {
     irqchip: Irqchip,
     memory: usize,
-    caps: Vec<(u32, u64)>,
+    prepare: fn(&VmFd),
 }
 
 impl MachineBuilder {
@@ -77,9 +77,9 @@ impl MachineBuilder {
         self
     }
 
-    /// Enables a VM capability with this first argument, after the irqchip exists and before the vCPU does.
-    pub fn cap(mut self, cap: u32, argument: u64) -> Self {
-        self.caps.push((cap, argument));
+    /// Has `prepare` change the VM when it has its irqchip and no vCPU yet.
+    pub fn prepare(mut self, prepare: fn(&VmFd)) -> Self {
+        self.prepare = prepare;
         self
     }
 
@@ -97,9 +97,7 @@ impl MachineBuilder {
             }
             Irqchip::User => {}
         }
-        for (cap, argument) in self.caps {
-            enable_cap(&vm, cap, argument).map_err(at_step("KVM_ENABLE_CAP"))?;
-        }
+        (self.prepare)(&vm);
 
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), self.memory)])?;
         for (slot, region) in memory.iter().enumerate() {
@@ -244,7 +242,7 @@ impl Machine {
         MachineBuilder {
             irqchip: Irqchip::Kernel,
             memory: 1 << 20,
-            caps: Vec::new(),
+            prepare: |_| {},
         }
     }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use interrupt_core::{Delivery, Gsi, LevelSource as _};
+use interrupt_core::{Delivery, Gsi};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
 };
@@ -174,7 +174,7 @@ fn irq_line_status(kvm: &Kvm) -> Trial {
 fn gsi_routing(kvm: &Kvm) -> Trial {
     let interrupts = KvmInterrupts::new(Arc::new(full(kvm)?))?;
     let mut routing = interrupts.routing();
-    let room = MAX_ROUTES - routing.routes().len();
+    let room = MAX_ROUTES - interrupts.routes().len();
     for gsi in (24..).take(room) {
         let message = Route::Msi {
             address: 0xfee0_0000,

@@ -80,9 +80,9 @@ impl Controllers {
     /// The controller's, or [`Error::Impossible`] for a source that these controllers do not have.
     pub fn source(&self, source: Source, gsi: Gsi, label: String) -> Result<Arc<dyn LevelSource>> {
         Ok(match (self, source) {
-            (Self::Kernel(interrupts), Source::Resample) => Arc::new(interrupts.resample_source(gsi, label)?),
-            (Self::Kernel(interrupts), Source::Line) => Arc::new(interrupts.irq_line_source(gsi, label)?),
-            (Self::Split { interrupts, .. }, Source::Irqfd) => Arc::new(interrupts.split_source(gsi, label, None)?),
+            (Self::Kernel(interrupts), Source::Resample) => interrupts.resample_source(gsi, label)?,
+            (Self::Kernel(interrupts), Source::Line) => interrupts.irq_line_source(gsi, label)?,
+            (Self::Split { interrupts, .. }, Source::Irqfd) => interrupts.split_source(gsi, label)?,
             (Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. }, Source::Pin) => {
                 ioapic.source(gsi, label, LoweredBy::Eoi)?
             }

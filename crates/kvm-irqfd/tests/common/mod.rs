@@ -6,6 +6,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vmm_sys_util::eventfd::EventFd;
 
 /// A non-blocking eventfd with nothing pending.
 pub fn eventfd() -> OwnedFd {
@@ -20,4 +22,19 @@ pub fn taken(eventfd: impl AsFd) -> u64 {
         Err(rustix::io::Errno::AGAIN) => 0,
         Err(error) => panic!("read(eventfd): {error}"),
     }
+}
+
+/// An eventfd as vmm-sys-util has it.
+pub fn vmm_eventfd(fd: OwnedFd) -> EventFd {
+    kvm_irqfd::eventfd::from_owned(fd)
+}
+
+/// Runs `body` while this process may have no fd with a number of `limit` or above. Not for two tests at a time.
+pub fn limit_fds<T>(limit: u64, body: impl FnOnce() -> T) -> T {
+    let before = getrlimit(Resource::Nofile);
+    let current = Some(limit);
+    setrlimit(Resource::Nofile, Rlimit { current, ..before }).unwrap();
+    let result = body();
+    setrlimit(Resource::Nofile, before).unwrap();
+    result
 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use interrupt_core::forward::{GuestLine, Path};
-use interrupt_core::{EoiNotifier, Gsi};
+use interrupt_core::{EoiNotifier, Gsi, LevelSource};
 use kvm_ioctls::VmFd;
-use kvm_irqfd::{KvmInterrupts, ResampleSource};
+use kvm_irqfd::KvmInterrupts;
 use testkit::machine::Machine;
 use testkit::rig::{LEVEL, MASKED};
 use vfio_intx::State;
@@ -17,7 +17,7 @@ use super::guest::{Guest, LINES, LineId};
 
 pub struct KvmGuest {
     // The sources go before the VM that they are bound to.
-    sources: [Arc<ResampleSource>; 2],
+    sources: [Arc<dyn LevelSource>; 2],
     interrupts: KvmInterrupts,
     machine: Machine,
 }
@@ -43,7 +43,7 @@ impl KvmGuest {
         keep_kvm_on();
         let machine = Machine::full();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
-        let source = |line| Arc::new(interrupts.resample_source(Gsi(gsi(line)), "device").unwrap());
+        let source = |line| interrupts.resample_source(Gsi(gsi(line)), "device").unwrap();
         let mut guest = Self {
             sources: LINES.map(source),
             interrupts,
@@ -55,7 +55,7 @@ impl KvmGuest {
         guest
     }
 
-    fn leading_to(&self, source: Arc<ResampleSource>, state: State) -> GuestLine {
+    fn leading_to(&self, source: Arc<dyn LevelSource>, state: State) -> GuestLine {
         let notifier: Arc<dyn EoiNotifier> = Arc::new(self.interrupts.clone());
         match state {
             State::Carried(Path::KernelLoop) => GuestLine::kernel(source, notifier),
@@ -75,7 +75,7 @@ impl Guest for KvmGuest {
 
     fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
         let source = self.interrupts.resample_source(Gsi(gsi(line)), "sharer").unwrap();
-        self.leading_to(Arc::new(source), state)
+        self.leading_to(source, state)
     }
 
     fn is_high(&self, line: LineId) -> bool {

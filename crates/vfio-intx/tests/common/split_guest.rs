@@ -34,9 +34,7 @@ impl SplitGuest {
         let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
         let ioapic = Arc::new(Ioapic::builder().build(Arc::new(interrupts.clone())).unwrap());
-        let irqfd = |line| -> Arc<dyn LevelSource> {
-            Arc::new(interrupts.split_source(Gsi(gsi(line)), "irqfd", None).unwrap())
-        };
+        let irqfd = |line| -> Arc<dyn LevelSource> { interrupts.split_source(Gsi(gsi(line)), "irqfd").unwrap() };
         let pin = |line| -> Arc<dyn LevelSource> { ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap() };
         let mut guest = Self {
             irqfds: LINES.map(irqfd),
@@ -82,8 +80,8 @@ impl Guest for SplitGuest {
         let gsi = Gsi(gsi(line));
         match state {
             State::Carried(Path::SplitKick) => {
-                let irqfd = self.interrupts.split_source(gsi, "sharer", None).unwrap();
-                GuestLine::split(Arc::new(irqfd), self.ioapic.clone())
+                let irqfd = self.interrupts.split_source(gsi, "sharer").unwrap();
+                GuestLine::split(irqfd, self.ioapic.clone())
             }
             _ => {
                 let pin = self.ioapic.source(gsi, "sharer", LoweredBy::Eoi).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use crate::KvmInterrupts;
+use crate::interrupts::KvmInterrupts;
 
 /// Calls [`KvmInterrupts::dispatch`] whenever there is an EOI that is this process's to serve: `manager.add_subscriber(..)` with a
 /// clone. Callbacks are called on the event-manager's thread, and must not wait for it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 
-use crate::event::take;
+use crate::kernel::eventfd::take;
 
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

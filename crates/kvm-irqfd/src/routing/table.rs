@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
-use interrupt_core::Gsi;
+use interrupt_core::{Gsi, Irqchip};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry,
 };
 #[cfg(target_arch = "x86_64")]
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
 
-use crate::{Error, Irqchip, Result};
+use crate::error::{Error, Reason, Result};
 
 /// A controller in the kernel that has pins.
 #[cfg(target_arch = "x86_64")]
@@ -111,11 +112,11 @@ pub enum Route {
 /// The largest number of entries, and one more than the largest GSI, that KVM takes (KVM_MAX_IRQ_ROUTES).
 pub const MAX_ROUTES: usize = 4096;
 
-/// A whole routing table. It is legal at all times: an illegal change is refused and changes nothing.
+/// A whole routing table, in the order in which KVM is given it: by GSI. KVM tells the EOI of a pin to the GSI that was
+/// listed last for the pin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    // Ordered by GSI, because KVM tells the EOI of a pin to the GSI that was listed last for it.
-    table: BTreeMap<Gsi, Vec<Route>>,
+    entries: Vec<(Gsi, Route)>,
 }
 
 impl Routes {
@@ -123,75 +124,101 @@ impl Routes {
     /// IOAPIC alone. A split irqchip begins with an empty table.
     #[cfg(target_arch = "x86_64")]
     pub fn initial(irqchip: Irqchip) -> Self {
-        let mut table = BTreeMap::new();
-        if irqchip == Irqchip::Full {
-            for gsi in 0..Chip::Ioapic.pins() {
-                let mut routes = Vec::new();
-                match gsi {
-                    0..8 => routes.push(Route::Pin {
-                        chip: Chip::PicMaster,
-                        pin: gsi,
-                    }),
-                    8..16 => routes.push(Route::Pin {
-                        chip: Chip::PicSlave,
-                        pin: gsi - 8,
-                    }),
-                    _ => {}
-                }
-                routes.push(Route::Pin {
-                    chip: Chip::Ioapic,
-                    pin: gsi,
-                });
-                table.insert(Gsi(gsi), routes);
+        let mut entries = Vec::new();
+        let gsis = if irqchip == Irqchip::Kernel {
+            0..Chip::Ioapic.pins()
+        } else {
+            0..0
+        };
+        for pin in gsis {
+            let pic = match pin {
+                0..8 => Some((Chip::PicMaster, pin)),
+                8..16 => Some((Chip::PicSlave, pin - 8)),
+                _ => None,
+            };
+            for (chip, at) in pic.into_iter().chain([(Chip::Ioapic, pin)]) {
+                entries.push((Gsi(pin), Route::Pin { chip, pin: at }));
             }
         }
-        Self { table }
+        Self { entries }
     }
 
     /// The table that KVM sets up when the vGIC is initialised: GSI n leads to SPI n, interrupt ID 32+n.
     #[cfg(target_arch = "aarch64")]
     pub fn initial(irqchip: Irqchip) -> Self {
-        Self::of_gic(if irqchip == Irqchip::Full { GIC_SPIS } else { 0 })
+        Self::of_gic(if irqchip == Irqchip::Kernel { GIC_SPIS } else { 0 })
     }
 
     /// The same for a vGIC with another number of SPIs.
     #[cfg(target_arch = "aarch64")]
     pub(crate) fn of_gic(spis: u32) -> Self {
-        let route = |pin| (Gsi(pin), vec![Route::Pin { chip: Chip::Gic, pin }]);
+        let route = |pin| (Gsi(pin), Route::Pin { chip: Chip::Gic, pin });
         Self {
-            table: (0..spis.min(Chip::Gic.pins())).map(route).collect(),
+            entries: (0..spis.min(Chip::Gic.pins())).map(route).collect(),
         }
     }
 
     /// Where `gsi` leads; empty when nowhere.
-    pub fn get(&self, gsi: Gsi) -> &[Route] {
-        self.table.get(&gsi).map_or(&[], Vec::as_slice)
+    pub fn get(&self, gsi: Gsi) -> Vec<Route> {
+        self.of(gsi).map(|(_, route)| *route).collect()
     }
 
     /// The number of entries.
     pub fn len(&self) -> usize {
-        self.table.values().map(Vec::len).sum()
+        self.entries.len()
     }
 
     /// Whether no GSI leads anywhere.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.entries.is_empty()
     }
 
-    /// All GSIs that lead somewhere, in order, with their routes.
-    pub fn iter(&self) -> impl Iterator<Item = (Gsi, &[Route])> {
-        self.table.iter().map(|(&gsi, routes)| (gsi, routes.as_slice()))
+    /// All entries, by GSI.
+    pub fn iter(&self) -> impl Iterator<Item = (Gsi, Route)> {
+        self.entries.iter().copied()
     }
 
-    /// Replaces the routes of `gsi`; none takes the GSI out of the table.
-    pub(crate) fn set(&mut self, irqchip: Irqchip, gsi: Gsi, routes: &[Route]) -> Result<()> {
-        let refuse = |reason| Err(Error::Route { gsi, reason });
+    fn range(&self, gsi: Gsi) -> Range<usize> {
+        let below = |bound: Gsi| self.entries.partition_point(|(other, _)| *other < bound);
+        // A GSI in the table is below 4096.
+        below(gsi)..below(Gsi(gsi.0.saturating_add(1)))
+    }
+
+    fn of(&self, gsi: Gsi) -> impl Iterator<Item = &(Gsi, Route)> {
+        self.entries[self.range(gsi)].iter()
+    }
+
+    pub(crate) fn is_unrouted(&self, gsi: Gsi) -> bool {
+        self.range(gsi).is_empty()
+    }
+
+    pub(crate) fn leads_to_msi(&self, gsi: Gsi) -> bool {
+        self.of(gsi).any(|(_, route)| matches!(route, Route::Msi { .. }))
+    }
+
+    /// The pins that a GSI leads to.
+    pub(crate) fn pins(&self, gsi: Gsi) -> impl Iterator<Item = (Chip, u32)> {
+        self.of(gsi).filter_map(|(_, route)| match *route {
+            Route::Pin { chip, pin } => Some((chip, pin)),
+            Route::Msi { .. } => None,
+        })
+    }
+
+    /// The GSIs that lead to a pin, the last listed first: KVM tells the pin's EOIs to that one.
+    pub(crate) fn all_to(&self, chip: Chip, pin: u32) -> impl Iterator<Item = Gsi> {
+        let there = move |(_, route): &&(Gsi, Route)| *route == Route::Pin { chip, pin };
+        self.entries.iter().rev().filter(there).map(|(gsi, _)| *gsi)
+    }
+
+    /// Whether `routes` can be the routes of `gsi`, whatever else is in the table.
+    pub(crate) fn check(irqchip: Irqchip, gsi: Gsi, routes: &[Route]) -> Result<()> {
+        let refuse = |reason| Err(Error::new("KVM_SET_GSI_ROUTING", gsi, Reason::Route(reason)));
         if gsi.0 as usize >= MAX_ROUTES {
             return refuse("KVM takes GSIs below 4096");
         }
         for (n, route) in routes.iter().enumerate() {
             match route {
-                Route::Pin { .. } if irqchip != Irqchip::Full => {
+                Route::Pin { .. } if irqchip != Irqchip::Kernel => {
                     return refuse("this irqchip has no pins in the kernel");
                 }
                 Route::Pin { chip, pin } if *pin >= chip.pins() => return refuse("the controller has no such pin"),
@@ -205,49 +232,48 @@ impl Routes {
                 Route::Msi { .. } => {}
             }
         }
-        let entries = self.len() - self.get(gsi).len() + routes.len();
-        if entries > MAX_ROUTES {
-            return Err(Error::TableFull { gsi, entries });
-        }
-        if routes.is_empty() {
-            self.table.remove(&gsi);
-        } else {
-            self.table.insert(gsi, routes.to_vec());
-        }
         Ok(())
     }
 
-    /// Whether an EOI of `gsi` is reported to a resample irqfd on it.
-    pub(crate) fn check_resample(&self, operation: &'static str, gsi: Gsi) -> Result<()> {
-        let routes = self.get(gsi);
-        if routes.is_empty() {
-            return Err(Error::UnknownGsi { operation, gsi });
+    /// Replaces the routes of some GSIs; none takes the GSI out of the table. Returns those that were there before.
+    ///
+    /// Routes in the place of as many others are written there: a table of thousands is not copied for that.
+    pub(crate) fn replace(&mut self, changes: Changes) -> Result<Changes> {
+        let mut before = Changes::new();
+        let (mut entries, mut last) = (self.len(), Gsi(0));
+        for (&gsi, routes) in &changes {
+            let old = self.get(gsi);
+            entries = entries + routes.len() - old.len();
+            last = gsi;
+            before.insert(gsi, old);
         }
-        for route in routes {
-            let Route::Pin { chip, pin } = *route else {
-                return Err(Error::MsiRoute { operation, gsi });
-            };
-            let last = self.table.iter().rev().find(|(_, routes)| routes.contains(route));
-            match last {
-                Some((&by, _)) if by != gsi => return Err(Error::ShadowedPin { gsi, chip, pin, by }),
-                _ => {}
-            }
+        if entries > MAX_ROUTES {
+            return Err(Error::new("KVM_SET_GSI_ROUTING", last, Reason::TableFull { entries }));
         }
-        Ok(())
+        for (gsi, routes) in changes {
+            let range = self.range(gsi);
+            self.entries.splice(range, routes.into_iter().map(|route| (gsi, route)));
+        }
+        Ok(before)
     }
 
     /// The table as KVM_SET_GSI_ROUTING takes it.
     pub(crate) fn to_kvm(&self) -> Result<KvmIrqRouting> {
-        let entries: Vec<kvm_irq_routing_entry> = self
-            .iter()
-            .flat_map(|(gsi, routes)| routes.iter().map(move |route| entry(gsi, route)))
-            .collect();
-        KvmIrqRouting::from_entries(&entries).map_err(|_| Error::TableFull {
-            gsi: Gsi(0),
-            entries: entries.len(),
-        })
+        let full = |_| Error {
+            operation: "KVM_SET_GSI_ROUTING",
+            gsi: None,
+            reason: Reason::TableFull { entries: self.len() },
+        };
+        let mut table = KvmIrqRouting::new(self.len()).map_err(full)?;
+        for (kvm, (gsi, route)) in table.as_mut_slice().iter_mut().zip(&self.entries) {
+            *kvm = entry(*gsi, route);
+        }
+        Ok(table)
     }
 }
+
+/// New routes, by GSI.
+pub(crate) type Changes = BTreeMap<Gsi, Vec<Route>>;
 
 fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
@@ -292,7 +318,11 @@ mod tests {
     }
 
     fn full() -> Routes {
-        Routes::initial(Irqchip::Full)
+        Routes::initial(Irqchip::Kernel)
+    }
+
+    fn set(routes: &mut Routes, gsi: u32, wanted: &[Route]) -> Result<Changes> {
+        routes.replace(Changes::from([(Gsi(gsi), wanted.to_vec())]))
     }
 
     #[test]
@@ -301,48 +331,39 @@ mod tests {
         let counts: Vec<_> = (0..24).map(|gsi| routes.get(Gsi(gsi)).len()).collect();
         assert_eq!(counts[..16], [2; 16]);
         assert_eq!(counts[16..], [1; 8]);
-        assert_eq!(
-            routes.get(Gsi(9))[0],
-            Route::Pin {
-                chip: Chip::PicSlave,
-                pin: 1
-            }
-        );
+        let slave = Route::Pin {
+            chip: Chip::PicSlave,
+            pin: 1,
+        };
+        assert_eq!(routes.get(Gsi(9)), [slave, ioapic(9)]);
         assert!(Routes::initial(Irqchip::Split).is_empty());
     }
 
     #[test]
     fn row_71_what_kvm_refuses_is_refused_here() {
-        let mut routes = full();
-        let before = routes.clone();
+        let slave = Route::Pin {
+            chip: Chip::PicSlave,
+            pin: 8,
+        };
         for (irqchip, gsi, wanted) in [
-            (Irqchip::Full, 4096, vec![MSI]),
-            (Irqchip::Full, 30, vec![ioapic(3), ioapic(4)]),
-            (Irqchip::Full, 30, vec![ioapic(3), MSI]),
-            (Irqchip::Full, 30, vec![MSI, MSI]),
-            (Irqchip::Full, 30, vec![ioapic(24)]),
-            (
-                Irqchip::Full,
-                30,
-                vec![Route::Pin {
-                    chip: Chip::PicSlave,
-                    pin: 8,
-                }],
-            ),
+            (Irqchip::Kernel, 4096, vec![MSI]),
+            (Irqchip::Kernel, 30, vec![ioapic(3), ioapic(4)]),
+            (Irqchip::Kernel, 30, vec![ioapic(3), MSI]),
+            (Irqchip::Kernel, 30, vec![MSI, MSI]),
+            (Irqchip::Kernel, 30, vec![ioapic(24)]),
+            (Irqchip::Kernel, 30, vec![slave]),
             (Irqchip::Split, 30, vec![ioapic(3)]),
         ] {
-            let error = routes.set(irqchip, Gsi(gsi), &wanted).unwrap_err();
+            let error = Routes::check(irqchip, Gsi(gsi), &wanted).unwrap_err();
             assert_eq!(error.errno(), Some(22), "{error}");
         }
-        assert_eq!(routes, before);
     }
 
     #[test]
     fn the_table_holds_4096_entries_and_no_more() {
         let mut routes = Routes::default();
-        for gsi in 0..4096 {
-            routes.set(Irqchip::Full, Gsi(gsi), &[MSI]).unwrap();
-        }
+        let all = (0..4096).map(|gsi| (Gsi(gsi), vec![MSI])).collect();
+        routes.replace(all).unwrap();
         assert_eq!(routes.to_kvm().unwrap().as_slice().len(), 4096);
         let both = [
             Route::Pin {
@@ -351,42 +372,32 @@ mod tests {
             },
             ioapic(1),
         ];
-        assert_eq!(routes.set(Irqchip::Full, Gsi(1), &both).unwrap_err().errno(), Some(28));
-        routes.set(Irqchip::Full, Gsi(1), &[MSI]).unwrap();
+        let before = routes.clone();
+        assert_eq!(set(&mut routes, 1, &both).unwrap_err().errno(), Some(28));
+        assert_eq!(routes, before);
+        set(&mut routes, 1, &[MSI]).unwrap();
     }
 
     #[test]
-    fn row_69_only_the_last_gsi_of_a_pin_reports_an_eoi() {
-        let mut routes = full();
-        routes.set(Irqchip::Full, Gsi(40), &[ioapic(20)]).unwrap();
-        let error = routes.check_resample("test", Gsi(20)).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::ShadowedPin {
-                    by: Gsi(40),
-                    pin: 20,
-                    ..
-                }
-            ),
-            "{error}"
+    fn a_change_can_be_taken_back() {
+        let before = full();
+        let mut routes = before.clone();
+        let changes = Changes::from([(Gsi(3), vec![]), (Gsi(16), vec![MSI]), (Gsi(40), vec![ioapic(3)])]);
+        let back = routes.replace(changes).unwrap();
+        assert_eq!(
+            (routes.get(Gsi(3)), routes.get(Gsi(16)), routes.get(Gsi(40))),
+            (vec![], vec![MSI], vec![ioapic(3)])
         );
-        routes.check_resample("test", Gsi(40)).unwrap();
+        assert!(routes.iter().map(|(gsi, _)| gsi).is_sorted());
+        routes.replace(back).unwrap();
+        assert_eq!(routes, before);
     }
 
     #[test]
-    fn row_70_an_msi_has_no_eoi_and_row_13_no_route_no_line() {
+    fn row_69_the_last_gsi_of_a_pin_is_the_one_that_kvm_tells() {
         let mut routes = full();
-        routes.set(Irqchip::Full, Gsi(40), &[MSI]).unwrap();
-        assert!(matches!(
-            routes.check_resample("test", Gsi(40)),
-            Err(Error::MsiRoute { .. })
-        ));
-        for gsi in [24, 5000, u32::MAX] {
-            assert!(matches!(
-                routes.check_resample("test", Gsi(gsi)),
-                Err(Error::UnknownGsi { .. })
-            ));
-        }
+        set(&mut routes, 40, &[ioapic(20)]).unwrap();
+        assert_eq!(routes.all_to(Chip::Ioapic, 20).collect::<Vec<_>>(), [Gsi(40), Gsi(20)]);
+        assert_eq!(routes.pins(Gsi(40)).collect::<Vec<_>>(), [(Chip::Ioapic, 20)]);
     }
 }

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One VM's routes, lines, masks, and users of each pin: the one owner of what KVM does not keep (law 4).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use interrupt_core::{Gsi, Irqchip};
+
+use crate::eoi::dispatch::Dispatcher;
+use crate::error::{Error, Reason, Result};
+use crate::kernel::Kernel;
+use crate::line::irq_line::IrqLine;
+use crate::line::irqfd::{Assigner, Irqfd};
+use crate::line::{Afterwards, BindingKind, GsiLine};
+use crate::routing::table::Routes;
+
+const OPERATION: &str = "KVM_IRQFD";
+
+/// The books of one VM. Signals, EOIs and `dispatch` never take their lock.
+pub(crate) struct Books {
+    pub(crate) irqchip: Irqchip,
+    pub(crate) assigner: Assigner,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    state: Mutex<State>,
+}
+
+/// What changes at configuration time.
+pub(crate) struct State {
+    pub(crate) routes: Routes,
+    pub(crate) lines: BTreeMap<Gsi, GsiLine>,
+    /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
+    unmasked: Vec<bool>,
+    next_token: u64,
+    pub(crate) afterwards: Afterwards,
+}
+
+/// An entry in the books, which keeps the books. Dropping it takes away what it is for, and that alone (law 9).
+pub(crate) struct Binding {
+    pub(crate) books: Arc<Books>,
+    pub(crate) gsi: Gsi,
+    pub(crate) token: u64,
+}
+
+impl Binding {
+    pub(crate) fn new(books: &Arc<Books>, gsi: Gsi, token: u64) -> Self {
+        let books = Arc::clone(books);
+        Self { books, gsi, token }
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        self.books.remove(self.gsi, self.token);
+    }
+}
+
+impl Books {
+    pub(crate) fn new(kernel: Arc<dyn Kernel>, irqchip: Irqchip, pins: u32, routes: Routes) -> Result<Arc<Self>> {
+        let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
+        Ok(Arc::new(Self {
+            irqchip,
+            assigner: Assigner::new(kernel)?,
+            dispatcher: Dispatcher::new()?,
+            state: Mutex::new(State {
+                routes,
+                lines: BTreeMap::new(),
+                unmasked: vec![false; pins],
+                next_token: 0,
+                afterwards: Afterwards::default(),
+            }),
+        }))
+    }
+
+    /// Runs `change` under the lock. Nothing that a caller owns is dropped or signalled there: `change` is only borrowed, so
+    /// that what it captures outlives the lock, and what it takes out of the books goes through [`Afterwards`].
+    pub(crate) fn with<R>(&self, mut change: impl FnMut(&mut State) -> R) -> R {
+        let (result, afterwards) = {
+            // The state is whole wherever a panic could come from: only std's collections are called under the lock.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = change(&mut state);
+            (result, std::mem::take(&mut state.afterwards))
+        };
+        for told in &afterwards.ask {
+            // An eventfd that KVM has taken as a resamplefd refuses a write when it is full: then it is signalled already.
+            drop(told.eventfd.signal());
+        }
+        result
+    }
+
+    /// Checks everything that KVM does not, assigns the irqfd, and enters it.
+    pub(crate) fn add(&self, gsi: Gsi, irqfd: Irqfd) -> Result<u64> {
+        let (kind, mut irqfd) = (irqfd.kind, Some(irqfd));
+        let entered = self.enter(gsi, kind, |state, token| {
+            let pin_masked = state.is_pin_masked(gsi);
+            let line = state.lines.entry(gsi).or_default();
+            line.add(&self.assigner, gsi, token, &mut irqfd, pin_masked)
+        });
+        entered.map(|((), token)| token)
+    }
+
+    /// Enters a KVM_IRQ_LINE source.
+    pub(crate) fn add_line_source(&self, gsi: Gsi) -> Result<(Arc<IrqLine>, u64)> {
+        self.enter(gsi, BindingKind::IrqLine, |state, token| {
+            let line = state.lines.entry(gsi).or_default();
+            Ok(line.add_source(&self.assigner, gsi, token))
+        })
+    }
+
+    /// Enters a callback that `dispatch` has to call for `gsi`.
+    pub(crate) fn add_watcher(&self, gsi: Gsi) -> Result<u64> {
+        let entered = self.enter(gsi, BindingKind::Notify, |state, token| {
+            state.lines.entry(gsi).or_default().add_watcher(token);
+            Ok(())
+        });
+        entered.map(|((), token)| token)
+    }
+
+    /// Checks a new use of a GSI, enters it with `add`, and makes the watch that it needs. After an error nothing is entered.
+    fn enter<R>(
+        &self,
+        gsi: Gsi,
+        kind: BindingKind,
+        mut add: impl FnMut(&mut State, u64) -> Result<R>,
+    ) -> Result<(R, u64)> {
+        self.with(|state| {
+            state.check(self.irqchip, gsi, kind)?;
+            let (token, of_watch) = (state.next_token, state.next_token + 1);
+            state.next_token += 2;
+            let entered = add(state, token).and_then(|added| {
+                self.settle_watch(state, gsi, of_watch)?;
+                Ok((added, token))
+            });
+            if entered.is_err() {
+                self.remove_from(state, gsi, token);
+            }
+            entered
+        })
+    }
+
+    fn settle_watch(&self, state: &mut State, gsi: Gsi, token: u64) -> Result<()> {
+        match state.lines.get_mut(&gsi) {
+            Some(line) => line.settle_watch(&self.assigner, &self.dispatcher, gsi, token, &mut state.afterwards),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes an entry out of the books, with what it asserts.
+    pub(crate) fn remove(&self, gsi: Gsi, token: u64) {
+        self.with(|state| self.remove_from(state, gsi, token));
+    }
+
+    fn remove_from(&self, state: &mut State, gsi: Gsi, token: u64) {
+        if let Some(line) = state.lines.get_mut(&gsi) {
+            line.remove(&self.assigner, gsi, token, &mut state.afterwards);
+        }
+        // With one user less no watch is to be made, so that this does not fail.
+        drop(self.settle_watch(state, gsi, 0));
+        state.lines.retain(|other, line| *other != gsi || !line.is_unused());
+    }
+
+    /// Changes one irqfd, if it is still there, and assigns what is to be on.
+    pub(crate) fn change_irqfd(
+        &self,
+        operation: &'static str,
+        gsi: Gsi,
+        token: u64,
+        mut change: impl FnMut(&mut Irqfd),
+    ) -> Result<()> {
+        self.with(|state| {
+            let pin_masked = state.is_pin_masked(gsi);
+            let Some(line) = state.lines.get_mut(&gsi) else {
+                return Ok(());
+            };
+            line.find(token).into_iter().for_each(&mut change);
+            let settled = line.settle_masks(&self.assigner, gsi, pin_masked);
+            settled.map_err(|error| Error::new(operation, gsi, Reason::Refused(error)))
+        })
+    }
+
+    /// Ends the listener of a source, if the source is still there.
+    pub(crate) fn discard(&self, gsi: Gsi, token: u64) {
+        self.with(|state| {
+            if let Some(line) = state.lines.get_mut(&gsi) {
+                line.discard(&self.assigner, gsi, token, &mut state.afterwards);
+            }
+        });
+    }
+
+    /// Lowers what an irqfd asserts. The others of the line are asked for their levels, since KVM keeps one assertion for all.
+    pub(crate) fn lower(&self, gsi: Gsi, token: u64) -> Result<()> {
+        self.with(|state| {
+            let pin_masked = state.is_pin_masked(gsi);
+            let Some(line) = state.lines.get_mut(&gsi) else {
+                return Ok(());
+            };
+            line.deassign_all(&self.assigner, gsi);
+            let taken = line.find(token).map_or(Ok(0), |irqfd| irqfd.trigger.take());
+            let assigned = line.assign_all(&self.assigner, gsi, pin_masked, &mut state.afterwards);
+            assigned.map_err(|error| Error::new(OPERATION, gsi, Reason::Refused(error)))?;
+            taken.map(drop).map_err(|error| Error::os("read(trigger)", gsi, error))
+        })
+    }
+}
+
+impl State {
+    /// Whether a pin of a userspace IOAPIC is masked, or leads nowhere. Other lines have no mask here.
+    pub(crate) fn is_pin_masked(&self, gsi: Gsi) -> bool {
+        let unmasked = self.unmasked.get(gsi.0 as usize);
+        unmasked.is_some_and(|unmasked| !unmasked || self.routes.is_unrouted(gsi))
+    }
+
+    /// Takes the mask of a userspace IOAPIC's pin.
+    pub(crate) fn set_masked(&mut self, gsi: Gsi, masked: bool) {
+        if let Some(unmasked) = self.unmasked.get_mut(gsi.0 as usize) {
+            *unmasked = !masked;
+        }
+    }
+
+    /// Whether a GSI can take a new use of this kind.
+    fn check(&self, irqchip: Irqchip, gsi: Gsi, kind: BindingKind) -> Result<()> {
+        let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
+        let reserved = (gsi.0 as usize) < self.unmasked.len();
+        match (kind, irqchip) {
+            // Law 11: KVM raises the EOI exit for the reserved GSIs and for no other.
+            (BindingKind::Split, _) if !reserved => return refuse(Reason::NotSplit),
+            (BindingKind::Split, _) | (_, Irqchip::Kernel) => {}
+            (_, Irqchip::User) => return refuse(Reason::NoIrqchip),
+            (BindingKind::Edge, Irqchip::Split) => {}
+            (_, Irqchip::Split) => return refuse(Reason::SplitIrqchip),
+        }
+        if let Some(line) = self.lines.get(&gsi) {
+            if let Some(has) = line.drivers().find(|has| *has != kind && kind != BindingKind::Notify) {
+                return refuse(Reason::MixedUse { has, wants: kind });
+            }
+        }
+        if reserved {
+            return Ok(());
+        }
+        self.check_route(gsi, kind, kind != BindingKind::Notify)
+    }
+
+    /// Whether each line in use can be used with the routes as they are now.
+    pub(crate) fn check_routes(&self) -> Result<()> {
+        for (&gsi, line) in &self.lines {
+            if (gsi.0 as usize) < self.unmasked.len() {
+                continue;
+            }
+            let drives = line.drivers().next();
+            if line.has_resampler() {
+                self.check_route(gsi, BindingKind::Resample, drives.is_some())?;
+            } else if let Some(kind) = drives {
+                self.check_route(gsi, kind, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a GSI leads to where a use of this kind needs it: to a pin, to a pin whose EOIs KVM reports to this GSI, and to
+    /// no pin that another GSI drives (law 2).
+    fn check_route(&self, gsi: Gsi, kind: BindingKind, drives: bool) -> Result<()> {
+        let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
+        if self.routes.is_unrouted(gsi) {
+            return refuse(Reason::UnknownGsi);
+        }
+        let edge = kind == BindingKind::Edge;
+        if !edge && self.routes.leads_to_msi(gsi) {
+            return refuse(Reason::MsiRoute);
+        }
+        for (chip, pin) in self.routes.pins(gsi) {
+            let by = self.routes.all_to(chip, pin).next();
+            let needs_eoi = !edge && kind != BindingKind::IrqLine;
+            if let Some(by) = by.filter(|by| *by != gsi && needs_eoi) {
+                return refuse(Reason::ShadowedPin { chip, pin, by });
+            }
+            let driven = |other: &Gsi| {
+                self.lines
+                    .get(other)
+                    .is_some_and(|line| line.drivers().next().is_some())
+            };
+            let mut others = self.routes.all_to(chip, pin).filter(|other| *other != gsi);
+            if let Some(by) = others.find(driven).filter(|_| drives) {
+                return refuse(Reason::SharedPin { chip, pin, by });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Eventfds: the conversion between vmm-sys-util's `EventFd`, which kvm-ioctls and VMMs take, and std's `OwnedFd`, which
+//! [`Listener`](interrupt_core::Listener), sockets and rustix take; vmm-sys-util has no conversion of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use interrupt_core::Gsi;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{Error, Reason, Result};
+use crate::kernel::Kernel;
+
+/// An eventfd that came from a socket or from another library, as [`EventFd`]. Whether the fd is an eventfd, and can be
+/// bound, is found out when the fd is bound.
+///
+/// ```
+/// use kvm_irqfd::eventfd;
+/// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+///
+/// let event = EventFd::new(EFD_NONBLOCK)?;
+/// event.write(3)?;
+/// let event = eventfd::from_owned(eventfd::into_owned(event));
+/// assert_eq!(event.read()?, 3, "it is the same eventfd");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn from_owned(fd: OwnedFd) -> EventFd {
+    // SAFETY: `into_raw_fd` gives up ownership of a descriptor that is open, so the `EventFd` is its only owner.
+    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// A VMM's eventfd as [`Listener::fd`](interrupt_core::Listener::fd) takes one.
+pub fn into_owned(event: EventFd) -> OwnedFd {
+    // SAFETY: as in `from_owned`, the other way round.
+    unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }
+}
+
+/// An eventfd as this crate keeps it.
+pub(crate) struct Eventfd {
+    fd: EventFd,
+    /// The kernel's number of the eventfd itself, which duplicates share and which a recycled fd number does not. `None`
+    /// where /proc is not mounted.
+    id: Option<u64>,
+    /// Whether the eventfd is a semaphore; `None` where the kernel does not say (before Linux 6.5, or without /proc).
+    semaphore: Option<bool>,
+    /// A write waits while the counter is full.
+    may_block: bool,
+    /// How often this process has asserted by this eventfd. Other holders of the eventfd are not seen.
+    asserted: AtomicU64,
+    /// KVM has refused to take the irqfd of this trigger back: what is signalled waits.
+    refused: AtomicBool,
+}
+
+impl Eventfd {
+    /// A new eventfd with nothing pending.
+    pub(crate) fn new(kernel: &dyn Kernel, gsi: Gsi) -> Result<Self> {
+        let fd = kernel.eventfd().map_err(|e| Error::os("eventfd", gsi, e))?;
+        let mut eventfd = Self::adopt(from_owned(fd), "eventfd", gsi)?;
+        eventfd.semaphore = Some(false);
+        Ok(eventfd)
+    }
+
+    /// Takes over an eventfd of the caller. What the eventfd counts stays in it.
+    pub(crate) fn adopt(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let info = info(&fd).map_err(|e| Error::os("read(/proc/thread-self/fdinfo)", gsi, e))?;
+        let id = info.as_deref().map(|info| field(info, "eventfd-id"));
+        if id == Some(None) {
+            return Err(Error::new(operation, gsi, Reason::NotEventfd));
+        }
+        let flags = fcntl_getfl(borrow(&fd)).map_err(|e| Error::os("fcntl(F_GETFL)", gsi, e))?;
+        Ok(Self {
+            id: id.flatten(),
+            semaphore: info
+                .and_then(|info| field(&info, "eventfd-semaphore"))
+                .map(|flag| flag != 0),
+            may_block: !flags.contains(OFlags::NONBLOCK),
+            asserted: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            fd,
+        })
+    }
+
+    pub(crate) fn fd(&self) -> &EventFd {
+        &self.fd
+    }
+
+    pub(crate) fn into_owned(self) -> OwnedFd {
+        into_owned(self.fd)
+    }
+
+    /// Adds 1, and never waits. A counter that is full is signalled already.
+    pub(crate) fn signal(&self) -> io::Result<()> {
+        self.add(1)
+    }
+
+    fn add(&self, count: u64) -> io::Result<()> {
+        if self.may_block {
+            // Whoever else holds the eventfd may have filled its counter, and may never read it.
+            let mut fds = [PollFd::new(self, PollFlags::OUT)];
+            if poll(&mut fds, Some(&Timespec::default()))? == 0 {
+                return Ok(());
+            }
+        }
+        match write(self, &count.to_ne_bytes()) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Signals the trigger of a level source, and counts that.
+    pub(crate) fn assert(&self) -> io::Result<()> {
+        self.signal()?;
+        // Beside a system call this costs nothing.
+        self.asserted.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn asserted(&self) -> u64 {
+        self.asserted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_refused(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is pending, without waiting. 0 when nothing is.
+    pub(crate) fn take(&self) -> io::Result<u64> {
+        take(self.as_fd())
+    }
+
+    /// Whether a read takes one count of several. Where the kernel does not say, this tries with two counts of its own, so
+    /// that the caller must have claimed the eventfd as a trigger, whose counts are discarded anyway.
+    fn is_semaphore(&self) -> io::Result<bool> {
+        if let Some(semaphore) = self.semaphore {
+            return Ok(semaphore);
+        }
+        self.add(2)?;
+        let semaphore = self.take()? == 1;
+        if semaphore {
+            self.take()?;
+        }
+        Ok(semaphore)
+    }
+}
+
+impl AsFd for Eventfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        borrow(&self.fd)
+    }
+}
+
+fn borrow(fd: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as `fd` lives, which outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+/// Reads an eventfd's counter without waiting. RWF_NOWAIT makes that independent of O_NONBLOCK, which is for the maker of
+/// the eventfd to choose. 0 when nothing is pending.
+pub(crate) fn take(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count = [0; 8];
+    // u64::MAX is "no offset": an eventfd has none.
+    match preadv2(fd, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Ok(u64::from_ne_bytes(count)),
+        Err(Errno::AGAIN) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What /proc tells of an fd; `None` where /proc is not mounted or not to be read, as in the jail of a VMM.
+fn info(fd: &EventFd) -> io::Result<Option<String>> {
+    match fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())) {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A field of /proc/.../fdinfo. `eventfd-id` is there since Linux 5.2 and of an eventfd only, `eventfd-semaphore` since 6.5.
+fn field(info: &str, name: &str) -> Option<u64> {
+    let value = info
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().parse().ok()
+}
+
+/// What this process uses each eventfd for, in all its VMs. The kernel refuses a second binding to the same VM, and since
+/// Linux 6.17 to any VM; before, the second VM would silently never be triggered.
+static ROLES: Mutex<BTreeMap<u64, Role>> = Mutex::new(BTreeMap::new());
+
+enum Role {
+    /// The trigger of one irqfd.
+    Trigger(Gsi),
+    /// Told of EOIs, by so many irqfds.
+    Resample(usize),
+}
+
+fn roles() -> MutexGuard<'static, BTreeMap<u64, Role>> {
+    ROLES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to use one eventfd in one role, for as long as this lives. An eventfd without an identity, which is so where
+/// /proc is not mounted, is taken to be another one than all others.
+pub(crate) struct Claim {
+    id: Option<u64>,
+}
+
+impl Claim {
+    /// As the trigger of an irqfd: one irqfd, and told of no EOI.
+    pub(crate) fn trigger(eventfd: &Eventfd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let refuse = |reason| Err(Error::new(operation, gsi, reason));
+        if let Some(id) = eventfd.id {
+            let mut roles = roles();
+            match roles.get(&id) {
+                Some(Role::Trigger(bound)) => return refuse(Reason::AlreadyBound { bound: *bound }),
+                Some(Role::Resample(_)) => return refuse(Reason::TriggerIsResample),
+                None => drop(roles.insert(id, Role::Trigger(gsi))),
+            }
+        }
+        // From here on, a refusal gives the claim back.
+        let claim = Self { id: eventfd.id };
+        match eventfd.is_semaphore() {
+            Ok(false) => Ok(claim),
+            Ok(true) => refuse(Reason::Semaphore),
+            Err(error) => refuse(Reason::Os(error)),
+        }
+    }
+
+    /// As an eventfd that is told of EOIs, by any number of irqfds.
+    pub(crate) fn resamplefd(eventfd: &Eventfd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        if let Some(id) = eventfd.id {
+            match roles().entry(id).or_insert(Role::Resample(0)) {
+                Role::Trigger(_) => return Err(Error::new(operation, gsi, Reason::TriggerIsResample)),
+                Role::Resample(users) => *users += 1,
+            }
+        }
+        Ok(Self { id: eventfd.id })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let mut roles = roles();
+        match roles.get_mut(&id) {
+            Some(Role::Resample(users)) if *users > 1 => *users -= 1,
+            _ => drop(roles.remove(&id)),
+        }
+    }
+}

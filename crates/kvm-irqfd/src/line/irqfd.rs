@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One irqfd, and the one place that assigns and deassigns it.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use interrupt_core::{Gsi, SourceKey};
+
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::kernel::eventfd::{Claim, Eventfd};
+
+/// What a GSI is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BindingKind {
+    /// An edge irqfd: each signal is a pulse.
+    Edge,
+    /// A level source on a resample irqfd.
+    Resample,
+    /// A level source on a split irqchip: an irqfd on a level-triggered message.
+    Split,
+    /// Level sources on KVM_IRQ_LINE.
+    IrqLine,
+    /// A resample irqfd that is never triggered, for its resamplefd alone.
+    Notify,
+}
+
+impl fmt::Display for BindingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Edge => "an edge irqfd",
+            Self::Resample => "a resample irqfd",
+            Self::Split => "an irqfd on a level MSI",
+            Self::IrqLine => "KVM_IRQ_LINE",
+            Self::Notify => "an EOI notifier",
+        })
+    }
+}
+
+/// An eventfd that KVM signals at an EOI.
+pub(crate) struct Told {
+    // First, so that the claim is given back before the eventfd is closed: the kernel gives its number to another one then.
+    _claim: Claim,
+    pub(crate) eventfd: Eventfd,
+}
+
+impl Told {
+    pub(crate) fn new(eventfd: Eventfd, operation: &'static str, gsi: Gsi) -> Result<Arc<Self>> {
+        let _claim = Claim::resamplefd(&eventfd, operation, gsi)?;
+        Ok(Arc::new(Self { _claim, eventfd }))
+    }
+}
+
+/// The eventfd that KVM signals at an EOI of an irqfd.
+#[derive(Clone)]
+pub(crate) enum ResampleFd {
+    /// None: the irqfd is an edge irqfd.
+    None,
+    /// Nobody listens. KVM wants a resamplefd all the same, and gets one that all such irqfds of the VM share.
+    Discarded,
+    /// A listener's.
+    Fd(Arc<Told>),
+}
+
+/// One irqfd, with everything that its deassign needs.
+pub(crate) struct Irqfd {
+    // First, for the same reason as in `Told`.
+    _claim: Claim,
+    pub(crate) kind: BindingKind,
+    pub(crate) token: u64,
+    pub(crate) key: Option<SourceKey>,
+    pub(crate) trigger: Arc<Eventfd>,
+    pub(crate) resamplefd: ResampleFd,
+    /// The owner of an edge irqfd has masked it.
+    pub(crate) masked: bool,
+    assigned: bool,
+}
+
+impl Irqfd {
+    /// An irqfd that is still to be added to its GSI. Its trigger is claimed from here on.
+    pub(crate) fn new(
+        kind: BindingKind,
+        gsi: Gsi,
+        key: Option<SourceKey>,
+        trigger: Arc<Eventfd>,
+        resamplefd: ResampleFd,
+    ) -> Result<Self> {
+        Ok(Self {
+            _claim: Claim::trigger(&trigger, "KVM_IRQFD", gsi)?,
+            kind,
+            token: 0,
+            key,
+            trigger,
+            resamplefd,
+            masked: false,
+            assigned: false,
+        })
+    }
+
+    pub(crate) fn is_resampler(&self) -> bool {
+        !matches!(self.resamplefd, ResampleFd::None)
+    }
+
+    /// The listener that KVM tells of its EOIs.
+    pub(crate) fn told(&self) -> Option<Arc<Told>> {
+        match &self.resamplefd {
+            ResampleFd::Fd(told) => Some(Arc::clone(told)),
+            ResampleFd::None | ResampleFd::Discarded => None,
+        }
+    }
+}
+
+/// Assigns the irqfds of one VM.
+pub(crate) struct Assigner {
+    pub(crate) kernel: Arc<dyn Kernel>,
+    /// The resamplefd of irqfds without a listener. KVM holds references of its own; nobody reads the counter.
+    discarded: Eventfd,
+    /// The trigger of the resample irqfd that stands in while another one is exchanged. Made beforehand, so that no exchange
+    /// fails for want of an fd.
+    stand_in: Eventfd,
+}
+
+impl Assigner {
+    pub(crate) fn new(kernel: Arc<dyn Kernel>) -> Result<Self> {
+        Ok(Self {
+            discarded: Eventfd::new(&*kernel, Gsi(0))?,
+            stand_in: Eventfd::new(&*kernel, Gsi(0))?,
+            kernel,
+        })
+    }
+
+    fn raw_assign(&self, trigger: &Eventfd, resamplefd: &ResampleFd, gsi: Gsi) -> io::Result<()> {
+        let resamplefd = match resamplefd {
+            ResampleFd::None => None,
+            ResampleFd::Discarded => Some(self.discarded.fd()),
+            ResampleFd::Fd(told) => Some(told.eventfd.fd()),
+        };
+        self.kernel.assign(trigger.fd(), resamplefd, gsi)
+    }
+
+    /// Assigns an irqfd for the first time. A count that is pending is discarded (law 5): it would be injected, whatever it
+    /// meant before.
+    pub(crate) fn bind(&self, irqfd: &mut Irqfd, gsi: Gsi, wanted: bool) -> Result<()> {
+        let drained = irqfd.trigger.take();
+        drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
+        let bound = if wanted { self.assign(irqfd, gsi) } else { Ok(()) };
+        irqfd.trigger.set_refused(false);
+        bound.map_err(|error| Error::os("KVM_IRQFD", gsi, error))
+    }
+
+    /// Assigns an irqfd, which injects what was signalled while the irqfd was off (law 16).
+    pub(crate) fn assign(&self, irqfd: &mut Irqfd, gsi: Gsi) -> io::Result<()> {
+        if !irqfd.assigned {
+            let assigned = self.raw_assign(&irqfd.trigger, &irqfd.resamplefd, gsi);
+            irqfd.trigger.set_refused(assigned.is_err());
+            assigned?;
+            irqfd.assigned = true;
+            // KVM has injected the pending count but leaves it in the counter until the next write, and a later assign would
+            // inject the count again. A write after the assign is KVM's at once and cannot be taken here. If the read
+            // fails, the next assign injects once more, which a level source states as law 1 has it.
+            drop(irqfd.trigger.take());
+        }
+        Ok(())
+    }
+
+    /// When this returns, a signal of the trigger is not injected any more, and stays in its counter.
+    pub(crate) fn deassign(&self, irqfd: &mut Irqfd, gsi: Gsi) {
+        if std::mem::take(&mut irqfd.assigned) {
+            self.kernel.deassign(irqfd.trigger.fd(), gsi);
+        }
+    }
+
+    /// Exchanges the listener of an irqfd, with the line as it is: another resample irqfd, which is never triggered, stands
+    /// in meanwhile, so that KVM does not lower the line and tells `resamplefd` of an EOI in between too. If KVM refuses,
+    /// the irqfd is as before.
+    pub(crate) fn exchange(&self, irqfd: &mut Irqfd, gsi: Gsi, resamplefd: ResampleFd) -> io::Result<()> {
+        if irqfd.assigned {
+            self.raw_assign(&self.stand_in, &resamplefd, gsi)?;
+        }
+        let before = std::mem::replace(&mut irqfd.resamplefd, resamplefd);
+        let exchanged = self.reassign(irqfd, gsi);
+        if exchanged.is_err() {
+            irqfd.resamplefd = before;
+            // If this fails too, the irqfd is off and marked as refused.
+            drop(self.assign(irqfd, gsi));
+        }
+        self.kernel.deassign(self.stand_in.fd(), gsi);
+        exchanged
+    }
+
+    /// Ends the listener of an irqfd. Returns whether the line may have been lowered by that: KVM refused the stand-in, and
+    /// the listener must not be told again all the same.
+    pub(crate) fn discard(&self, irqfd: &mut Irqfd, gsi: Gsi) -> bool {
+        let stood_in = irqfd.assigned && self.raw_assign(&self.stand_in, &ResampleFd::Discarded, gsi).is_ok();
+        irqfd.resamplefd = ResampleFd::Discarded;
+        drop(self.reassign(irqfd, gsi));
+        if stood_in {
+            self.kernel.deassign(self.stand_in.fd(), gsi);
+        }
+        !stood_in
+    }
+
+    fn reassign(&self, irqfd: &mut Irqfd, gsi: Gsi) -> io::Result<()> {
+        if irqfd.assigned {
+            self.deassign(irqfd, gsi);
+            self.assign(irqfd, gsi)?;
+        }
+        Ok(())
+    }
+}

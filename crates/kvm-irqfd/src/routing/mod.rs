@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A change of the routing table, which cannot be made in the wrong order (law 3).
+
+pub(crate) mod table;
+
+use std::io;
+use std::sync::Arc;
+
+use interrupt_core::Gsi;
+
+use crate::books::{Books, State};
+use crate::error::{Error, Reason, Result};
+use crate::line::irq_line::IrqLine;
+use crate::line::irqfd::Assigner;
+use table::{Changes, Route, Routes};
+
+const OPERATION: &str = "KVM_SET_GSI_ROUTING";
+
+/// A change of the routing table that is being put together. Nothing changes before it is [committed](Self::commit), and
+/// nobody waits for it: it changes the GSIs that it names, in whatever table there is then.
+///
+/// The irqfds of a line whose route changes are off while the table is exchanged, and a level of KVM_IRQ_LINE is low: a
+/// level that KVM still held for the old pin would be delivered for ever, and nothing would lower it. Nothing is lost by
+/// that. A trigger that is signalled meanwhile fires after it, and whoever listens to the line's EOIs is asked for the level.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let interrupts: kvm_irqfd::KvmInterrupts = todo!();
+/// use kvm_irqfd::{Chip, Route};
+/// use interrupt_core::Gsi;
+///
+/// let mut routing = interrupts.routing();
+/// routing.set(Gsi(40), &[Route::Msi { address: 0xFEE0_0000, data: 0x31, device: None }])?;
+/// routing.set(Gsi(16), &[Route::Pin { chip: Chip::Ioapic, pin: 17 }])?;
+/// routing.commit()?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing changes before the change is committed"]
+pub struct Routing<'a> {
+    books: &'a Books,
+    changes: Changes,
+}
+
+/// What a [commit](Routing::commit) had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// The table is as it was, and KVM was not asked.
+    Unchanged,
+    /// KVM has the new table.
+    Changed,
+}
+
+impl<'a> Routing<'a> {
+    pub(crate) fn new(books: &'a Books) -> Self {
+        let changes = Changes::new();
+        Self { books, changes }
+    }
+
+    /// Makes `gsi` lead to `routes`, and nowhere else; to nothing, when there are none. For an x86 ISA line these are a pin of an
+    /// 8259 and a pin of the IOAPIC.
+    ///
+    /// # Errors
+    /// [`Reason::Route`]: KVM would refuse the routes. The change so far stays as it is.
+    pub fn set(&mut self, gsi: Gsi, routes: &[Route]) -> Result<()> {
+        Routes::check(self.books.irqchip, gsi, routes)?;
+        self.changes.insert(gsi, routes.to_vec());
+        Ok(())
+    }
+
+    /// Gives KVM the new table: deassigns the lines whose routes change, exchanges the table, and assigns the lines again.
+    ///
+    /// # Errors
+    /// * [`Reason::TableFull`]: the table would have too many entries. Nothing has changed.
+    /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is in use
+    ///   would lead nowhere, would not report its EOIs any more, or would drive a pin that another line drives. Nothing has
+    ///   changed.
+    /// * [`Reason::Os`]: KVM refused the table, or a level would not be lowered. The old table holds.
+    /// * [`Reason::Refused`]: the table that holds is the new one, if `operation` is not KVM_SET_GSI_ROUTING, but KVM refused
+    ///   to take a line back.
+    pub fn commit(self) -> Result<Committed> {
+        let mut changes = Some(self.changes);
+        self.books
+            .with(|state| exchange(state, &self.books.assigner, changes.take().unwrap_or_default()))
+    }
+}
+
+impl std::fmt::Debug for Routing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "routing of {:?}", self.changes)
+    }
+}
+
+/// Programs a pin of a userspace IOAPIC: its route, and whether the guest masks the pin. A pin that is masked is off before
+/// its route changes; a pin that is unmasked has its route first.
+pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, masked: bool) -> Result<()> {
+    Routes::check(books.irqchip, gsi, route.as_slice())?;
+    books.with(|state| {
+        if masked {
+            state.set_masked(gsi, true);
+            settle_masks(state, &books.assigner, gsi)?;
+        }
+        let changes = Changes::from([(gsi, route.into_iter().collect())]);
+        exchange(state, &books.assigner, changes)?;
+        state.set_masked(gsi, masked);
+        settle_masks(state, &books.assigner, gsi)
+    })
+}
+
+fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> {
+    let pin_masked = state.is_pin_masked(gsi);
+    let line = state.lines.get_mut(&gsi);
+    let settled = line.map_or(Ok(()), |line| line.settle_masks(assigner, gsi, pin_masked));
+    settled.map_err(|error| Error::new("KVM_IRQFD", gsi, Reason::Refused(error)))
+}
+
+/// Exchanges the table for one with `changes`.
+fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Result<Committed> {
+    changes.retain(|gsi, routes| state.routes.get(*gsi) != *routes);
+    // KVM follows a change from MSI to MSI by itself, which is what a guest does when it moves an interrupt to another CPU,
+    // and no other line depends on such a route.
+    let is_msi = |routes: &[Route]| matches!(routes, [Route::Msi { .. }]);
+    let moved = |(gsi, routes): &(&Gsi, &Vec<Route>)| !(is_msi(&state.routes.get(**gsi)) && is_msi(routes));
+    let moved: Vec<Gsi> = changes.iter().filter(moved).map(|(gsi, _)| *gsi).collect();
+    if changes.is_empty() {
+        return Ok(Committed::Unchanged);
+    }
+    let mut before = Some(state.routes.replace(changes)?);
+    let checked = if moved.is_empty() { Ok(()) } else { state.check_routes() };
+    let table = match checked.and_then(|()| state.routes.to_kvm()) {
+        Ok(table) => table,
+        Err(error) => {
+            put_back(state, before);
+            return Err(error);
+        }
+    };
+    let lines = moved.iter().filter_map(|gsi| state.lines.get(gsi)?.irq_line().cloned());
+    let lines: Vec<_> = lines.collect();
+    let (mut set, mut assigned) = (None, Ok(()));
+    let low = while_low(&lines, &mut || {
+        for gsi in &moved {
+            if let Some(line) = state.lines.get_mut(gsi) {
+                line.deassign_all(assigner, *gsi);
+            }
+        }
+        let result = assigner.kernel.set_routing(&table);
+        if result.is_err() {
+            put_back(state, before.take());
+        }
+        set = Some(result);
+        for gsi in &moved {
+            let again = assign(state, assigner, *gsi);
+            assigned = std::mem::replace(&mut assigned, Ok(())).and(again);
+        }
+    });
+    match set {
+        // The levels would not be lowered, so that nothing was done.
+        None => {
+            put_back(state, before);
+            low.map_err(|error| of_level(error, Reason::Os))?;
+        }
+        Some(Err(error)) => return Err(Error::vm(OPERATION, error)),
+        Some(Ok(())) => {
+            assigned?;
+            low.map_err(|error| of_level(error, Reason::Refused))?;
+        }
+    }
+    Ok(Committed::Changed)
+}
+
+fn put_back(state: &mut State, before: Option<Changes>) {
+    // The table had room for these entries before.
+    drop(before.map(|before| state.routes.replace(before)));
+}
+
+fn assign(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> {
+    let pin_masked = state.is_pin_masked(gsi);
+    let Some(line) = state.lines.get_mut(&gsi) else {
+        return Ok(());
+    };
+    let assigned = line.assign_all(assigner, gsi, pin_masked, &mut state.afterwards);
+    assigned.map_err(|error| Error::new("KVM_IRQFD", gsi, Reason::Refused(error)))
+}
+
+fn of_level(error: interrupt_core::Error, reason: fn(io::Error) -> Reason) -> Error {
+    match error {
+        interrupt_core::Error::Os { operation, gsi, source } => Error::new(operation, gsi, reason(source)),
+        other => Error::vm("KVM_IRQ_LINE", io::Error::other(other)),
+    }
+}
+
+/// Runs `change` with all of these lines low at once.
+fn while_low(lines: &[Arc<IrqLine>], change: &mut dyn FnMut()) -> interrupt_core::Result<()> {
+    match lines {
+        [] => {
+            change();
+            Ok(())
+        }
+        [line, rest @ ..] => line.while_low(|_| while_low(rest, change))?,
+    }
+}

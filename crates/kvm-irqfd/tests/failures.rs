@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What happens when a step fails, when two things happen at once, and when the adopter's circumstances are unusual, on real
+//! KVM. Rows are those of docs/conformance.md.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, Msi, MsiOutput, SourceKey};
+use kvm_irqfd::{Chip, KvmInterrupts, Route};
+use testkit::harness::Suite;
+use testkit::machine::{Irqchip, Machine};
+use testkit::need::Need;
+use testkit::process::fds;
+use testkit::rig::{LEVEL, MASKED};
+
+mod common;
+use common::{eventfd, limit_fds, taken, vmm_eventfd};
+
+const FULL: &[Need] = &[Need::FullIrqchip];
+const ACCEPT: &[Need] = &[Need::AcceptMode];
+const ACCEPT_6_4: &[Need] = &[Need::AcceptMode, Need::KernelAtLeast(6, 4)];
+const SPLIT: &[Need] = &[Need::SplitIrqchip];
+
+const PIN: u32 = 18;
+const OTHER: u32 = 19;
+const GSI: Gsi = Gsi(PIN);
+const VECTOR: u8 = 0x51;
+const ENTRY: u64 = LEVEL | VECTOR as u64;
+
+fn main() -> ExitCode {
+    // Serial, because fds are counted and limited.
+    Suite::new("kvm-irqfd::failures")
+        .serial()
+        .test("row_136_gsi_listener_in_every_order", ACCEPT, row_136_every_order)
+        .test("row_136_gsi_listener_while_sources_race", ACCEPT, row_136_race)
+        .test("row_137_two_gsis_on_one_pin", FULL, row_137_two_gsis_on_one_pin)
+        .test("row_138_resamplefd_then_trigger", FULL, row_138_resamplefd_then_trigger)
+        .test(
+            "row_138_line_listener_then_trigger",
+            FULL,
+            row_138_line_listener_then_trigger,
+        )
+        .test("row_141_refused_by_key", FULL, || row_141_refused(&by_key))
+        .test("row_141_refused_second_listener", FULL, || {
+            row_141_refused(&second_listener)
+        })
+        .test("row_141_refused_gsi", FULL, || row_141_refused(&unknown_gsi))
+        .test("row_141_refused_without_fds", FULL, || row_141_refused(&without_fds))
+        .test("row_143_full_and_blocking_listener", FULL, row_143_full_and_blocking)
+        .test("row_144_irq_line_beside_a_listener", FULL, row_144_irq_line)
+        .test("a_level_is_restated_whatever_a_listener_does", ACCEPT_6_4, restated)
+        .test("a_commit_beside_sources_that_go", FULL, commit_beside_drops)
+        .test("row_133_edge_of_a_masked_split_pin_waits", SPLIT, masked_split_pin)
+        .run()
+}
+
+fn full() -> (Machine, KvmInterrupts) {
+    let machine = Machine::full();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    (machine, interrupts)
+}
+
+fn listen(interrupts: &KvmInterrupts, scope: EoiScope, eoi: &OwnedFd) -> interrupt_core::Result<EoiGuard> {
+    interrupts.subscribe(scope, Listener::fd(eoi.try_clone().unwrap()))
+}
+
+fn accept(machine: &mut Machine) -> Option<u8> {
+    machine.accept_by(Instant::now() + Duration::from_secs(1))
+}
+
+fn dispatch(interrupts: &KvmInterrupts) {
+    while interrupts.dispatch(Some(Duration::ZERO)).unwrap() > 0 {}
+}
+
+/// One interrupt of a source of either kind, from its assertion to what follows the EOI.
+fn round(machine: &mut Machine, interrupts: &KvmInterrupts, source: &dyn LevelSource) {
+    source.assert().unwrap();
+    assert_eq!(accept(machine), Some(VECTOR));
+    source.deassert().unwrap();
+    machine.eoi();
+    dispatch(interrupts);
+}
+
+/// Sources of both kinds come and go before, between and after two listeners, one of each kind.
+fn row_136_every_order() {
+    for steps in permutations(&['f', 'c', 'l', 'm', 'r']) {
+        let (mut machine, interrupts) = full();
+        machine.set_rte(PIN, ENTRY);
+        let fd = eventfd();
+        let calls = Arc::new(AtomicU32::new(0));
+        let mut guards = Vec::new();
+        let mut source: Option<Arc<dyn LevelSource>> = None;
+        let mut expected = [0; 2];
+        for step in &steps {
+            match step {
+                'f' => guards.push(listen(&interrupts, GSI.into(), &fd).unwrap()),
+                'c' => {
+                    let count = Arc::clone(&calls);
+                    let listener = Listener::callback(move |_| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    });
+                    guards.push(interrupts.subscribe(GSI.into(), listener).unwrap());
+                }
+                // The source takes the place of the one before, which listeners may have come to know.
+                'r' => {
+                    drop(source.take());
+                    let next = interrupts.resample_source(GSI, "resample").unwrap();
+                    round(&mut machine, &interrupts, &**source.insert(next));
+                }
+                _ => {
+                    drop(source.take());
+                    let next = interrupts.irq_line_source(GSI, "line").unwrap();
+                    round(&mut machine, &interrupts, &**source.insert(next));
+                }
+            }
+            // A source that goes may ask for levels once more; what counts is that each EOI was told.
+            for (n, kind) in ['f', 'c'].into_iter().enumerate() {
+                let position = |of: char| steps.iter().position(|other| *other == of);
+                expected[n] = u32::from(position(kind) < position(*step));
+            }
+            let told = [
+                u32::from(taken(&fd) > 0),
+                u32::from(calls.swap(0, Ordering::Relaxed) > 0),
+            ];
+            if ['l', 'm', 'r'].contains(step) {
+                assert_eq!(told, expected, "{steps:?}: step {step}");
+            }
+        }
+    }
+}
+
+fn permutations(of: &[char]) -> Vec<Vec<char>> {
+    match of {
+        [] => vec![Vec::new()],
+        _ => of
+            .iter()
+            .flat_map(|first| {
+                let rest: Vec<char> = of.iter().copied().filter(|other| other != first).collect();
+                permutations(&rest).into_iter().map(|mut tail| {
+                    tail.insert(0, *first);
+                    tail
+                })
+            })
+            .collect(),
+    }
+}
+
+/// The last source of a line goes while another thread makes a new one: the new line's listener is told all the same.
+fn row_136_race() {
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY);
+    for n in 0..2_000 {
+        let old = interrupts.irq_line_source(GSI, "old").unwrap();
+        let _guard = interrupts
+            .subscribe(old.key().into(), Listener::callback(|_| {}))
+            .unwrap();
+        let other = interrupts.clone();
+        let go = Arc::new(AtomicBool::new(false));
+        let gone = Arc::clone(&go);
+        let dropper = thread::spawn(move || {
+            while !gone.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            drop(old);
+        });
+        go.store(true, Ordering::Release);
+        let source = other.irq_line_source(GSI, "new").unwrap();
+        let told = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&told);
+        let listener = Listener::callback(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let guard = interrupts.subscribe(source.key().into(), listener).unwrap();
+        dropper.join().unwrap();
+        if n % 20 == 0 {
+            source.assert().unwrap();
+            assert_eq!(accept(&mut machine), Some(VECTOR));
+            source.deassert().unwrap();
+            machine.eoi();
+            dispatch(&interrupts);
+            assert_eq!(
+                told.load(Ordering::Relaxed),
+                1,
+                "round {n}: the new line's listener is told"
+            );
+        } else {
+            // What EOIs are served is one watch; without one nobody is told.
+            let watched = format!("{interrupts:?}");
+            assert!(watched.contains("EOI"), "round {n}: {watched}");
+        }
+        drop((guard, source));
+    }
+}
+
+fn row_137_two_gsis_on_one_pin() {
+    const SECOND: Gsi = Gsi(40);
+    let pin = [Route::Pin {
+        chip: Chip::Ioapic,
+        pin: PIN,
+    }];
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY | MASKED);
+    let mut routing = interrupts.routing();
+    routing.set(SECOND, &pin).unwrap();
+    routing.commit().unwrap();
+    let first = interrupts.irq_line_source(GSI, "first").unwrap();
+    match interrupts.irq_line_source(SECOND, "second") {
+        Ok(second) => {
+            first.assert().unwrap();
+            second.assert().unwrap();
+            second.deassert().unwrap();
+            assert!(machine.ioapic_irr(PIN), "the first still asserts");
+        }
+        Err(error) => assert_eq!(error.errno(), Some(16), "{error}"),
+    }
+    let edge = interrupts.edge_irqfd(SECOND);
+    assert_eq!(edge.unwrap_err().errno(), Some(16), "a pulse would end the level");
+    drop(first);
+    // The same through a change of routes.
+    let second = interrupts.irq_line_source(SECOND, "second").unwrap();
+    let mut routing = interrupts.routing();
+    routing
+        .set(
+            Gsi(41),
+            &[Route::Pin {
+                chip: Chip::Ioapic,
+                pin: OTHER,
+            }],
+        )
+        .unwrap();
+    routing.commit().unwrap();
+    let other = interrupts.irq_line_source(Gsi(41), "other").unwrap();
+    let mut routing = interrupts.routing();
+    routing.set(Gsi(41), &pin).unwrap();
+    assert_eq!(routing.commit().unwrap_err().errno(), Some(16));
+    drop((second, other));
+}
+
+fn row_138_resamplefd_then_trigger() {
+    let (_machine, interrupts) = full();
+    let shared = eventfd();
+    let line = interrupts.resample_source(GSI, "device").unwrap();
+    for scope in [line.key().into(), GSI.into(), Gsi(OTHER).into()] {
+        let guard = listen(&interrupts, scope, &shared).unwrap();
+        let again = || vmm_eventfd(shared.try_clone().unwrap());
+        let refused = interrupts.resample_source_with(Gsi(OTHER), "storm", again());
+        assert_eq!(refused.unwrap_err().errno(), Some(22), "{scope}");
+        assert_eq!(
+            interrupts.edge_irqfd_with(Gsi(20), again()).unwrap_err().errno(),
+            Some(22)
+        );
+        drop(guard);
+        interrupts.resample_source_with(Gsi(OTHER), "device", again()).unwrap();
+    }
+}
+
+fn row_138_line_listener_then_trigger() {
+    let (_machine, interrupts) = full();
+    let shared = eventfd();
+    let again = || vmm_eventfd(shared.try_clone().unwrap());
+    let line = interrupts.irq_line_source(GSI, "device").unwrap();
+    let guard = listen(&interrupts, line.key().into(), &shared).unwrap();
+    let refused = interrupts.resample_source_with(Gsi(OTHER), "storm", again());
+    assert_eq!(refused.unwrap_err().errno(), Some(22));
+    drop(guard);
+    let _trigger = interrupts.resample_source_with(Gsi(OTHER), "device", again()).unwrap();
+    let refused = listen(&interrupts, line.key().into(), &shared);
+    assert_eq!(refused.unwrap_err().errno(), Some(22));
+}
+
+/// Gives `refused` a callback that owns a source, the guard of another subscription and the notifier. It is dropped once, and no
+/// lock is held then: what it owns takes every lock of the VM when it goes.
+fn row_141_refused(refused: &dyn Fn(&KvmInterrupts, Listener)) {
+    struct Owned {
+        source: Option<Arc<dyn LevelSource>>,
+        guard: Option<EoiGuard>,
+        interrupts: KvmInterrupts,
+        dropped: Arc<AtomicU32>,
+    }
+    impl Drop for Owned {
+        fn drop(&mut self) {
+            self.source = None;
+            self.guard = None;
+            let _ = self.interrupts.counts(GSI);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (_machine, interrupts) = full();
+    for gsi in [GSI, Gsi(20)] {
+        for resample in [true, false] {
+            let dropped = Arc::new(AtomicU32::new(0));
+            let source = if resample {
+                interrupts.resample_source(gsi, "owned").unwrap()
+            } else {
+                interrupts.irq_line_source(gsi, "owned").unwrap()
+            };
+            let owned = Owned {
+                source: Some(source),
+                guard: Some(interrupts.subscribe(gsi.into(), Listener::callback(|_| {})).unwrap()),
+                interrupts: interrupts.clone(),
+                dropped: Arc::clone(&dropped),
+            };
+            let owned = Arc::new(std::sync::Mutex::new(owned));
+            let listener = Listener::callback(move |_| drop(owned.lock()));
+            refused(&interrupts, listener);
+            assert_eq!(dropped.load(Ordering::Relaxed), 1);
+            assert_eq!(interrupts.counts(gsi), None, "nothing is left");
+        }
+    }
+}
+
+fn by_key(interrupts: &KvmInterrupts, listener: Listener) {
+    let refused = interrupts.subscribe(SourceKey::new(GSI).into(), listener).unwrap_err();
+    assert_eq!(refused.errno(), Some(2), "{refused}");
+}
+
+fn second_listener(interrupts: &KvmInterrupts, listener: Listener) {
+    let source = interrupts.resample_source(Gsi(OTHER), "device").unwrap();
+    let _guard = interrupts.subscribe(source.key().into(), Listener::callback(|_| {}));
+    let refused = interrupts.subscribe(source.key().into(), listener).unwrap_err();
+    assert_eq!(refused.errno(), Some(16), "{refused}");
+}
+
+fn unknown_gsi(interrupts: &KvmInterrupts, listener: Listener) {
+    let refused = interrupts.subscribe(Gsi(77).into(), listener).unwrap_err();
+    assert_eq!(refused.errno(), Some(22), "{refused}");
+}
+
+fn without_fds(interrupts: &KvmInterrupts, listener: Listener) {
+    const EMFILE: i32 = 24;
+    let refused = limit_fds(0, || interrupts.subscribe(Gsi(OTHER).into(), listener).unwrap_err());
+    assert_eq!(refused.errno(), Some(EMFILE), "{refused}");
+}
+
+/// A peer has filled the eventfd of a listener, whose writes block. Nothing waits for it, and no lock is held for it.
+fn row_143_full_and_blocking() {
+    let (_machine, interrupts) = full();
+    let full = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let other = eventfd();
+    let (a, b) = (
+        interrupts.resample_source(GSI, "a").unwrap(),
+        interrupts.resample_source(GSI, "b").unwrap(),
+    );
+    let _guards = [
+        listen(&interrupts, a.key().into(), &full).unwrap(),
+        listen(&interrupts, GSI.into(), &other).unwrap(),
+    ];
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    b.force_deassert().unwrap();
+    assert_eq!(taken(&other), 1, "the other listener is told");
+    drop(b);
+    assert_eq!(taken(&other), 1, "and again");
+}
+
+/// A KVM_IRQ_LINE source on a line that has a listener takes an fd, so that its level can be stated again after an unmask.
+fn row_144_irq_line() {
+    let (_machine, interrupts) = full();
+    let told = eventfd();
+    let _guard = listen(&interrupts, GSI.into(), &told).unwrap();
+    let before = fds();
+    let refused = limit_fds(0, || interrupts.irq_line_source(GSI, "device").map(drop).unwrap_err());
+    assert_eq!(refused.errno(), Some(24), "{refused}");
+    assert_eq!(fds(), before);
+    interrupts.irq_line_source(GSI, "device").unwrap();
+    assert_eq!(fds(), before);
+}
+
+/// A listener that cannot be told is refused, or keeps nobody's level from being stated again after an unmask.
+fn restated() {
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY | MASKED);
+    let source = interrupts.irq_line_source(GSI, "device").unwrap();
+    let broken = || OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let by_gsi = interrupts.subscribe(GSI.into(), Listener::fd(broken()));
+    let by_key = interrupts.subscribe(source.key().into(), Listener::fd(broken()));
+    let _callback = interrupts.subscribe(GSI.into(), Listener::callback(|_| {})).unwrap();
+    source.assert().unwrap();
+    machine.set_rte(PIN, ENTRY);
+    let told = interrupts.dispatch(Some(Duration::ZERO));
+    assert_eq!(accept(&mut machine), Some(VECTOR), "{by_gsi:?}, {by_key:?}, {told:?}");
+}
+
+/// Routes change while the sources of their lines go. Neither waits for the other for ever.
+fn commit_beside_drops() {
+    let (_machine, interrupts) = full();
+    let done = Arc::new(AtomicBool::new(false));
+    let (other, end) = (interrupts.clone(), Arc::clone(&done));
+    let churn = thread::spawn(move || {
+        let mut made = 0;
+        while !end.load(Ordering::Relaxed) {
+            drop(other.irq_line_source(GSI, "device").unwrap());
+            made += 1;
+        }
+        made
+    });
+    let lines = [PIN, OTHER].map(|pin| {
+        [Route::Pin {
+            chip: Chip::Ioapic,
+            pin,
+        }]
+    });
+    let mut routing = interrupts.routing();
+    routing.set(Gsi(OTHER), &[]).unwrap();
+    routing.commit().unwrap();
+    for n in 0..20_000 {
+        let mut routing = interrupts.routing();
+        routing.set(GSI, &lines[n % 2]).unwrap();
+        routing.commit().unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(churn.join().unwrap() > 0);
+}
+
+fn masked_split_pin() {
+    let machine = Machine::builder().irqchip(Irqchip::Split).build();
+    let mut machine = machine.unwrap();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    let message = Msi {
+        address: 0xFEE0_0000,
+        data: VECTOR.into(),
+    };
+    interrupts.set_pin(GSI, Some(message), false).unwrap();
+    let edge = interrupts.edge_irqfd(GSI).unwrap();
+    edge.signal().unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    machine.eoi();
+    interrupts.set_pin(GSI, Some(message), true).unwrap();
+    edge.signal().unwrap();
+    assert_eq!(machine.accept(), None, "the guest has masked the pin");
+    interrupts.set_pin(GSI, Some(message), false).unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR), "what was signalled is kept");
+    machine.eoi();
+    assert_eq!(machine.accept(), None);
+}
