@@ -108,7 +108,7 @@ impl View {
     }
 }
 
-/// What KVM's 8259 is known to do otherwise. Each has a trial of its own, which fails when a kernel no longer does.
+/// What KVM's 8259 is known to do otherwise. Each has a trial of its own, which notes a kernel that no longer has the difference.
 pub mod flaw {
     /// The level of a source that goes stays as long as its GSI has another source.
     pub const STAYS: &str = "the level of a source that went stays";
