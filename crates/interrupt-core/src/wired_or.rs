@@ -202,6 +202,10 @@ impl WiredOr {
 
     /// Counts an assertion that the pin took, of a contribution whose mark was `before`.
     pub(crate) fn count_assertion(&mut self, contribution: &Contribution, before: u64) {
+        if before == self.asserting(contribution) {
+            // It asserted before a restore and has stated so.
+            return;
+        }
         self.asserted += 1;
         self.reasserted += u64::from(before != LOW && before + 1 == self.epoch);
         contribution

@@ -44,9 +44,16 @@ impl Locked {
     }
 }
 
-/// What a level that was driven leaves to be done.
+/// The rest of the work after a level was driven.
 #[derive(Debug)]
 pub(crate) struct Outcome(Driven);
+
+/// The arguments of [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
+#[derive(Clone, Copy)]
+struct Program {
+    message: Option<Msi>,
+    masked: bool,
+}
 
 /// A message in one word, which is 0 for none. The address of an IOAPIC's message has 32 bits.
 fn pack(message: Option<Msi>) -> u64 {
@@ -77,85 +84,93 @@ impl IoapicPin {
         }
     }
 
-    fn state(&self) -> PinState {
-        self.lock().pin
-    }
-
     fn step<R>(&self, step: impl FnOnce(PinState) -> (PinState, R)) -> R {
         self.lock().step(step)
     }
 
-    fn set(&self, step: impl FnOnce(PinState) -> PinState) {
-        self.step(|state| (step(state), ()));
-    }
-
     pub(super) fn entry(&self) -> RedirectionEntry {
-        self.whole(self.state())
+        self.whole(self.lock().pin)
     }
 
     fn whole(&self, state: PinState) -> RedirectionEntry {
-        let mut entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Acquire));
+        let mut entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed));
         entry.set_remote_irr(state.remote_irr());
         entry
     }
 
     /// The level of the line as the pin sees it.
     pub(super) fn line(&self) -> Level {
-        self.state().line()
+        self.lock().pin.line()
     }
 
     /// The guest writes half of the entry. The output is told before this returns.
     pub(super) fn write(&self, half: Half, value: u32) -> AfterWrite {
         let _writes = lock(&self.shared.writes);
-        let before = self.entry();
-        let entry = before.written(half, value);
-        self.entry.store(entry.without_remote_irr().bits(), Ordering::Release);
-        self.shared.reindex(self.number, before.vector(), entry.vector());
-        if entry.is_illegal() {
+        let mut locked = self.lock();
+        let entry = self.whole(locked.pin).written(half, value);
+        self.exchange(entry);
+        let message = entry.message();
+        if message.is_none() && !entry.is_masked() {
             self.shared.counters.illegal_entries.count();
         }
-        // The error is counted, and there is nobody to return it to.
-        let changed = self.program(entry).is_some();
-        self.step(|state| state.after_write(changed))
+        let program = self.program(&mut locked, entry, message);
+        let changed = program.is_some();
+        if let Some(program) = program {
+            drop(locked);
+            // The error is counted, and there is nobody to return it to.
+            let told = self.tell(program).is_ok();
+            locked = self.lock();
+            locked.pin = locked.pin.told(told.then_some(program.message.is_some()));
+        }
+        locked.step(|state| state.after_write(changed))
+    }
+
+    /// Exchanges the entry. Under [`Shared::writes`].
+    fn exchange(&self, entry: RedirectionEntry) {
+        let before = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed));
+        self.entry.store(entry.without_remote_irr().bits(), Ordering::Relaxed);
+        self.shared.reindex(self.number, before.vector(), entry.vector());
     }
 
     /// Tells the output of the entry's destination, after an interrupt in service kept the old one, and sends what is high.
     fn program_moved(&self) {
         let writes = lock(&self.shared.writes);
-        drop(self.program(self.entry()));
-        drop(writes);
-        self.send_unasked(self.step(PinState::settled));
+        let mut locked = self.lock();
+        let entry = self.whole(locked.pin);
+        if let Some(program) = self.program(&mut locked, entry, entry.message()) {
+            drop(locked);
+            let told = self.tell(program).is_ok();
+            locked = self.lock();
+            locked.pin = locked.pin.told(told.then_some(program.message.is_some()));
+        }
+        let sent = locked.step(PinState::settled);
+        drop((locked, writes));
+        self.send_unasked(sent);
     }
 
-    /// Brings the output to an entry that the guest has written. None when the output knows it. Under [`Shared::writes`].
-    fn program(&self, entry: RedirectionEntry) -> Option<Result<()>> {
+    /// Takes an entry that the guest has written, and its message, into the state. Returns what the output has to be told.
+    /// Under [`Shared::writes`].
+    fn program(&self, locked: &mut Locked, entry: RedirectionEntry, message: Option<Msi>) -> Option<Program> {
         let known = unpack(self.message.load(Ordering::Relaxed));
-        let message = entry.message();
-        let differs = !entry.is_masked() && message != known;
+        let masked = entry.is_masked();
+        let differs = !masked && message != known;
         let output = Output {
-            mask: entry.is_masked() != self.masked.load(Ordering::Relaxed),
+            mask: masked != self.masked.load(Ordering::Relaxed),
             message: differs,
             destination: differs && message.map(|new| new.data) == known.map(|old| old.data),
         };
-        let state = self.step(|state| {
-            let next = state.written(entry, output);
-            (next, next)
-        });
+        locked.pin = locked.pin.written(entry, output);
         // A masked pin and one in service keep their message: the interrupt in service was sent by it.
-        let message = if entry.is_masked() || state.is_moved() {
-            known
-        } else {
-            message
-        };
-        state.is_stale().then(|| self.tell(message, entry.is_masked()))
+        let keeps = masked || locked.pin.is_moved();
+        let message = if keeps { known } else { message };
+        locked.pin.is_stale().then_some(Program { message, masked })
     }
 
-    fn tell(&self, message: Option<Msi>, masked: bool) -> Result<()> {
+    fn tell(&self, Program { message, masked }: Program) -> Result<()> {
         let told = self.shared.output.set_pin(self.gsi, message, masked);
         if told.is_ok() {
             self.message.store(pack(message), Ordering::Release);
             self.masked.store(masked, Ordering::Relaxed);
-            self.set(|state| state.programmed(message.is_some()));
         } else {
             self.shared.counters.route_errors.count();
         }
@@ -187,16 +202,15 @@ impl IoapicPin {
     fn send(&self, sent: Sent) -> Result<Delivery> {
         let Some(message) = unpack(self.message.load(Ordering::Acquire)) else {
             // The guest has taken the message away at this very moment.
-            self.set(|state| state.refused(sent));
+            self.step(|state| (state.refused(sent), ()));
             return Ok(Delivery::Pending);
         };
         let delivered = self.shared.output.send_msi(self.gsi, message);
         if matches!(delivered, Ok(Delivery::Delivered(0)) | Err(_)) {
-            self.set(|state| state.refused(sent));
             if delivered.is_ok() {
                 self.shared.counters.refused_messages.count();
             }
-            let state = self.state();
+            let state = self.step(|state| (state.refused(sent), state.refused(sent)));
             if state.is_moved() && !state.remote_irr() {
                 self.program_moved();
             }
@@ -212,7 +226,7 @@ impl IoapicPin {
     }
 
     pub(super) fn save(&self) -> SavedPin {
-        let state = self.state();
+        let state = self.lock().pin;
         let entry = self.whole(state);
         let known = unpack(self.message.load(Ordering::Relaxed)).map(|message| message.address);
         let current = entry.message().map(|message| message.address);
@@ -235,9 +249,7 @@ impl IoapicPin {
         } = *saved;
         let entry = RedirectionEntry::from_bits(entry);
         let _writes = lock(&self.shared.writes);
-        let before = self.entry();
-        self.entry.store(entry.without_remote_irr().bits(), Ordering::Release);
-        self.shared.reindex(self.number, before.vector(), entry.vector());
+        self.exchange(entry);
         let current = entry.message();
         let message = current.map(|message| Msi {
             address: sent_to.unwrap_or(message.address),
@@ -248,15 +260,17 @@ impl IoapicPin {
             message: pack(message) != self.message.load(Ordering::Relaxed),
             destination: message != current && !entry.is_masked(),
         };
-        let stale = self.step(|state| {
-            let next = state.restored(entry, high, edge, output);
-            (next, next.is_stale())
-        });
-        if stale {
-            self.tell(message, entry.is_masked())
-        } else {
-            Ok(())
+        let mut locked = self.lock();
+        locked.pin = locked.pin.restored(entry, high, edge, output);
+        if !locked.pin.is_stale() {
+            return Ok(());
         }
+        drop(locked);
+        let masked = entry.is_masked();
+        let told = self.tell(Program { message, masked });
+        let mut locked = self.lock();
+        locked.pin = locked.pin.told(told.is_ok().then_some(message.is_some()));
+        told
     }
 }
 

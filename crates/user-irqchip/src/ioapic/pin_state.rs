@@ -170,7 +170,7 @@ impl PinState {
     }
 
     /// The guest has written `entry`. `Output` says how that differs from what the output knows; until
-    /// [`programmed`](Self::programmed) the pin sends nothing if it differs.
+    /// [`told`](Self::told) the pin sends nothing if it differs.
     pub(super) fn written(self, entry: RedirectionEntry, output: Output) -> Self {
         let remote_irr = self.has(REMOTE_IRR) && entry.is_level();
         let next = Self(self.0 & !ENTRY | entry.bits() & ENTRY & !REMOTE_IRR).with(REMOTE_IRR, remote_irr);
@@ -187,9 +187,10 @@ impl PinState {
         self.has(MOVED)
     }
 
-    /// The output knows the pin's message, or that the pin has none.
-    pub(super) fn programmed(self, has_message: bool) -> Self {
-        self.with(STALE, false).with(ROUTED, has_message)
+    /// The output has been told, and knows whether the pin has a message. `None`: the output refused, and the pin waits for
+    /// the next write of its entry.
+    pub(super) fn told(self, has_message: Option<bool>) -> Self {
+        has_message.map_or(self, |has_message| self.with(STALE, false).with(ROUTED, has_message))
     }
 
     /// The second half of a write of the entry, when the output has been told. `changed`: there was something to tell.

@@ -211,11 +211,6 @@ impl RedirectionEntry {
         self.0 & (Self::LEVEL | OTHER_MODES) == Self::LEVEL
     }
 
-    /// The pin could send if its line asked for it, but the vector or the delivery mode is none.
-    pub(super) fn is_illegal(self) -> bool {
-        !self.is_masked() && self.message().is_none()
-    }
-
     /// An interrupt message can have this address.
     pub(super) fn is_address(address: u64) -> bool {
         address & !0xf_ffff == Self::ADDRESS
