@@ -259,11 +259,8 @@ impl Package {
                     let files = [format!("{name}.rs"), format!("{name}/mod.rs")].map(|file| folder.join(file));
                     match files.iter().find(|file| file.exists()) {
                         Some(file) => self.read(file, &place)?,
-                        None => {
-                            // Of another package, by `#[path]`: it imports nothing of this one.
-                            at += 3;
-                            continue;
-                        }
+                        // Of another package, by `#[path]`: it imports nothing of this one.
+                        None => self.module(TokenStream::new(), &place, &place.join("/"), folder)?,
                     }
                 }
             };
