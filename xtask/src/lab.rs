@@ -17,8 +17,8 @@ pub mod suite;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -133,7 +133,9 @@ fn run_suite(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let time_limit = Duration::from_secs(options.time_limit);
     let lab = Lab::open(workspace.target(), &options.setup)?;
-    let total = suite::run(&lab, &workspace, &suite::packages(&[]), time_limit, options.verbose)?;
+    let programs = suite::build(&workspace, &suite::packages(&[]))?;
+    let output: suite::Output = Arc::new(Mutex::new(io::stdout()));
+    let total = suite::run(&lab, &programs, time_limit, options.verbose, &output);
     print!("\n{total}");
     Ok(total.exit_code())
 }

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask test`: every test of the workspace, with an honest count.
 
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cargo::{TestProgram, Workspace};
@@ -24,7 +29,8 @@ use crate::{adoption, citations, imports, program};
 /// Then come the checks of the documents (`cargo xtask documents`), of the imports (`cargo xtask imports`) and what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
 /// the packages of `consumers/`.
 ///
-/// Last, the tests that need KVM or VFIO are built with --release and run in the lab, an emulated PC that has both. Where
+/// The tests that need KVM or VFIO are also built with --release and run in the lab, an emulated PC that has both: beside the others where
+/// there are two CPUs and 6 GiB of memory to spare, and after them elsewhere. Where
 /// there can be no lab that is one skip; with CI=true in the environment it is a failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -51,6 +57,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let programs = workspace.build_tests(&options.packages)?;
     let mut total = Tally::default();
+    let in_lab = lab::suite::packages(&options.packages);
+    let mut lab_suite = None;
+    if !options.no_lab && !in_lab.is_empty() {
+        match Lab::open(workspace.target(), &lab::Setup::default()) {
+            Ok(lab) => lab_suite = Some(LabSuite::begin(lab, &workspace, &in_lab)?),
+            Err(error) if in_ci() => total.fail(format!("lab: {error:#}")),
+            Err(error) => total.skip("lab", &format!("{error:#}")),
+        }
+    }
     for program in &programs {
         println!("\n{}", program.heading());
         total.add(program::run(&program.suite, command(program))?);
@@ -67,23 +82,66 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         total.add(imports::check(&workspace)?);
         total.add(adoption::check(&workspace)?);
     }
-    let in_lab = lab::suite::packages(&options.packages);
-    if !options.no_lab && !in_lab.is_empty() {
-        total.add(lab_suite(&workspace, &in_lab)?);
+    if let Some(suite) = lab_suite {
+        total.add(suite.end()?);
     }
     print!("\nlongest:\n{}\n{total}", total.longest(LONGEST));
     Ok(total.exit_code())
 }
 
-/// Runs the lab suite of `packages`. Where there can be no lab that is a skip, and in CI a failure.
-fn lab_suite(workspace: &Workspace, packages: &[String]) -> Result<Tally> {
-    let mut tally = Tally::default();
-    match Lab::open(workspace.target(), &lab::Setup::default()) {
-        Ok(lab) => tally = lab::suite::run(&lab, workspace, packages, lab::TIME_LIMIT, false)?,
-        Err(error) if in_ci() => tally.fail(format!("lab: {error:#}")),
-        Err(error) => tally.skip("lab", &format!("{error:#}")),
+/// The lab suite, beside the tests of this machine if there is room for both.
+enum LabSuite {
+    Beside { suite: JoinHandle<Tally>, log: PathBuf },
+    After { lab: Lab, programs: Vec<TestProgram> },
+}
+
+impl LabSuite {
+    /// Builds the programs, and starts them when a second CPU and the memory for the PC are free.
+    fn begin(lab: Lab, workspace: &Workspace, packages: &[String]) -> Result<Self> {
+        let programs = lab::suite::build(workspace, packages)?;
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        if cpus < 2 || available_memory() < ROOM {
+            return Ok(Self::After { lab, programs });
+        }
+        let log = workspace.target().join("lab/suite.log");
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        println!(
+            "\nThe lab suite runs beside these tests; its output follows theirs, from {}",
+            log.display()
+        );
+        let output: lab::suite::Output = Arc::new(Mutex::new(file));
+        let suite = thread::spawn(move || lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output));
+        Ok(Self::Beside { suite, log })
     }
-    Ok(tally)
+
+    /// Its count, at its end.
+    fn end(self) -> Result<Tally> {
+        match self {
+            Self::After { lab, programs } => {
+                let output: lab::suite::Output = Arc::new(Mutex::new(io::stdout()));
+                Ok(lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output))
+            }
+            Self::Beside { suite, log } => {
+                let Ok(tally) = suite.join() else {
+                    bail!("the lab suite's thread panicked");
+                };
+                let mut text = File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
+                io::copy(&mut text, &mut io::stdout()).context("cannot print the lab suite's output")?;
+                Ok(tally)
+            }
+        }
+    }
+}
+
+/// The memory that the PC and the tests beside it may take, in bytes: the PC has 2 GiB.
+const ROOM: u64 = 6 << 30;
+
+/// What the kernel could give to new programs, in bytes.
+fn available_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) << 10
 }
 
 fn in_ci() -> bool {

@@ -41,7 +41,7 @@ pub fn packages(wanted: &[String]) -> Vec<String> {
 }
 
 /// Builds the suite's programs of `packages`, with --release: everything is slow in the lab.
-fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>> {
+pub fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>> {
     let tests = |package: &str| {
         SUITE
             .iter()
@@ -61,22 +61,15 @@ fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>>
 /// comes while an exit for an open interrupt window is due: seen in tests that wait for such exits.
 const HANGS: usize = 2;
 
-/// Runs the suite's programs of `packages` in the lab and counts what they report. Their output appears as it comes. When the
-/// PC hangs, it is booted again for what had not ended by then, and that is said.
-///
-/// # Errors
-/// When they do not build. That the lab comes to nothing is a failure of theirs.
-pub fn run(
-    lab: &Lab,
-    workspace: &Workspace,
-    packages: &[String],
-    time_limit: Duration,
-    verbose: bool,
-) -> Result<Tally> {
-    let programs = build(workspace, packages)?;
-    let (mut rest, mut tally, mut hangs) = (&programs[..], Tally::default(), 0);
+/// Where the output of the suite's programs goes.
+pub type Output = Arc<Mutex<dyn Write + Send>>;
+
+/// Runs the suite's programs in the lab and counts what they report. Their output goes to `output` as it comes. When the PC hangs, the PC
+/// is booted again for the programs that had not ended, and the output says so. When the lab fails, the programs have failed.
+pub fn run(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: bool, output: &Output) -> Tally {
+    let (mut rest, mut tally, mut hangs) = (programs, Tally::default(), 0);
     while !rest.is_empty() {
-        let (mut count, trouble) = boot(lab, rest, time_limit, verbose);
+        let (mut count, trouble) = boot(lab, rest, time_limit, verbose, output);
         match trouble {
             Some(error) if error.is::<PartHung>() => {
                 rest = &rest[count.begun..];
@@ -99,19 +92,25 @@ pub fn run(
             }
         }
     }
-    Ok(tally)
+    tally
 }
 
 /// Runs `programs` in one boot: what they report, and why it ended before they did.
-fn boot(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: bool) -> (Count, Option<Error>) {
+fn boot(
+    lab: &Lab,
+    programs: &[TestProgram],
+    time_limit: Duration,
+    verbose: bool,
+    output: &Output,
+) -> (Count, Option<Error>) {
     let count = Arc::new(Mutex::new(Count::new(programs)));
     let parts_begun = Arc::new(AtomicUsize::new(0));
     let stdout: Sink = {
-        let (count, parts_begun) = (Arc::clone(&count), Arc::clone(&parts_begun));
+        let (count, parts_begun, output) = (Arc::clone(&count), Arc::clone(&parts_begun), Arc::clone(output));
         Box::new(move |bytes| {
-            let mut out = io::stdout().lock();
+            let mut out = output.lock().unwrap_or_else(PoisonError::into_inner);
             let mut count = lock(&count);
-            count.feed(bytes, &mut out)?;
+            count.feed(bytes, &mut *out)?;
             parts_begun.store(count.begun, Ordering::Relaxed);
             out.flush()
         })
