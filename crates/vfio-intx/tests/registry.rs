@@ -20,9 +20,10 @@ use common::{PATIENCE, new_eventfd};
 use interrupt_core::Gsi;
 use interrupt_core::forward::GuestLine;
 use interrupt_core::forward::{
-    Consumer, ConsumerInfo, DeviceIrq, EventfdId, ForwardIrq, Path, Policy, Producer, Registration, Registry,
+    Connection, Consumer, ConsumerInfo, DeviceIrq, EventfdId, ForwardIrq, Path, Policy, Producer, Registration,
+    Registry,
 };
-use vfio_intx::{Intx, ModelIntx, State};
+use vfio_intx::{Intx, ModelIntx, Reason, State};
 
 const ID: EventfdId = EventfdId(1);
 
@@ -100,6 +101,10 @@ impl Bed {
             line,
             _registrations: [device, there],
         }
+    }
+
+    fn connection(&self) -> Arc<Connection> {
+        self.registry.connection(ID).unwrap()
     }
 
     fn change_to(&self, path: Path) {
@@ -233,6 +238,71 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
         );
         bed.world.works(2);
     }
+}
+
+/// One step fails, of the device or of the line, at any moment of an interrupt, in a change of path or at the EOI that the change
+/// waits for. Nobody calls INTx or the connection after that: the interrupt is served, the next one too, and the status says where
+/// INTx is.
+#[test]
+fn any_failing_step_of_a_change_mends_itself() {
+    const ENOMEM: i32 = 12;
+    let mut failed = 0;
+    for (from, to) in BOTH {
+        for moment in MOMENTS {
+            for of_line in [false, true] {
+                for (step, times) in (0..16).flat_map(|step| [(step, 1), (step, 2)]) {
+                    let mut bed = Bed::new(from);
+                    bed.world.works(1);
+                    moment.bring_about(&mut bed.world);
+                    bed.world.tolerates_errors = true;
+                    match of_line {
+                        true => bed.world.guest.a.irqfd.refuse(step, times),
+                        false => bed.world.rig.refuse(step, times, ENOMEM),
+                    }
+                    let what = format!("{from} to {to}, {moment:?}, line {of_line}, step {step}, {times} times");
+                    let came = bed.connection().restrict(Some(to));
+                    if moment == Moment::InService {
+                        bed.world.serve();
+                    }
+                    if moment.in_service() {
+                        bed.world.settle();
+                        bed.world.guest.eoi(A);
+                    }
+                    bed.world.settle();
+                    while bed.world.guest_step() {
+                        bed.world.settle();
+                    }
+                    let status = bed.world.intx.status();
+                    let refused = bed.world.rig.refused() + bed.world.guest.a.irqfd.refused();
+                    failed += refused;
+                    assert!(
+                        !bed.world.rig.is_masked(),
+                        "{what}: {status} {:?} {came:?}",
+                        bed.world.rig
+                    );
+                    bed.world.rig.refuse(0, 0, 0);
+                    bed.world.guest.a.irqfd.refuse(0, 0);
+                    match status.state {
+                        State::Disabled => {
+                            assert!(refused > 0 && !bed.world.rig.is_enabled(), "{what}: {status}");
+                            let why = matches!(status.reason, Reason::Failed(_) | Reason::NoLine);
+                            assert!(why && !bed.world.guest.is_high(A), "{what}: {status}");
+                            // One refusal of the device costs the direct path at most.
+                            assert!(of_line || times > 1, "{what}: {status}");
+                        }
+                        State::Masked => panic!("{what}: {status}"),
+                        State::Carried(path) => {
+                            assert_eq!(bed.world.rig.status(), 0, "{what}: lost: {status}");
+                            assert!([from, to, Path::Relay].contains(&path), "{what}: {status}");
+                            assert!(!matches!(status.reason, Reason::Changing), "{what}: {status}");
+                            bed.world.works(2);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(failed > 100, "{failed} steps failed");
 }
 
 #[test]

@@ -67,7 +67,8 @@ struct State {
     disintx: bool,
     mode: Mode,
     gone: bool,
-    refusal: Option<Refusal>,
+    refusal: Refusal,
+    refused: usize,
     requests: VecDeque<&'static str>,
     signals: u64,
     msi_signals: u64,
@@ -86,6 +87,7 @@ struct Intx {
     masked: bool,
 }
 
+#[derive(Default)]
 struct Refusal {
     skip: usize,
     times: usize,
@@ -116,7 +118,8 @@ impl ModelIntx {
                 disintx: false,
                 mode: Mode::None,
                 gone: false,
-                refusal: None,
+                refusal: Refusal::default(),
+                refused: 0,
                 requests: VecDeque::with_capacity(REMEMBERED),
                 signals: 0,
                 msi_signals: 0,
@@ -235,9 +238,15 @@ impl ModelIntx {
         }
     }
 
-    /// Makes `times` requests fail with `errno`, after `skip` further ones. A refused request changes nothing.
+    /// Makes `times` requests of any kind fail with `errno`, after `skip` further ones. VFIO_DEVICE_GET_IRQ_INFO is a request
+    /// too. A refused request changes nothing.
     pub fn refuse(&self, skip: usize, times: usize, errno: i32) {
-        self.state().refusal = Some(Refusal { skip, times, errno });
+        self.state().refusal = Refusal { skip, times, errno };
+    }
+
+    /// How many requests were refused so far.
+    pub fn refused(&self) -> usize {
+        self.state().refused
     }
 
     // ---- for tests to look at ----
@@ -315,17 +324,16 @@ fn keep(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 impl State {
     fn refused(&mut self) -> io::Result<()> {
-        let Some(refusal) = &mut self.refusal else {
+        let refusal = &mut self.refusal;
+        if refusal.times == 0 {
             return Ok(());
-        };
+        }
         if refusal.skip > 0 {
             refusal.skip -= 1;
             return Ok(());
         }
-        if refusal.times == 0 {
-            return Ok(());
-        }
         refusal.times -= 1;
+        self.refused += 1;
         Err(errno(refusal.errno))
     }
 
@@ -491,13 +499,19 @@ impl DeviceInterrupt for ModelIntx {
     }
 
     fn info(&self) -> Result<InterruptInfo> {
-        if self.state().gone {
-            return Err(Error::Device {
-                operation: "VFIO_DEVICE_GET_IRQ_INFO(INTx)",
-                device: self.label.clone(),
-                source: errno(ENODEV),
-            });
-        }
+        let asked = {
+            let mut state = self.state();
+            if state.gone {
+                Err(errno(ENODEV))
+            } else {
+                state.refused()
+            }
+        };
+        asked.map_err(|source| Error::Device {
+            operation: "VFIO_DEVICE_GET_IRQ_INFO(INTx)",
+            device: self.label.clone(),
+            source,
+        })?;
         self.info.interrupt(&self.label)
     }
 

@@ -4,12 +4,13 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{
-    Delivery, EoiNotifier, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey, WiredOr,
+    Delivery, EoiNotifier, Error, Gsi, Level, LevelSource, Line, LineSource, LoweredBy, Pin, Result, SourceKey, WiredOr,
 };
 use vfio_intx::State;
 
@@ -198,6 +199,8 @@ impl TestLine {
             irqfd: Arc::new(Irqfd {
                 source: line.source("irqfd", LoweredBy::Eoi),
                 trigger: new_eventfd(),
+                refusal: Mutex::new((0, 0)),
+                refused: AtomicUsize::new(0),
             }),
             plain: Arc::new(line.source("plain", LoweredBy::Eoi)),
             line,
@@ -269,9 +272,42 @@ impl TestLine {
 pub struct Irqfd {
     source: LineSource<GuestPin>,
     trigger: OwnedFd,
+    /// After so many calls, so many fail.
+    refusal: Mutex<(usize, usize)>,
+    refused: AtomicUsize,
 }
 
 impl Irqfd {
+    /// Makes `times` calls fail with EIO, after `skip` further ones.
+    pub fn refuse(&self, skip: usize, times: usize) {
+        *self.refusal.lock().unwrap() = (skip, times);
+    }
+
+    /// How many calls were refused.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<()> {
+        let mut refusal = self.refusal.lock().unwrap();
+        match *refusal {
+            (0, 0) => Ok(()),
+            (0, times) => {
+                *refusal = (0, times - 1);
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                Err(Error::Os {
+                    operation: "refused by the test",
+                    gsi: self.source.gsi(),
+                    source: std::io::Error::from_raw_os_error(5),
+                })
+            }
+            (skip, times) => {
+                *refusal = (skip - 1, times);
+                Ok(())
+            }
+        }
+    }
+
     /// Injects if the trigger has been signalled.
     pub fn poll(&self) -> bool {
         let signalled = take(&self.trigger) > 0;
@@ -292,15 +328,17 @@ impl LevelSource for Irqfd {
     }
 
     fn assert(&self) -> Result<Delivery> {
+        self.check()?;
         signal(&self.trigger);
         Ok(Delivery::Unknown)
     }
 
     fn deassert(&self) -> Result<()> {
-        Ok(())
+        self.check()
     }
 
     fn force_deassert(&self) -> Result<()> {
+        self.check()?;
         take(&self.trigger);
         self.source.force_deassert()
     }
