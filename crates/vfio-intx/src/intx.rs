@@ -38,7 +38,7 @@ impl Intx {
     ///
     /// # Errors
     /// [`Error::NoInterrupt`] when the device has no INTx (ENODEV), or one that cannot signal an eventfd (ENOTTY);
-    /// [`Error::Os`] when the three eventfds cannot be had.
+    /// [`Error::Os`] when the three eventfds and the epoll instance cannot be had.
     pub fn new(device: Arc<dyn DeviceInterrupt>) -> Result<(Self, Relay)> {
         const OPERATION: &str = "use";
         let info = device.info().map_err(|source| Error::NoInterrupt {
@@ -47,15 +47,17 @@ impl Intx {
             source,
         })?;
         let label = device.label().to_owned();
-        let machine = StateMachine::new(device, info).map_err(|source| Error::Os {
+        let made = StateMachine::new(device, info).and_then(|machine| {
+            let machine = Arc::new(machine);
+            let relay = Relay::new(Arc::clone(&machine))?;
+            Ok((Self { machine }, relay))
+        });
+        made.map_err(|source| Error::Os {
             operation: OPERATION,
             device: label,
-            step: "eventfd",
+            step: "eventfd or epoll_create",
             source,
-        })?;
-        let machine = Arc::new(machine);
-        let relay = Relay::new(Arc::clone(&machine));
-        Ok((Self { machine }, relay))
+        })
     }
 
     /// What the device's interrupt can do.

@@ -16,7 +16,7 @@ impl Relay {
     }
 
     /// Brings what the event-manager watches up to date. When that fails the relay cannot go on.
-    fn update(&mut self, ops: &mut EventOps<'_>) {
+    fn update_ops(&mut self, ops: &mut EventOps<'_>) {
         let watched = self.watch(|relay, signal, add| {
             let changed = match add {
                 true => ops.add(relay.events(signal)),
@@ -53,7 +53,7 @@ impl MutEventSubscriber for Relay {
             }
             Err(error) => log::error!("{error}"),
         }
-        self.update(ops);
+        self.update_ops(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -63,6 +63,6 @@ impl MutEventSubscriber for Relay {
                 return self.machine.relay_has_gone();
             }
         }
-        self.update(ops);
+        self.update_ops(ops);
     }
 }

@@ -5,18 +5,20 @@
 
 mod common;
 
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::guest::Guest as _;
 use common::model_rig::{level, pulse};
 use common::new_eventfd;
-use common::rows::MOMENTS;
+use common::rows::{MOMENTS, Moment};
 use common::world::World;
-use interrupt_core::forward::{GuestLine, Path};
+use interrupt_core::forward::{DeviceInterrupt, GuestLine, InterruptInfo, Path};
 use interrupt_core::testing::{ManualNotifier, RecordingSource};
-use interrupt_core::{EoiNotifier, Error as LineError, Gsi, LevelSource, Listener};
-use vfio_intx::irq_set::{IrqInfo, IrqSet, flags};
+use interrupt_core::{Delivery, EoiNotifier, Error as LineError, Gsi, LevelSource, Listener, SourceKey};
+use vfio_intx::irq_set::{IrqInfo, IrqSet, MSI, flags};
 use vfio_intx::{Error, Intx, IntxState, ModelIntx, Reason, State};
 
 const STATES: [State; 3] = [
@@ -469,7 +471,7 @@ fn a_device_that_vanishes_leaves_the_line_low_and_every_operation_typed() {
             world.rig.vanish();
             let mut errors = Vec::new();
             for _ in 0..4 {
-                if let Err(error) = world.relay.as_mut().unwrap().wait(Some(std::time::Duration::ZERO)) {
+                if let Err(error) = world.relay.as_mut().unwrap().wait(Some(Duration::ZERO)) {
                     errors.push(error);
                 }
                 world.guest.a.irqfd.poll();
@@ -525,7 +527,7 @@ fn a_line_that_cannot_be_asserted_disables_the_device() {
         .set_consumer(common::to(GuestLine::relay(source.clone(), notifier, "a test")))
         .unwrap();
     intx.enable().unwrap();
-    relay.wait(Some(std::time::Duration::ZERO)).unwrap();
+    relay.wait(Some(Duration::ZERO)).unwrap();
     source.refuse_next(1);
     device.raise(1);
     let error = relay.wait(None).unwrap_err();
@@ -694,4 +696,169 @@ fn labels_reach_the_status() {
     assert!(world.intx.status().last_error.is_none());
     let trigger = new_eventfd();
     assert!(trigger.as_fd().try_clone_to_owned().is_ok());
+}
+
+/// A mask and an unmask of a device whose other end is gone are errors, of a device that masks itself and of one that pulses.
+#[test]
+fn a_mask_of_a_device_that_is_gone_is_an_error() {
+    for device in [level, pulse] {
+        for unmask in [false, true] {
+            let world = World::soft_in(device(), State::Carried(Path::Relay));
+            if unmask {
+                world.intx.mask().unwrap();
+            }
+            world.rig.vanish();
+            let outcome = if unmask { world.intx.unmask() } else { world.intx.mask() };
+            assert_eq!(
+                outcome.unwrap_err().errno(),
+                Some(ENODEV),
+                "unmask {unmask}: {:?}",
+                world.intx
+            );
+            assert!(matches!(world.intx.status().reason, Reason::Failed(_)));
+        }
+    }
+}
+
+/// MSI is left while it is still enabled: INTx cannot be set up, and the next enable tries again.
+#[test]
+fn what_msi_still_holds_is_enabled_later() {
+    let message = new_eventfd();
+    let mut world = World::soft_in(level(), State::Carried(Path::KernelLoop));
+    world.intx.enter_msi().unwrap();
+    let msi = |request: IrqSet<'_>| world.rig.set_irqs(&IrqSet { index: MSI, ..request });
+    msi(IrqSet::trigger(Some(message.as_fd()))).unwrap();
+    assert_eq!(world.intx.leave_msi().unwrap_err().errno(), Some(EINVAL));
+    assert!(
+        matches!(world.intx.status().reason, Reason::Failed(_)),
+        "{:?}",
+        world.intx
+    );
+    msi(IrqSet::disable()).unwrap();
+    assert_eq!(world.intx.enable().unwrap(), State::Carried(Path::KernelLoop));
+    world.works(3);
+}
+
+/// The relay goes while it carries an interrupt, and INTx is connected by a direct path: because the relay was to hand over, or
+/// because it stood in for a direct path that had failed.
+#[test]
+fn without_its_relay_a_direct_path_is_taken_at_once() {
+    for (moment, fell_back) in MOMENTS.into_iter().flat_map(|moment| [(moment, false), (moment, true)]) {
+        let mut world = World::soft(level());
+        world.route(Some(world.guest.a.kernel())).unwrap();
+        world.intx.enable().unwrap();
+        if fell_back {
+            world.intx.mask().unwrap();
+            world.rig.refuse(0, 1, EIO);
+            world.intx.unmask().unwrap();
+            assert!(matches!(world.intx.status().reason, Reason::FellBack { .. }));
+            moment.bring_about(&mut world);
+        } else {
+            world.connection.restrict(Some(Path::Relay)).unwrap();
+            moment.bring_about(&mut world);
+            world.connection.restrict(None).unwrap();
+        }
+        world.relay = None;
+        let status = world.intx.status();
+        assert_eq!(status.state, State::Carried(Path::KernelLoop), "{moment:?}: {status}");
+        if moment == Moment::InService {
+            world.serve();
+        }
+        if moment.in_service() {
+            world.guest.a.eoi();
+        }
+        world.serve_all();
+        world.works(2);
+    }
+}
+
+/// A server that unmasks an INTx which nobody has set up is no second user.
+#[test]
+fn a_device_that_accepts_an_unmask_before_a_trigger_is_enabled() {
+    #[derive(Debug)]
+    struct Lenient(Arc<ModelIntx>);
+    impl DeviceInterrupt for Lenient {
+        fn label(&self) -> &str {
+            "lenient"
+        }
+        fn info(&self) -> interrupt_core::Result<InterruptInfo> {
+            self.0.info()
+        }
+        fn set_trigger(&self, fd: Option<BorrowedFd<'_>>) -> interrupt_core::Result<()> {
+            self.0.set_trigger(fd)
+        }
+        fn set_unmask(&self, fd: Option<BorrowedFd<'_>>) -> interrupt_core::Result<()> {
+            self.0.set_unmask(fd)
+        }
+        fn mask(&self) -> interrupt_core::Result<()> {
+            self.0.mask()
+        }
+        fn unmask(&self) -> interrupt_core::Result<()> {
+            self.0.unmask().or(Ok(()))
+        }
+    }
+    let guest = common::guest::SoftGuest::new();
+    let (intx, _relay) = Intx::new(Arc::new(Lenient(level()))).unwrap();
+    let (intx, connection) = common::connection(intx);
+    connection.set_consumer(common::to(guest.a.kernel())).unwrap();
+    assert_eq!(intx.enable().unwrap(), State::Carried(Path::KernelLoop));
+}
+
+/// The line owns what uses INTx: a source, or a notifier, that masks INTx when it is dropped.
+#[test]
+fn what_the_line_owns_is_dropped_without_a_lock() {
+    #[derive(Debug)]
+    struct Owns(Arc<RecordingSource>, Mutex<Option<Arc<Intx>>>, Arc<AtomicUsize>);
+    impl Drop for Owns {
+        fn drop(&mut self) {
+            if let Some(intx) = self.1.lock().unwrap().take() {
+                intx.mask().unwrap();
+                intx.unmask().unwrap();
+                self.2.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    impl LevelSource for Owns {
+        fn key(&self) -> SourceKey {
+            self.0.key()
+        }
+        fn label(&self) -> &str {
+            "owns INTx"
+        }
+        fn assert(&self) -> interrupt_core::Result<Delivery> {
+            self.0.assert()
+        }
+        fn deassert(&self) -> interrupt_core::Result<()> {
+            self.0.deassert()
+        }
+        fn force_deassert(&self) -> interrupt_core::Result<()> {
+            self.0.force_deassert()
+        }
+        fn trigger(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (intx, _relay) = Intx::new(level()).unwrap();
+    let (intx, connection) = common::connection(intx);
+    let line = || {
+        let owns = Owns(
+            Arc::new(RecordingSource::new(Gsi(5))),
+            Mutex::new(Some(intx.clone())),
+            dropped.clone(),
+        );
+        common::to(GuestLine::relay(
+            Arc::new(owns),
+            Arc::new(ManualNotifier::default()),
+            "a test",
+        ))
+    };
+    connection.set_consumer(line()).unwrap();
+    intx.enable().unwrap();
+    for n in 1..4 {
+        connection.set_consumer(line()).unwrap();
+        assert_eq!(dropped.load(Ordering::Relaxed), n);
+    }
+    connection.set_consumer(None).unwrap();
+    assert_eq!(dropped.load(Ordering::Relaxed), 4);
 }

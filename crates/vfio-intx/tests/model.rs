@@ -126,6 +126,11 @@ fn reset_at_any_moment() {
 }
 
 #[test]
+fn a_reset_keeps_interrupt_disable() {
+    rows::a_reset_keeps_interrupt_disable(soft, |device| device.reset());
+}
+
+#[test]
 fn held_at_any_moment() {
     rows::held_at_any_moment(soft);
 }

@@ -8,7 +8,7 @@ pub(crate) mod wires;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,16 +50,20 @@ pub struct Relay {
     pub(crate) machine: Arc<StateMachine>,
     /// The event loop watches the EOI eventfd.
     watching_eoi: bool,
-    epoll: Option<OwnedFd>,
+    epoll: OwnedFd,
 }
 
 impl Relay {
-    pub(crate) fn new(machine: Arc<StateMachine>) -> Self {
-        Self {
+    pub(crate) fn new(machine: Arc<StateMachine>) -> io::Result<Self> {
+        let relay = Self {
             machine,
             watching_eoi: false,
-            epoll: None,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        };
+        for signal in Self::ALWAYS {
+            relay.add(signal)?;
         }
+        Ok(relay)
     }
 
     /// Waits for signals, for at most `timeout` or for as long as it takes, and carries them. Returns whether there is
@@ -81,31 +85,22 @@ impl Relay {
     /// # }
     /// ```
     ///
-    /// A signal to the thread ends the wait early. Use either this or an event-manager for one relay, not both.
+    /// A signal to the thread ends the wait early. Use either this or an event-manager for one relay, not both. In another
+    /// event loop, watch the relay's file descriptor ([`AsFd`]) for input, and wait with a timeout of 0 when it is ready.
     ///
     /// # Errors
     /// * [`Error::Step`] when a signal could not be carried. The state machine has dealt with it: INTx has been set up from
     ///   scratch when the device would not be unmasked, and disabled when the line would not be asserted. Wait again.
-    /// * [`Error::Os`] when the system refuses an epoll instance, or a change of it. The next wait tries again.
+    /// * [`Error::Os`] when the system refuses the wait, or a change of what is watched. The next wait tries again.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
         let timeout = timeout
             .map(Timespec::try_from)
             .transpose()
             .map_err(|_| self.os("epoll_wait", io::ErrorKind::InvalidInput.into()))?;
-        let epoll = match self.epoll.take() {
-            Some(epoll) => epoll,
-            None => self.make_epoll().map_err(|error| self.os("epoll_create", error))?,
-        };
-        let outcome = self.wait_on(&epoll, timeout.as_ref());
-        self.epoll = Some(epoll);
-        outcome
-    }
-
-    fn wait_on(&mut self, epoll: &OwnedFd, timeout: Option<&Timespec>) -> Result<bool> {
         // Also what a wait before could not do.
-        self.watch_on(epoll)?;
+        self.update()?;
         let mut ready = [MaybeUninit::uninit(); 3];
-        let ready = match epoll::wait(epoll, &mut ready, timeout) {
+        let ready = match epoll::wait(&self.epoll, &mut ready, timeout.as_ref()) {
             Ok((ready, _)) => ready,
             Err(Errno::INTR) => return Ok(true),
             Err(errno) => return Err(self.os("epoll_wait", errno.into())),
@@ -122,29 +117,21 @@ impl Relay {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        self.watch_on(epoll).and(outcome)
+        self.update().and(outcome)
     }
 
-    fn watch_on(&mut self, epoll: &OwnedFd) -> Result<()> {
+    fn update(&mut self) -> Result<()> {
         let watched = self.watch(|relay, signal, add| match add {
-            true => relay.add(epoll, signal),
-            false => Ok(epoll::delete(epoll, relay.fd(signal))?),
+            true => relay.add(signal),
+            false => Ok(epoll::delete(&relay.epoll, relay.fd(signal))?),
         });
         watched.map_err(|error| self.os("epoll_ctl", error))
     }
 
-    fn make_epoll(&self) -> io::Result<OwnedFd> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for signal in Self::ALWAYS {
-            self.add(&epoll, signal)?;
-        }
-        Ok(epoll)
-    }
-
-    fn add(&self, epoll: &OwnedFd, signal: Signal) -> io::Result<()> {
+    fn add(&self, signal: Signal) -> io::Result<()> {
         let data = epoll::EventData::new_u64(signal as u64);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(epoll, self.fd(signal), data, flags)?)
+        Ok(epoll::add(&self.epoll, self.fd(signal), data, flags)?)
     }
 
     /// The eventfd of a signal.
@@ -198,6 +185,13 @@ impl Relay {
     }
 }
 
+/// An epoll instance, ready for input while there is something for [`Relay::wait`] to carry.
+impl AsFd for Relay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         self.machine.relay_has_gone();
@@ -207,5 +201,28 @@ impl Drop for Relay {
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "relay of {:?}", self.machine.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interrupt_core::testing::LevelDevice;
+
+    use super::*;
+    use crate::intx::Intx;
+
+    #[test]
+    fn what_cannot_be_watched_is_tried_again() {
+        let (_intx, mut relay) = Intx::new(Arc::new(LevelDevice::new())).unwrap();
+        relay.machine.wires().watch_eoi(true).unwrap();
+        relay.watch(|_, _, _| Err(Errno::NOMEM.into())).unwrap_err();
+        let mut tried = None;
+        let again = relay.watch(|_, signal, add| {
+            tried = Some((signal, add));
+            Ok(())
+        });
+        again.unwrap();
+        assert_eq!(tried, Some((Signal::Eoi, true)));
+        relay.watch(|_, _, _| panic!("it is watched")).unwrap();
     }
 }

@@ -29,7 +29,7 @@ pub fn all<R: Rig + 'static, G: Guest + 'static>(
     count: u32,
 ) -> Suite {
     type Row = Box<dyn FnOnce() + Send>;
-    let rows: [(&str, Row); 14] = [
+    let rows: [(&str, Row); 15] = [
         (
             "row_88_trigger_before_unmask",
             Box::new(move || row_88_trigger_before_unmask(new)),
@@ -57,6 +57,10 @@ pub fn all<R: Rig + 'static, G: Guest + 'static>(
         ),
         ("row_105_msi_and_back", Box::new(move || row_105_msi_and_back(new))),
         ("reset_at_any_moment", Box::new(move || reset_at_any_moment(new, reset))),
+        (
+            "a_reset_keeps_interrupt_disable",
+            Box::new(move || a_reset_keeps_interrupt_disable(new, reset)),
+        ),
         ("held_at_any_moment", Box::new(move || held_at_any_moment(new))),
         (
             "asserted_before_the_pin_is_enabled",
@@ -497,6 +501,28 @@ pub fn reset_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G), reset: im
             assert_eq!(world.intx.status().state, state, "{what}");
             world.works(2);
         }
+    }
+}
+
+/// VFIO_DEVICE_RESET saves and restores the command register: Interrupt Disable is after a reset what it was before.
+pub fn a_reset_keeps_interrupt_disable<R: Rig, G: Guest>(new: impl Fn() -> (R, G), reset: impl Fn(&R)) {
+    for &state in states(&new) {
+        let mut world = start(&new, state);
+        world.rig.set_disintx(true);
+        world.intx.set_disintx(true).unwrap();
+        world.intx.reset(|| reset(&world.rig)).unwrap();
+        world.rig.raise(1);
+        world.rests();
+        // What the status says is what the device does.
+        assert!(
+            matches!(world.intx.status().reason, Reason::DisIntx),
+            "{}",
+            world.intx.status()
+        );
+        world.rig.set_disintx(false);
+        assert_eq!(world.intx.set_disintx(false).unwrap(), state);
+        world.until("it is served", |world| world.guest_step());
+        world.works(2);
     }
 }
 

@@ -122,12 +122,11 @@ impl Edu {
         self.device.region_write(CONFIG, &command.to_le_bytes(), COMMAND);
     }
 
-    /// What a reset leaves: vfio-pci has none for this device (it has no FLR and sits on the root bus), and edu's own is to
-    /// have its status cleared.
+    /// What VFIO_DEVICE_RESET leaves: vfio-pci cannot reset this device (no FLR, on the root bus), and edu's status is cleared
+    /// instead. The command register stays as it is: vfio-pci restores it.
     pub fn reset(&self) {
         self.device.reset();
         self.write(ACKNOWLEDGE, u32::MAX);
-        self.set_command(MEMORY_AND_MASTER);
     }
 }
 
