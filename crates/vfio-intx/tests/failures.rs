@@ -15,7 +15,7 @@ use common::model_rig::{level, pulse};
 use common::new_eventfd;
 use common::rows::{MOMENTS, Moment};
 use common::world::World;
-use interrupt_core::forward::{DeviceInterrupt, GuestLine, InterruptInfo, Path};
+use interrupt_core::forward::{DeviceInterrupt, GuestLine, InterruptInfo, Path, Producer};
 use interrupt_core::testing::{ManualNotifier, RecordingSource};
 use interrupt_core::{Delivery, EoiNotifier, Error as LineError, Gsi, LevelSource, Listener, SourceKey};
 use vfio_intx::irq_set::{IrqInfo, IrqSet, MSI, flags};
@@ -840,25 +840,31 @@ fn what_the_line_owns_is_dropped_without_a_lock() {
     }
     let dropped = Arc::new(AtomicUsize::new(0));
     let (intx, _relay) = Intx::new(level()).unwrap();
-    let (intx, connection) = common::connection(intx);
-    let line = || {
-        let owns = Owns(
-            Arc::new(RecordingSource::new(Gsi(5))),
-            Mutex::new(Some(intx.clone())),
-            dropped.clone(),
-        );
-        common::to(GuestLine::relay(
-            Arc::new(owns),
-            Arc::new(ManualNotifier::default()),
-            "a test",
-        ))
-    };
-    connection.set_consumer(line()).unwrap();
+    let intx = Arc::new(intx);
     intx.enable().unwrap();
-    for n in 1..4 {
-        connection.set_consumer(line()).unwrap();
-        assert_eq!(dropped.load(Ordering::Relaxed), n);
-    }
-    connection.set_consumer(None).unwrap();
-    assert_eq!(dropped.load(Ordering::Relaxed), 4);
+    let (done, end) = std::sync::mpsc::channel();
+    let counted = Arc::clone(&dropped);
+    // A drop under a lock would wait for ever.
+    let thread = std::thread::spawn(move || {
+        for _ in 0..3 {
+            let owns = Owns(
+                Arc::new(RecordingSource::new(Gsi(5))),
+                Mutex::new(Some(intx.clone())),
+                counted.clone(),
+            );
+            let line = GuestLine::relay(Arc::new(owns), Arc::new(ManualNotifier::default()), "a test");
+            // As a connection does, which would keep the line.
+            let producer: &dyn Producer = &*intx;
+            producer.stop().unwrap();
+            producer.connect(Path::Relay, &line).unwrap();
+            drop(line);
+            producer.start().unwrap();
+        }
+        Producer::disconnect(&*intx);
+        done.send(()).unwrap();
+    });
+    end.recv_timeout(common::PATIENCE)
+        .expect("the line is dropped under a lock");
+    thread.join().unwrap();
+    assert_eq!(dropped.load(Ordering::Relaxed), 3);
 }
