@@ -5,13 +5,14 @@
 //! one address are one sorted [`Bucket`], which finds the match of a store and the collision of a new registration by
 //! binary search: 12 comparisons among 4,096 datamatches, where KVM compares one by one.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry as Place, RandomState};
 use std::hash::{BuildHasher, Hasher};
 
 use crate::error::Error;
 use crate::event::Event;
-use crate::matching::{Length, Match, Space, Written};
+use crate::matching::{Match, Space, Written};
 
 /// One registration: the stores that match, and the eventfd that they signal.
 #[derive(Clone, Debug)]
@@ -112,12 +113,18 @@ struct Bucket(Vec<Entry>);
 impl Bucket {
     #[inline]
     fn find(&self, data: &[u8]) -> Option<&Entry> {
-        // A registration of any length, or of any value, sorts before the value and is the only one of its kind. So the
-        // last entry up to the value is the only one that can match.
-        let written = Written::new(data).map_or((Length::Any, None), |written| (written.length, Some(written.value)));
+        if let [lone] = &self.0[..] {
+            return Some(lone).filter(|entry| entry.at.matches_bytes(data));
+        }
+        // A registration of any value sorts before all values of its length, and is the only one of its length. So the
+        // last entry up to the value is the only one that can match. One of any length would be alone.
+        let written = Written::new(data)?;
         let end = self
             .0
-            .partition_point(|entry| (entry.at.length, entry.at.datamatch) <= written);
+            .partition_point(|Entry { at, .. }| match at.length.cmp(&written.length) {
+                Ordering::Equal => at.datamatch.is_none_or(|value| value <= written.value),
+                other => other.is_lt(),
+            });
         self.0[..end].last().filter(|entry| entry.at.matches_bytes(data))
     }
 
@@ -186,6 +193,7 @@ impl Hasher for Folded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matching::Length;
     use proptest::prelude::*;
     use std::collections::HashSet;
     use std::sync::Arc;
