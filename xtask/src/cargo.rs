@@ -231,7 +231,17 @@ impl Workspace {
         }
         let mut command = cargo();
         command
-            .args(["test", "--quiet", "--release", "--package", PACKAGE, "--test", "loom"])
+            .args([
+                "test",
+                "--quiet",
+                "--release",
+                "--package",
+                PACKAGE,
+                "--test",
+                "loom",
+                "--test",
+                "loom_races",
+            ])
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", self.target.join("loom"));
         Some(command)

@@ -7,7 +7,7 @@ pub(crate) use std::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread_local,
+    thread, thread_local,
 };
 
 #[cfg(loom)]
@@ -16,7 +16,7 @@ pub(crate) use loom::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread_local,
+    thread, thread_local,
 };
 
 use std::sync::PoisonError;

@@ -3,13 +3,14 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::registry::{Policy, Side};
 use super::{Consumer, Decision, Error, EventfdId, Explanation, Limits, Path, Producer, Result, WhyNot, decide};
 use crate::Gsi;
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Takes a lock. A panic under it can come only from an end's own method; the state is written down as it is reached.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

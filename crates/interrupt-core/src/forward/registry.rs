@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use super::connection::{Connection, State, lock};
 use super::{Consumer, Error, EventfdId, Explanation, Producer, Result};
+use crate::sync::Mutex;
 
 /// The path of a connection of which nobody has asked anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
