@@ -22,7 +22,7 @@ use crate::host::Host;
 use crate::linux::launch::launch;
 use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
 use crate::passthrough::preflight;
-use crate::probe::Probe;
+use crate::probe::capabilities::Probe;
 use crate::report::{Report, json, linux, progress, text};
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
 use crate::roundtrip::run::run;

@@ -13,7 +13,7 @@ use vmm_ref::passthrough::edu::{Edu, EduPin};
 use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Floor;
+use super::rig::Floor;
 use crate::Result;
 
 /// vfio-pci signals an irqfd whose resamplefd is its unmask eventfd, and a resample irqfd whose trigger nobody writes tells of

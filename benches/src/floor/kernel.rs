@@ -10,7 +10,7 @@ use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Floor;
+use super::rig::Floor;
 use crate::Result;
 
 /// An irqfd with a resamplefd: one `write`, one `read`.

@@ -13,7 +13,7 @@ use vmm_ref::roundtrip::guest::status::Status;
 use vmm_ref::vm::cpu_thread::Cpu;
 use vmm_ref::vm::cpu_thread::Processor;
 
-use super::Floor;
+use super::rig::Floor;
 use crate::Result;
 
 pub(super) fn run(floor: &Floor, count: u64) -> Result<Latency> {

@@ -13,7 +13,7 @@ use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Floor;
+use super::rig::Floor;
 use crate::Result;
 
 const LAPIC: u32 = 0xfee0_0000;

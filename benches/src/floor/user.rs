@@ -14,7 +14,7 @@ use vmm_ref::vm::cpu_thread::Processor;
 use vmm_ref::vm::inject::interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Floor;
+use super::rig::Floor;
 use crate::Result;
 
 const OCW2_PORT: u16 = 0x20;

@@ -5,19 +5,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use interrupt_core::Irqchip;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::{Kvm, VmFd};
 
 use crate::error::{Error, Result, at};
-use crate::probe::{GSI, Trial, event};
+use crate::probe::trial::{GSI, Trial, event};
 use crate::roundtrip::guest::unmask_program::unmask_program;
 use crate::roundtrip::machine::Machine;
-
-/// Each step takes microseconds; the rest is for a busy host.
-const LIMIT: Duration = Duration::from_secs(5);
+use crate::vm::stall::{STALL_LIMIT, StallDetector};
 
 pub(super) fn trial(kvm: &Kvm) -> Trial {
     let machine = Machine::new(kvm, &unmask_program(GSI.into())?, Irqchip::Kernel)?;
@@ -64,9 +61,9 @@ fn is_pending(vm: &VmFd) -> Result<bool> {
 }
 
 fn until(otherwise: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let since = Instant::now();
+    let mut stall = StallDetector::new(STALL_LIMIT);
     while !condition()? {
-        if since.elapsed() > LIMIT {
+        if stall.is_stalled(0) {
             return Err(Error::Guest(otherwise.to_owned()));
         }
         thread::yield_now();

@@ -10,7 +10,7 @@ use interrupt_core::forward::Explanation;
 use crate::composition::options::{Composition, Controller, DeviceKind, name};
 use crate::explain::Explained;
 use crate::host::Host;
-use crate::probe::Probe;
+use crate::probe::capabilities::Probe;
 use crate::report::Report;
 use crate::roundtrip::doorbell::DoorbellSummary;
 use crate::roundtrip::negative_control::EndedBy;

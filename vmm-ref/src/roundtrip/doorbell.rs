@@ -16,7 +16,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ioevent::{IoeventBus, Length, Match, Path, Registration, ReservedRange, Space};
 use serde::Serialize;
@@ -29,7 +29,7 @@ use crate::roundtrip::guest::layout::{BATCH_MAX, DOORBELL_ADDRESS, DOORBELL_PORT
 use crate::roundtrip::guest::ringing::{Ringing, Timed};
 use crate::roundtrip::machine::{Machine, Running};
 use crate::vm::exits::DoorbellStores;
-use crate::vm::stall::{INTERVAL, STALL_LIMIT};
+use crate::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
 
 impl DoorbellPath {
     /// The bus that makes it so.
@@ -154,16 +154,13 @@ impl Doorbell {
     /// # Errors
     /// [`Error::Guest`] when it stops half-way.
     pub fn wait(&self, running: &Running, interrupted: &AtomicBool) -> Result<()> {
-        let (mut rung, mut since) = (self.batches.ringing.rung(), Instant::now());
+        let mut stall = StallDetector::new(STALL_LIMIT);
         while !self.batches.done.load(Ordering::Acquire) && !running.has_ended() {
             if interrupted.load(Ordering::Acquire) {
                 self.batches.finish.store(true, Ordering::Release);
             }
-            let now = self.batches.ringing.rung();
-            if now != rung {
-                (rung, since) = (now, Instant::now());
-            }
-            if since.elapsed() > STALL_LIMIT {
+            let rung = self.batches.ringing.rung();
+            if stall.is_stalled(rung.map(u64::from).iter().sum()) {
                 return Err(Error::Guest(format!(
                     "it stopped ringing its doorbells, after {rung:?} stores"
                 )));

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use interrupt_core::Irqchip;
 use ioevent::{IoeventBus, UnassignedRange};
@@ -30,9 +29,7 @@ use crate::vm::exits::{DoorbellStores, Exits, Unassigned};
 use crate::vm::irqchip::{Controllers, occupied};
 use crate::vm::kvm::{create_vm, map};
 use crate::vm::port::Port;
-
-/// A guest that does not get through its set-up in this time is not going to.
-const READY_LIMIT: Duration = Duration::from_secs(10);
+use crate::vm::stall::{STALL_LIMIT, StallDetector};
 
 const IOAPIC_BASE: u64 = 0xfec0_0000;
 
@@ -238,15 +235,15 @@ impl Running {
     /// # Errors
     /// [`Error::Guest`] when it ends, or does not get ready in time.
     pub(crate) fn new(cpu: Cpu, status: &Status, kept: impl Send + 'static) -> Result<Self> {
-        let since = Instant::now();
+        let mut stall = StallDetector::new(STALL_LIMIT);
         while !status.is_ready() {
             if cpu.has_ended() {
                 cpu.stop()?;
                 return Err(Error::Guest("it ended before it was ready".to_owned()));
             }
-            if since.elapsed() > READY_LIMIT {
+            if stall.is_stalled(0) {
                 cpu.stop()?;
-                return Err(Error::Guest(format!("it was not ready within {READY_LIMIT:?}")));
+                return Err(Error::Guest(format!("it was not ready within {STALL_LIMIT:?}")));
             }
             thread::yield_now();
         }

@@ -24,7 +24,11 @@ use crate::roundtrip::summary::{Options, Summary};
 use crate::roundtrip::swapper::Swapper;
 use crate::roundtrip::traffic::{Progress, Traffic};
 use crate::vm::irqchip::Controllers;
-use crate::vm::stall::{INTERVAL, Patience};
+use crate::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
+
+/// How much own time after the handler has run an EOI may come that the handler did not make. A host that ends interrupts by
+/// itself has done so before the handler starts, and the news takes microseconds.
+const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
 
 /// How long the guest goes on at the end, so that interrupts that nobody raised are taken and counted.
 const LINGER: Duration = Duration::from_millis(10);
@@ -94,14 +98,19 @@ pub fn run(
             step: "starting the devices' thread",
             source,
         })?;
-    let mut patience = Patience::new(options.guest_eoi);
+    let mut stall = StallDetector::new(STALL_LIMIT);
+    let mut silence = StallDetector::new(NO_EOI_LIMIT);
     while !thread.is_finished() && !running.has_ended() {
         if interrupted.load(Ordering::Acquire) {
             progress.finish();
         }
         let done = progress.done();
         on_progress(done);
-        if patience.is_at_its_end(done, &devices) {
+        let served = devices.iter().all(Device::is_served);
+        let serviced = devices.iter().map(Device::serviced).sum::<u64>();
+        // Without the guest's EOI the handler serves one request, and nothing is to come after that.
+        let is_silent = !options.guest_eoi && served && serviced > 0 && silence.is_stalled(serviced);
+        if is_silent || stall.is_stalled(done) {
             break;
         }
         thread::park_timeout(INTERVAL);

@@ -1,48 +1,97 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! When nothing will come any more.
+//! Telling a guest that has stalled from a host that has no CPU for it.
+//!
+//! A limit on wall-clock time is also a limit on what else the host runs. The limits here are on this process's *own time*:
+//! wall-clock time without the time in which one of its threads was ready and waited for a CPU. On a quiet host the two are equal.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::roundtrip::device::Device;
+/// How much own time a round trip may take. Round trips take microseconds.
+pub const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// A round trip that takes longer than this has come to nothing. Rounds take microseconds; the rest is for a busy host.
-pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
+/// How often a run is looked after.
+pub const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long after the handler has run an EOI may come that it did not make. Where the host ends interrupts by itself it has
-/// done so before the handler starts, and the news takes microseconds.
-const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
-
-/// How often the run is looked after.
-pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
-
-/// Decides when nothing will come any more.
-pub(crate) struct Patience {
-    guest_eoi: bool,
-    done: u64,
-    since: Instant,
-    served_since: Option<Instant>,
+/// Finds that something has made no progress for a limit of own time.
+#[derive(Debug)]
+pub struct StallDetector {
+    limit: Duration,
+    progress: u64,
+    last: Instant,
+    /// What each thread had waited for a CPU at `last`. `None` at the progress: a progress is not to cost a look.
+    waited: Option<BTreeMap<u32, Duration>>,
+    /// Own time since the progress.
+    own: Duration,
 }
 
-impl Patience {
-    pub(crate) fn new(guest_eoi: bool) -> Self {
+impl StallDetector {
+    /// A detector for that limit. The progress is 0.
+    pub fn new(limit: Duration) -> Self {
         Self {
-            guest_eoi,
-            done: 0,
-            since: Instant::now(),
-            served_since: None,
+            limit,
+            progress: 0,
+            last: Instant::now(),
+            waited: None,
+            own: Duration::ZERO,
         }
     }
 
-    pub(crate) fn is_at_its_end(&mut self, done: u64, devices: &[Device]) -> bool {
-        let now = Instant::now();
-        if done != self.done {
-            (self.done, self.since, self.served_since) = (done, now, None);
+    /// Whether the progress has not changed for the limit. May be called at any rate; it looks at most once in [`INTERVAL`].
+    pub fn is_stalled(&mut self, progress: u64) -> bool {
+        if progress != self.progress {
+            (self.progress, self.own) = (progress, Duration::ZERO);
+            self.last = Instant::now();
+            self.waited = None;
+            return false;
         }
-        if !self.guest_eoi && devices.iter().all(Device::is_served) && devices.iter().any(|device| device.raised() > 0)
-        {
-            let since = *self.served_since.get_or_insert(now);
-            return now - since > NO_EOI_LIMIT;
+        let wall = self.last.elapsed();
+        if wall >= INTERVAL {
+            let now = waited();
+            if let Some(before) = &self.waited {
+                let delay = |(thread, waited): (&u32, &Duration)| {
+                    waited.saturating_sub(before.get(thread).copied().unwrap_or_default())
+                };
+                self.own += wall.saturating_sub(now.iter().map(delay).sum());
+            }
+            self.last += wall;
+            self.waited = Some(now);
         }
-        now - self.since > STALL_LIMIT
+        self.own >= self.limit
+    }
+}
+
+/// How long each thread of this process has been ready and waited for a CPU. Empty on a kernel without `schedstat`: own time is
+/// then wall-clock time.
+fn waited() -> BTreeMap<u32, Duration> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let of = |entry: fs::DirEntry| {
+        // Time on a CPU, time waited, number of turns; in nanoseconds.
+        let text = fs::read_to_string(entry.path().join("schedstat")).ok()?;
+        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
+        let thread = entry.file_name().to_str()?.parse().ok()?;
+        Some((thread, Duration::from_nanos(waited)))
+    };
+    threads.filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn only_what_makes_no_progress_has_stalled() {
+        let mut detector = StallDetector::new(INTERVAL * 3);
+        for progress in 0..10 {
+            assert!(!detector.is_stalled(progress), "{detector:?}");
+            thread::sleep(INTERVAL);
+        }
+        while !detector.is_stalled(9) {
+            thread::sleep(INTERVAL);
+        }
+        assert!(!detector.is_stalled(10), "it goes on");
     }
 }
