@@ -113,6 +113,8 @@ impl Traffic {
     /// # Errors
     /// The first error of a line or of a wait.
     pub fn run(&mut self, eois: &mut Eois, progress: &Progress) -> Result<()> {
+        // Not of a request: the guest's set-up unmasks the line, and an unmask asks for the level.
+        eois.try_wait()?;
         let start = Instant::now();
         let ended = loop {
             if self.done >= self.count || progress.is_finished() {
