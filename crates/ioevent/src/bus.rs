@@ -16,9 +16,9 @@ use crate::table::Entry;
 
 /// The ioeventfds of one VM: one table that drives the kernel's and stands in for those that the kernel refuses.
 ///
-/// A handle: clones share one bus. It is made once, beside the VM; devices register on it, and every vCPU's exit path
-/// offers it the stores that exit ([`IoeventBus::dispatch`]). Registering, relocating and removing take a lock of the
-/// bus; dispatching takes none.
+/// Clones share one bus. Make the bus once, beside the VM; devices register on it, and the exit path of every vCPU offers
+/// it the stores that exit ([`IoeventBus::dispatch`]). Registering, relocating and removing take a lock of the bus;
+/// dispatching takes none.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -55,7 +55,7 @@ impl IoeventBus {
 
     /// A bus on KVM. `vm` stays open for as long as the bus or one of its registrations lives.
     ///
-    /// KVM is asked for each registration anew, and what it refuses is served from the exit path. So this cannot fail.
+    /// KVM is asked at each registration, and what KVM refuses is served from the exit path, so this cannot fail.
     #[cfg(feature = "kvm")]
     pub fn kvm(vm: Arc<kvm_ioctls::VmFd>) -> Self {
         Self::new(crate::kvm::Kvm::new(vm))
@@ -151,22 +151,20 @@ impl IoeventBus {
     ///    the table serves it.
     ///
     /// # A guest that stores meanwhile
-    /// *No store signals twice.* KVM looks one store up once, and either signals the eventfd and resumes the guest, or
-    /// exits. A store that exits is dispatched once, against one table, in which it matches at most one registration
-    /// (colliding registrations are not admitted).
+    /// *No store signals twice.* KVM looks a store up once: it signals the eventfd and resumes the guest, or the store
+    /// exits. The VMM dispatches the exit once, against one table, and at most one registration of a table matches a
+    /// store.
     ///
-    /// *No store is lost.* A store to an old address before the move either still meets the kernel's ioeventfd, which
-    /// signals, or exits and meets the old table, which signals. A store to a new address after the move meets the new
-    /// table or the kernel's new ioeventfd. No other thread can get at an address in between, because a registration
-    /// takes the lock that this call holds (cloud-hypervisor #8572). KVM's removal waits for stores that are on their
-    /// way through its bus (`kvm_io_bus_unregister_dev` ends with `synchronize_srcu_expedited`), so that none is still
-    /// to be signalled at an old address when step 2 comes.
+    /// *No store is lost.* A store to an old address before the move meets the kernel's old ioeventfd or the old table;
+    /// both signal. A store to a new address after the move meets the new table or the kernel's new ioeventfd. No other
+    /// thread can take an address in between, because registering takes the lock that this call holds (cloud-hypervisor
+    /// #8572). KVM's removal waits for stores under way on its bus (`kvm_io_bus_unregister_dev` ends with
+    /// `synchronize_srcu_expedited`), so when step 2 begins, KVM signals for no old address any more.
     ///
-    /// *Before* and *after* mean, for a store that exits, its dispatch. A store to an old address that exited before
-    /// the move and is dispatched after it is returned as not matched, like any store to an address where nothing is
-    /// any more: the vCPU that made it has executed nothing since, so nothing in the guest can tell it from one that
-    /// was made after the move. The VMM has it in its hands, it is not lost; and once this call returns, no eventfd is
-    /// signalled for an old address.
+    /// For a store that exits, *before* and *after* refer to its dispatch. A store to an old address that exited before
+    /// the move and is dispatched after it is returned as not matched, like any store to an address without a
+    /// registration. The guest cannot tell: the vCPU has executed nothing since the store. Once this call returns, no
+    /// eventfd is signalled for an old address.
     ///
     /// # Errors
     /// The registrations work at their old addresses then, each one.
@@ -209,9 +207,9 @@ impl IoeventBus {
     /// `data` is one store, in the bytes of KVM's exit. An exit that carries several (`KVM_EXIT_IO` with a count above
     /// one, as SEV-ES guests cause with `rep outs`) is split into stores of `io.size` bytes and offered one by one.
     ///
-    /// Takes no lock and does not allocate (but for some bytes at a thread's first call); many vCPUs may call it at
-    /// once. The system call that writes the eventfd is all that it costs beyond some ns; on an eventfd without
-    /// `O_NONBLOCK` there is a second, which makes sure that the first cannot wait.
+    /// Takes no lock and does not allocate, but for some bytes at a thread's first call; many vCPUs may call it at
+    /// once. It makes one system call, the write to the eventfd. For an eventfd without `O_NONBLOCK` it makes another
+    /// before that, to be sure that the write cannot wait.
     ///
     /// # Errors
     /// [`Error::NotSignalled`]: a registration matched, and the write failed, so that the fd was closed behind the

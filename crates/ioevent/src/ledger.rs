@@ -33,7 +33,7 @@ pub enum Path {
     Trapped(Refusal),
 }
 
-/// A registration as its guard holds it: what is in the table, and who serves it.
+/// What the guard of a registration holds: the entry of the table, and who serves it.
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) entry: Entry,
@@ -41,7 +41,7 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    /// A registration to be: nobody serves it yet.
+    /// Before [`Ledger::register`].
     pub(crate) fn new(entry: Entry) -> Self {
         let path = Path::Trapped(Refusal::NoBackend);
         Self { entry, path }
@@ -59,8 +59,8 @@ pub(crate) struct Ledger {
 #[derive(Debug, Default)]
 struct Books {
     reserved: Vec<ReservedRange>,
-    /// Registrations that are gone from the table, and that the backend did not let go of. It needs their eventfd to
-    /// do so later.
+    /// Registrations that are gone from the table, and that the backend did not remove. A later removal needs their
+    /// eventfd.
     stuck: Vec<Entry>,
     /// The guest decides how often its BARs move, so only the first refusal is a warning.
     refusal_reported: bool,
