@@ -2,10 +2,12 @@
 //! Single operations on the userspace controllers: timed by criterion, and counted in instructions.
 
 use std::hint::black_box;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use interrupt_core::{Delivery, EoiNotifier as _, Gsi, Listener, LoweredBy, Msi, MsiOutput};
+use rustix::event::EventfdFlags;
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio as _, DevicePio as _};
@@ -44,7 +46,7 @@ impl Operation {
 }
 
 /// All of them. A pair of operations that undo each other counts as one.
-pub const ALL: [Operation; 8] = [
+pub const ALL: [Operation; 10] = [
     Operation {
         name: "ioapic/assert, EOI, listener",
         make: || {
@@ -53,6 +55,39 @@ pub const ALL: [Operation; 8] = [
             let guard = chip.subscribe(source.key().into(), counting())?;
             repeat(move || {
                 let _ = &guard;
+                source.assert()?;
+                chip.eoi(VECTOR);
+                Ok(())
+            })
+        },
+    },
+    // The work of crosvm's IOAPIC for one interrupt: a write to the pin's irqfd, and one to the device's resample eventfd.
+    Operation {
+        name: "ioapic/assert to eventfd, EOI, resample to eventfd",
+        make: || {
+            let chip = programmed(Ioapic::builder().build(Arc::new(Irqfd(eventfd()?)))?);
+            let source = chip.source(Gsi(PIN), "device", LoweredBy::Eoi)?;
+            let guard = chip.subscribe(source.key().into(), Listener::fd(eventfd()?))?;
+            repeat(move || {
+                let _ = &guard;
+                source.assert()?;
+                chip.eoi(VECTOR);
+                Ok(())
+            })
+        },
+    },
+    // The same with the device's own eventfd before it, which this process reads: three writes and one read.
+    Operation {
+        name: "ioapic/device's eventfd to eventfd, EOI, resample to eventfd",
+        make: || {
+            let chip = programmed(Ioapic::builder().build(Arc::new(Irqfd(eventfd()?)))?);
+            let source = chip.source(Gsi(PIN), "device", LoweredBy::Eoi)?;
+            let guard = chip.subscribe(source.key().into(), Listener::fd(eventfd()?))?;
+            let trigger = eventfd()?;
+            repeat(move || {
+                let _ = &guard;
+                rustix::io::write(&trigger, &1u64.to_ne_bytes())?;
+                rustix::io::read(&trigger, &mut [0; 8])?;
                 source.assert()?;
                 chip.eoi(VECTOR);
                 Ok(())
@@ -157,6 +192,33 @@ impl MsiOutput for Taker {
     fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> interrupt_core::Result<()> {
         Ok(())
     }
+}
+
+/// Signals an eventfd for each message, as an output does whose irqfds carry the messages.
+#[derive(Debug)]
+struct Irqfd(OwnedFd);
+
+impl MsiOutput for Irqfd {
+    fn send_msi(&self, gsi: Gsi, _: Msi) -> interrupt_core::Result<Delivery> {
+        let written = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        written.map_err(|errno| interrupt_core::Error::Os {
+            operation: "write(irqfd)",
+            gsi,
+            source: errno.into(),
+        })?;
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> interrupt_core::Result<()> {
+        Ok(())
+    }
+}
+
+fn eventfd() -> Result<OwnedFd> {
+    Ok(rustix::event::eventfd(
+        0,
+        EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC,
+    )?)
 }
 
 const PIN: u32 = 5;
