@@ -149,6 +149,11 @@ impl WiredOr {
         }
     }
 
+    /// Whether the line has a listener.
+    pub fn has_listeners(&self) -> bool {
+        !self.listeners.entries().is_empty()
+    }
+
     pub(crate) fn counts(&self) -> LineCounts {
         LineCounts {
             asserted: self.asserted,

@@ -15,11 +15,10 @@ pub(crate) fn answer(data: &mut [u8], value: u32) -> bool {
 
 /// The low 32 bits of what is written, zero-extended.
 pub(crate) fn value(data: &[u8]) -> u32 {
-    let mut bytes = [0; 4];
-    for (byte, value) in bytes.iter_mut().zip(data) {
-        *byte = *value;
+    if let Some(bytes) = data.first_chunk() {
+        return u32::from_le_bytes(*bytes);
     }
-    u32::from_le_bytes(bytes)
+    data.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 /// Whether a processor makes accesses of this width: 1, 2, 4 or 8 bytes.

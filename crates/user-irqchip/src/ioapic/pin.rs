@@ -109,8 +109,17 @@ impl IoapicPin {
         let mut locked = self.lock();
         let entry = self.whole(locked.pin).written(half, value);
         self.exchange(entry);
+        if entry.is_masked() {
+            // A masked pin sends nothing, whatever the output knows.
+            let program = self.program(&mut locked, entry, None);
+            drop(locked);
+            if program.is_some_and(|program| self.tell(program).is_err()) {
+                self.step(|state| (state.untold(), ()));
+            }
+            return AfterWrite::Nothing;
+        }
         let message = entry.message();
-        if message.is_none() && !entry.is_masked() {
+        if message.is_none() {
             self.shared.counters.illegal_entries.count();
         }
         let program = self.program(&mut locked, entry, message);
@@ -122,6 +131,7 @@ impl IoapicPin {
             locked = self.lock();
             locked.pin = locked.pin.told(told.then_some(program.message.is_some()));
         }
+        let changed = changed && locked.or.has_listeners();
         locked.step(|state| state.after_write(changed))
     }
 
@@ -163,7 +173,7 @@ impl IoapicPin {
         // A masked pin and one in service keep their message: the interrupt in service was sent by it.
         let keeps = masked || locked.pin.is_moved();
         let message = if keeps { known } else { message };
-        locked.pin.is_stale().then_some(Program { message, masked })
+        (locked.pin.is_stale() || output.mask).then_some(Program { message, masked })
     }
 
     fn tell(&self, Program { message, masked }: Program) -> Result<()> {

@@ -170,16 +170,19 @@ impl PinState {
     }
 
     /// The guest has written `entry`. `Output` says how that differs from what the output knows; until
-    /// [`told`](Self::told) the pin sends nothing if it differs.
+    /// [`told`](Self::told) an unmasked pin sends nothing if it differs.
     pub(super) fn written(self, entry: RedirectionEntry, output: Output) -> Self {
         let remote_irr = self.has(REMOTE_IRR) && entry.is_level();
         let next = Self(self.0 & !ENTRY | entry.bits() & ENTRY & !REMOTE_IRR).with(REMOTE_IRR, remote_irr);
         // The interrupt in service was sent by the old message, and its EOI comes back by the old route: KVM before 6.16
         // forgets an interrupt in service whose route goes to another CPU.
         let waits = remote_irr && output.destination;
-        let differs = output.mask || output.message && !waits;
+        let masked = entry.is_masked();
+        let differs = !masked && output.mask || output.message && !waits;
         next.with(MOVED, output.message && waits)
             .with(STALE, self.has(STALE) || differs)
+            // A masked edge is lost, as on hardware. A level stays.
+            .with(EDGE, self.has(EDGE) && !masked)
     }
 
     /// The destination of the output's message differs from the entry's until the EOI.
@@ -191,6 +194,11 @@ impl PinState {
     /// the next write of its entry.
     pub(super) fn told(self, has_message: Option<bool>) -> Self {
         has_message.map_or(self, |has_message| self.with(STALE, false).with(ROUTED, has_message))
+    }
+
+    /// The output refused to be told of a masked pin: the pin sends nothing before the output has been told of it unmasked.
+    pub(super) fn untold(self) -> Self {
+        self.with(STALE, true)
     }
 
     /// The second half of a write of the entry, when the output has been told. `changed`: there was something to tell.

@@ -244,7 +244,8 @@ fn a_write_sets_the_entry_and_tells_what_differs() {
                         rest: written.rest,
                         remote_irr,
                         moved: later && output.message,
-                        stale: pin.stale || output.mask || (output.message && !later),
+                        stale: pin.stale || (output.mask && !written.masked) || (output.message && !later),
+                        edge: pin.edge && !written.masked,
                         ..pin
                     };
                     (next, ())
