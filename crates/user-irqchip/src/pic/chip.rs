@@ -51,7 +51,12 @@ impl Chip {
 
     /// The one place that decides whether the chip asks for the processor, and for which input.
     pub(super) fn request(&self) -> Option<u8> {
-        resolve(self.asking(), self.holding(), self.state.highest)
+        let asking = self.asking();
+        if asking == 0 {
+            // As the resolver says, and most often so for a slave.
+            return None;
+        }
+        resolve(asking, self.holding(), self.state.highest)
     }
 
     fn asking(&self) -> u8 {
