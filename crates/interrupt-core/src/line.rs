@@ -202,8 +202,9 @@ impl<P: Pin> Line<P> {
     /// # Errors
     /// A listener's eventfd could not be written. All were told.
     pub fn resample_gsi(&self) -> Result<()> {
-        let entries = self.wired_or(|or| Arc::clone(or.listeners.entries()));
-        tell_all(&entries, self.gsi, |subject| matches!(subject, EoiScope::Gsi(_))).map(drop)
+        let is_meant = |subject| matches!(subject, EoiScope::Gsi(_));
+        let entries = self.wired_or(|or| or.listeners.entries_if_any(is_meant));
+        entries.map_or(Ok(()), |entries| tell_all(&entries, self.gsi, is_meant).map(drop))
     }
 
     /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin

@@ -132,6 +132,12 @@ impl ListenerList {
         &self.entries
     }
 
+    /// The list, if a listener of it is meant.
+    pub(crate) fn entries_if_any(&self, is_meant: impl Fn(EoiScope) -> bool) -> Option<Entries> {
+        let any = self.entries.iter().any(|entry| is_meant(entry.subject));
+        any.then(|| Arc::clone(&self.entries))
+    }
+
     pub(crate) fn has_callbacks(&self) -> bool {
         self.callbacks
     }
