@@ -251,16 +251,18 @@ impl<P: Pin> Line<P> {
         let Some(before) = self.pin.wired_or(&mut state).begin(contribution) else {
             return Ok(None);
         };
-        let outcome = self.settle(&mut state);
-        let or = self.pin.wired_or(&mut state);
-        if outcome.is_ok() {
-            or.count_assertion(contribution, before);
-        } else {
-            or.end(contribution);
-            // If lowering fails as well, the next change of the line tries it again.
-            drop(self.settle(&mut state));
+        match self.settle(&mut state) {
+            Ok(outcome) => {
+                self.pin.wired_or(&mut state).count_assertion(contribution, before);
+                Ok(outcome)
+            }
+            Err(error) => {
+                self.pin.wired_or(&mut state).end(contribution);
+                // If lowering fails as well, the next change of the line tries it again.
+                drop(self.settle(&mut state));
+                Err(error)
+            }
         }
-        outcome
     }
 
     /// Ends a contribution. The outcome is to be delivered without the lock.

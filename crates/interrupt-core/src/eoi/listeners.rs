@@ -228,12 +228,12 @@ impl fmt::Debug for Entry {
     }
 }
 
-thread_local! {
-    /// How many listeners this thread is calling now, one inside the other. A type without a destructor, so that guards
-    /// may be dropped at any time of a thread's end.
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const form")]
-    static DEPTH: Cell<usize> = Cell::new(0);
-}
+// How many listeners this thread is calling now, one inside the other. The type has no destructor, so that a guard may be
+// dropped at any time of a thread's end. The model checker's macro has no const form.
+#[cfg(not(loom))]
+thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
+#[cfg(loom)]
+thread_local!(static DEPTH: Cell<usize> = Cell::new(0));
 
 /// One call of a listener, counted for as long as it lasts, even if the listener panics.
 struct Call<'a> {
