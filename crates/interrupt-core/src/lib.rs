@@ -58,8 +58,8 @@
 //!
 //! The traits are object-safe, `Send` and `Sync`; a VMM keeps them as `Arc<dyn ..>`. This crate knows no hypervisor,
 //! starts no thread and needs no async runtime. Those who write an interrupt controller implement [`Pin`], and use a
-//! [`Line`] for each pin: the wired-OR of its sources, and the listeners of its EOIs. [`testing`] has a test double of
-//! each trait.
+//! [`Line`] for each pin: the wired-OR of its sources, and the listeners of its EOIs. The feature `testing` has a test
+//! double of each trait, in the module of that name.
 //!
 //! # What an EOI is
 //!
@@ -94,6 +94,8 @@ mod msi;
 mod pin;
 mod source;
 mod sync;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 mod wired_or;
 

@@ -8,7 +8,6 @@ use interrupt_core::testing::RecordingPin;
 use interrupt_core::{
     EoiGuard, EoiNotifier, Gsi, Level, LevelInterrupt, LevelSource, Line, LineSource, Listener, LoweredBy,
 };
-use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -226,43 +225,6 @@ fn an_eoi_that_meets_the_last_clear_leaves_the_line_low() {
         other.join().unwrap();
         assert_eq!(line.level(), Level::Low);
         check_pin(&line);
-    });
-}
-
-type Slot = Arc<Mutex<Option<EoiGuard>>>;
-
-/// Two processors in the callback of one line, which drops its own guard under a lock of its own: both return.
-#[test]
-fn a_callback_on_two_processors_may_drop_its_own_guard() {
-    loom::model(|| {
-        let line = Line::new(GSI, RecordingPin::default());
-        let slot = Slot::new(Mutex::new(None));
-        let own = Arc::clone(&slot);
-        let listener = Listener::callback(move |_| drop(own.lock().unwrap().take()));
-        *slot.lock().unwrap() = Some(line.subscribe(GSI.into(), listener).unwrap());
-        let processor = Arc::clone(&line);
-        let other = thread::spawn(move || processor.eoi().unwrap());
-        line.eoi().unwrap();
-        other.join().unwrap();
-        assert!(slot.lock().unwrap().is_none());
-    });
-}
-
-/// The callbacks of two lines drop each other's guards: both return.
-#[test]
-fn two_callbacks_may_drop_each_others_guards() {
-    loom::model(|| {
-        let lines = [(); 2].map(|()| Line::new(GSI, RecordingPin::default()));
-        let slots = [(); 2].map(|()| Slot::new(Mutex::new(None)));
-        for n in 0..2 {
-            let other = Arc::clone(&slots[1 - n]);
-            let listener = Listener::callback(move |_| drop(other.lock().unwrap().take()));
-            *slots[n].lock().unwrap() = Some(lines[n].subscribe(GSI.into(), listener).unwrap());
-        }
-        let [here, there] = lines;
-        let other = thread::spawn(move || there.eoi().unwrap());
-        here.eoi().unwrap();
-        other.join().unwrap();
     });
 }
 
