@@ -4,9 +4,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::eoi::{EoiGuard, EoiNotifier, EoiScope, Listener};
+use crate::eoi::{EoiGuard, EoiNotifier, Listener};
 use crate::error::Result;
 use crate::gsi::Gsi;
+use crate::key::EoiScope;
 use crate::level::Level;
 use crate::source::LevelSource;
 use crate::sync::{Mutex, MutexGuard, lock};

@@ -87,6 +87,7 @@ mod error;
 pub mod forward;
 mod gsi;
 mod irqchip;
+mod key;
 mod level;
 mod level_interrupt;
 mod line;
@@ -99,16 +100,17 @@ mod sync;
 pub mod testing;
 mod wired_or;
 
-pub use eoi::{EoiGuard, EoiNotifier, EoiScope, Listener, Listeners};
+pub use eoi::{EoiGuard, EoiNotifier, Listener, Listeners};
 pub use error::{Error, Result};
 pub use gsi::Gsi;
 pub use irqchip::Irqchip;
+pub use key::{EoiScope, SourceKey};
 pub use level::{Delivery, Level, LoweredBy};
 pub use level_interrupt::{InterruptCounts, LevelInterrupt};
 pub use line::{Line, LineInput, LineSource};
 pub use msi::{Msi, MsiOutput};
 pub use pin::Pin;
-pub use source::{LevelSource, SourceKey};
+pub use source::LevelSource;
 pub use wired_or::{LineCounts, WiredOr};
 
 /// The README's examples, compiled.

@@ -5,12 +5,13 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Weak};
 
-use crate::eoi::{Entry, EoiGuard, EoiNotifier, EoiScope, Listener, tell_all};
+use crate::eoi::{Entry, EoiGuard, EoiNotifier, Listener, tell_all};
 use crate::error::{Error, Result};
 use crate::gsi::Gsi;
+use crate::key::{EoiScope, SourceKey};
 use crate::level::{Delivery, Level, LoweredBy};
 use crate::pin::Pin;
-use crate::source::{LevelSource, SourceKey};
+use crate::source::LevelSource;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use crate::wired_or::{Contribution, LineCounts, WiredOr};
 

@@ -6,8 +6,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::eoi::ListenerList;
+use crate::key::SourceKey;
 use crate::level::{Level, LoweredBy};
-use crate::source::SourceKey;
 
 /// The line's part of a [`Pin`](crate::Pin)'s state: which sources assert, and who is told of an EOI. Only the
 /// [`Line`](crate::Line) of the pin uses it.

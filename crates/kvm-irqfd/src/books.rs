@@ -11,7 +11,8 @@ use crate::error::{Error, Reason, Result};
 use crate::kernel::Kernel;
 use crate::line::irq_line::IrqLine;
 use crate::line::irqfd::{Assigner, Irqfd};
-use crate::line::{Afterwards, BindingKind, GsiLine};
+use crate::line::kind::BindingKind;
+use crate::line::{Afterwards, GsiLine};
 use crate::routing::table::Routes;
 
 const OPERATION: &str = "KVM_IRQFD";

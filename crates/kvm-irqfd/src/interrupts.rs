@@ -15,13 +15,13 @@ use crate::books::Books;
 use crate::eoi;
 use crate::error::Result;
 use crate::kernel::eventfd::Eventfd;
+use crate::kernel::irqchip::SPLIT_PINS;
 use crate::kernel::irqchip::probe;
 use crate::kernel::{Kernel, KvmVm};
-use crate::line::BindingKind;
+use crate::line::kind::BindingKind;
 use crate::routing::Routing;
 use crate::routing::table::Routes;
 use crate::source::{self, EdgeIrqfd};
-use crate::split::SPLIT_PINS;
 
 /// The interrupts of one VM. Everything that injects by GSI goes through this: it owns the routing table and the lines,
 /// because KVM's own answers cannot be relied on (a deassign never fails, an assign checks no GSI).

@@ -64,13 +64,15 @@ pub use eoi::{WaitMode, Waiter};
 pub use error::{Error, Reason, Result};
 pub use interrupts::{GsiCounts, KvmInterrupts};
 pub use kernel::eventfd;
-pub use line::BindingKind;
+pub use kernel::irqchip::SPLIT_PINS;
+pub use line::kind::BindingKind;
+pub use routing::chip::Chip;
 #[cfg(target_arch = "aarch64")]
 pub use routing::table::GIC_SPIS;
-pub use routing::table::{Chip, MAX_ROUTES, Route, Routes};
+pub use routing::table::{MAX_ROUTES, Route, Routes};
 pub use routing::{Committed, Routing};
 pub use source::EdgeIrqfd;
-pub use split::{EoiBroadcast, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
+pub use split::{EoiBroadcast, enable_split_irqchip, set_eoi_broadcast};
 pub use vfio::KvmVfio;
 pub use vfio::host_forward::HostForwarded;
 

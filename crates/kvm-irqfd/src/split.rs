@@ -11,10 +11,6 @@ use crate::interrupts::KvmInterrupts;
 use crate::routing;
 use crate::routing::table::Route;
 
-/// The pins of a PC's IOAPIC: what [`enable_split_irqchip`] is usually given, and what [`KvmInterrupts::new`] takes a split
-/// irqchip to have.
-pub const SPLIT_PINS: u32 = 24;
-
 /// Gives a VM the LAPICs in the kernel, and reserves GSIs 0 to `pins`-1 for a userspace IOAPIC: for those, and for no other, KVM
 /// raises KVM_EXIT_IOAPIC_EOI when a level-triggered vector is ended. Before the first vCPU is made.
 ///

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use super::{EoiGuard, EoiScope, Listener};
 use crate::error::{Error, Result};
 use crate::gsi::Gsi;
-use crate::source::SourceKey;
+use crate::key::SourceKey;
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, lock, thread_local};
 
 /// The listeners of one line, for an EOI notifier that keeps no [`Line`](crate::Line).

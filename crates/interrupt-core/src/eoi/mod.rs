@@ -14,48 +14,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::error::{Error, Result};
 use crate::gsi::Gsi;
-use crate::source::SourceKey;
-
-/// What a listener is told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EoiScope {
-    /// The EOIs of a level source: all EOIs of its line, also those of other sources that share the line. A source has at
-    /// most one listener, and the subscription ends with the source.
-    Source(SourceKey),
-    /// The EOIs of a line, whatever drives the line. A line has any number of listeners.
-    Gsi(Gsi),
-}
-
-impl EoiScope {
-    /// The line.
-    pub fn gsi(&self) -> Gsi {
-        match self {
-            Self::Source(key) => key.gsi(),
-            Self::Gsi(gsi) => *gsi,
-        }
-    }
-}
-
-impl From<SourceKey> for EoiScope {
-    fn from(key: SourceKey) -> Self {
-        Self::Source(key)
-    }
-}
-
-impl From<Gsi> for EoiScope {
-    fn from(gsi: Gsi) -> Self {
-        Self::Gsi(gsi)
-    }
-}
-
-impl fmt::Display for EoiScope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Source(key) => key.fmt(f),
-            Self::Gsi(gsi) => gsi.fmt(f),
-        }
-    }
-}
+use crate::key::EoiScope;
 
 /// How a listener is told. The notification means "state your level now", see the [crate documentation](crate).
 pub struct Listener(How);

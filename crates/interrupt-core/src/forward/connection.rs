@@ -6,11 +6,21 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use super::registry::{Policy, Side};
+use super::ends::Side;
 use super::{Consumer, Decision, Error, EventfdId, Explanation, Limits, Path, Producer, Result, WhyNot, decide};
 use crate::Gsi;
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, MutexGuard};
+
+/// The path of a connection of which nobody has asked anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The best path.
+    #[default]
+    Automatic,
+    /// The relay, until the interrupt is [forwarded](super::Registry::forward) as in the 2015 proposal.
+    Explicit,
+}
 
 /// Takes a lock. A panic under it can come only from an end's own method; the state is written down as it is reached.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

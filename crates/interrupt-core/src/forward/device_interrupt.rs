@@ -2,7 +2,7 @@
 //! A device's interrupt as a forwarder sees it.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use crate::Result;
 
@@ -61,4 +61,25 @@ pub trait DeviceInterrupt: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device), with EINVAL when there is no trigger.
     fn unmask(&self) -> Result<()>;
+}
+
+/// The host's name of a device's interrupt: the coordinates of VFIO_DEVICE_SET_IRQS, and of the 2015 proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceIrq {
+    /// The VFIO device's file descriptor. It has to stay open while the interrupt is connected.
+    pub device: RawFd,
+    /// The interrupt index: 0 is INTx, 1 MSI, 2 MSI-X.
+    pub index: u32,
+    /// Which interrupt of the index.
+    pub sub: u32,
+}
+
+impl fmt::Display for DeviceIrq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "device fd {}, index {}, interrupt {}",
+            self.device, self.index, self.sub
+        )
+    }
 }

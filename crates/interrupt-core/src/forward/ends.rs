@@ -2,30 +2,26 @@
 //! The two ends of a connection.
 
 use std::fmt;
-use std::os::fd::RawFd;
 
-use super::{ConsumerInfo, Path, ProducerInfo};
+use super::path::{ConsumerInfo, Path, ProducerInfo};
 use crate::forward::GuestLine;
 use crate::{Error, Gsi, Result};
 
-/// The host's name of a device's interrupt: the coordinates of VFIO_DEVICE_SET_IRQS, and of the 2015 proposal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DeviceIrq {
-    /// The VFIO device's file descriptor. It has to stay open while the interrupt is connected.
-    pub device: RawFd,
-    /// The interrupt index: 0 is INTx, 1 MSI, 2 MSI-X.
-    pub index: u32,
-    /// Which interrupt of the index.
-    pub sub: u32,
+/// One of the two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The device's.
+    Producer,
+    /// The guest's.
+    Consumer,
 }
 
-impl fmt::Display for DeviceIrq {
+impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "device fd {}, index {}, interrupt {}",
-            self.device, self.index, self.sub
-        )
+        f.write_str(match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        })
     }
 }
 

@@ -33,13 +33,13 @@ mod guest_line;
 mod path;
 mod registry;
 
-pub use connection::Connection;
-pub use device_interrupt::{DeviceInterrupt, InterruptInfo};
-pub use ends::{Consumer, DeviceIrq, Producer, ProducerState};
+pub use connection::{Connection, Policy};
+pub use device_interrupt::{DeviceInterrupt, DeviceIrq, InterruptInfo};
+pub use ends::{Consumer, Producer, ProducerState, Side};
 pub use error::{Error, Result};
 pub use eventfd_id::EventfdId;
 pub use explain::Explanation;
 pub use explicit::ForwardIrq;
 pub use guest_line::GuestLine;
 pub use path::{ConsumerInfo, Decision, Limits, Path, ProducerInfo, WhyNot, decide};
-pub use registry::{Policy, Registration, Registry, Side};
+pub use registry::{Registration, Registry};

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::DeviceIrq;
+use super::device_interrupt::DeviceIrq;
 use crate::forward::InterruptInfo;
 use crate::{Error, Irqchip};
 

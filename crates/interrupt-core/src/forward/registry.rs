@@ -5,37 +5,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use super::connection::{Connection, State, lock};
+use super::connection::{Connection, Policy, State, lock};
+use super::ends::Side;
 use super::{Consumer, Error, EventfdId, Explanation, Producer, Result};
 use crate::sync::Mutex;
-
-/// The path of a connection of which nobody has asked anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The best path.
-    #[default]
-    Automatic,
-    /// The relay, until the interrupt is [forwarded](Registry::forward) as in the 2015 proposal.
-    Explicit,
-}
-
-/// One of the two ends of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The device's.
-    Producer,
-    /// The guest's.
-    Consumer,
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Producer => "producer",
-            Self::Consumer => "consumer",
-        })
-    }
-}
 
 /// A table of [`Connection`]s between devices and lines, by the eventfd that the two share. Clones are handles to the same
 /// table.

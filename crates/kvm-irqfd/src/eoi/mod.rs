@@ -16,9 +16,10 @@ use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, Listeners};
 use crate::books::Books;
 use crate::error::{Error, Result};
 use crate::kernel::eventfd::{Claim, Eventfd, from_owned};
+use crate::line::GsiLine;
 use crate::line::irq_line::IrqLine;
 use crate::line::irqfd::{Irqfd, ResampleFd, Told};
-use crate::line::{BindingKind, GsiLine};
+use crate::line::kind::BindingKind;
 pub use wait::{WaitMode, Waiter};
 
 const OPERATION: &str = "subscribe";

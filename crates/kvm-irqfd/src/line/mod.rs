@@ -4,6 +4,7 @@
 
 pub(crate) mod irq_line;
 pub(crate) mod irqfd;
+pub(crate) mod kind;
 
 use std::io;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::eoi::resampled::Resampled;
 use crate::error::Result;
 use crate::kernel::eventfd::Eventfd;
 use irq_line::{IrqLine, IrqLinePin};
-pub use irqfd::BindingKind;
 use irqfd::{Assigner, Irqfd, ResampleFd, Told};
+use kind::BindingKind;
 
 /// What a change of a line leaves to be done when the books are free again.
 #[derive(Default)]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A change of the routing table, which cannot be made in the wrong order (law 3).
 
+pub(crate) mod chip;
 pub(crate) mod table;
 
 use std::io;

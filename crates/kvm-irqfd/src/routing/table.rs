@@ -2,86 +2,15 @@
 //! The GSI routing table as data: what is legal in it, and what KVM makes of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 use interrupt_core::{Gsi, Irqchip};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry,
 };
-#[cfg(target_arch = "x86_64")]
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
 
+use super::chip::Chip;
 use crate::error::{Error, Reason, Result};
-
-/// A controller in the kernel that has pins.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Chip {
-    /// The 8259 at ports 0x20 and 0x21: pins 0 to 7.
-    PicMaster,
-    /// The 8259 at ports 0xA0 and 0xA1: pins 0 to 7.
-    PicSlave,
-    /// The IOAPIC: pins 0 to 23.
-    Ioapic,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Chip {
-    fn pins(self) -> u32 {
-        match self {
-            Self::PicMaster | Self::PicSlave => 8,
-            Self::Ioapic => 24,
-        }
-    }
-
-    fn number(self) -> u32 {
-        match self {
-            Self::PicMaster => KVM_IRQCHIP_PIC_MASTER,
-            Self::PicSlave => KVM_IRQCHIP_PIC_SLAVE,
-            Self::Ioapic => KVM_IRQCHIP_IOAPIC,
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl fmt::Display for Chip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PicMaster => "first 8259",
-            Self::PicSlave => "second 8259",
-            Self::Ioapic => "IOAPIC",
-        })
-    }
-}
-
-/// A controller in the kernel that has pins.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Chip {
-    /// The GIC's distributor: pin n is SPI n, whose interrupt ID is 32+n. Pins 0 to 987.
-    Gic,
-}
-
-#[cfg(target_arch = "aarch64")]
-impl Chip {
-    /// KVM_IRQCHIP_NUM_PINS: interrupt IDs end at 1020, and the first 32 are no SPIs.
-    fn pins(self) -> u32 {
-        1020 - 32
-    }
-
-    /// KVM has one irqchip.
-    fn number(self) -> u32 {
-        0
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-impl fmt::Display for Chip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GIC")
-    }
-}
 
 /// How many SPIs a vGIC has whose number of interrupts nobody has set (KVM_DEV_ARM_VGIC_GRP_NR_IRQS): 256 interrupts, of which the
 /// first 32 are no SPIs.
