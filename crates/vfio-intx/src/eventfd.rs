@@ -3,9 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 /// A new eventfd with count 0. Not a semaphore: KVM would take one of several signals and leave the rest.
@@ -30,9 +29,11 @@ pub(crate) fn drain(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
+#[cfg(feature = "testing")]
 /// Waits until there is a count, and says whether there is; `None` waits for as long as it takes. A signal to the thread
 /// ends the wait early.
-pub(crate) fn wait(fd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
+pub(crate) fn wait(fd: impl AsFd, timeout: Option<std::time::Duration>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let timeout = timeout
         .map(Timespec::try_from)
         .transpose()

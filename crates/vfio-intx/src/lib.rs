@@ -5,7 +5,8 @@
 //!   [`Connection`](interrupt_core::forward::Connection), which decides by which path INTx goes to its line.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
 //! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
-//!   descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, [`ModelIntx`] for tests.
+//!   descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, `ModelIntx` (feature
+//!   `testing`) for tests.
 //!
 //! # An interrupt that comes while something changes
 //!
@@ -38,6 +39,7 @@ mod status;
 mod subscriber;
 
 pub use device::irq_set;
+#[cfg(feature = "testing")]
 pub use device::model::ModelIntx;
 #[cfg(feature = "vfio")]
 pub use device::vfio::VfioIntx;
@@ -50,7 +52,7 @@ pub use saved::IntxState;
 pub use status::{Reason, State, Status};
 
 /// The README's examples, compiled.
-#[cfg(all(doctest, feature = "vfio", feature = "event-manager"))]
+#[cfg(all(doctest, feature = "event-manager", feature = "testing", feature = "vfio"))]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 struct Readme;

@@ -4,6 +4,7 @@
 #[cfg(feature = "vfio-user")]
 mod connection;
 pub mod irq_set;
+#[cfg(feature = "testing")]
 pub(crate) mod model;
 #[cfg(feature = "vfio")]
 pub(crate) mod vfio;
