@@ -7,6 +7,7 @@ mod decisions;
 mod explicit;
 mod pairs;
 mod random;
+mod reentrant;
 
 use std::sync::Arc;
 

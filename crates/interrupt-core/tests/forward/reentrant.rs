@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Ends that use the connection from within their own methods, or own what does when they are dropped (law 14).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use interrupt_core::forward::{
+    Connection, Consumer, ConsumerInfo, Error, EventfdId, GuestLine, Path, Producer, ProducerInfo, ProducerState,
+    Registration, Registry,
+};
+use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
+
+use super::ID;
+
+type Act = Box<dyn FnMut() + Send>;
+
+/// A producer that does something within one of its methods, and again when it is dropped.
+struct Acting {
+    inner: RecordingProducer,
+    at: &'static str,
+    act: Mutex<Option<Act>>,
+    on_drop: Mutex<Option<Act>>,
+}
+
+impl Acting {
+    fn new(at: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            inner: RecordingProducer::new("acting"),
+            at,
+            act: Mutex::new(None),
+            on_drop: Mutex::new(None),
+        })
+    }
+
+    fn acts(&self, act: impl FnMut() + Send + 'static) {
+        *self.act.lock().unwrap() = Some(Box::new(act));
+    }
+
+    fn on_drop(&self, act: impl FnMut() + Send + 'static) {
+        *self.on_drop.lock().unwrap() = Some(Box::new(act));
+    }
+
+    fn at(&self, at: &str) {
+        let act = (at == self.at).then(|| self.act.lock().unwrap().take()).flatten();
+        if let Some(mut act) = act {
+            act();
+        }
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        if let Some(mut act) = self.on_drop.lock().unwrap().take() {
+            act();
+        }
+    }
+}
+
+impl std::fmt::Debug for Acting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("acting")
+    }
+}
+
+impl Producer for Acting {
+    fn label(&self) -> &str {
+        self.inner.label()
+    }
+    fn info(&self) -> ProducerInfo {
+        self.inner.info()
+    }
+    fn state(&self) -> ProducerState {
+        self.inner.state()
+    }
+    fn stop(&self) -> interrupt_core::Result<()> {
+        self.at("stop");
+        self.inner.stop()
+    }
+    fn connect(&self, path: Path, consumer: &dyn Consumer) -> interrupt_core::Result<()> {
+        self.at("connect");
+        self.inner.connect(path, consumer)
+    }
+    fn disconnect(&self) {
+        self.at("disconnect");
+        self.inner.disconnect();
+    }
+    fn start(&self) -> interrupt_core::Result<()> {
+        self.at("start");
+        self.inner.start()
+    }
+}
+
+/// A drop under a lock, or a lock taken twice, would wait for ever.
+fn ends(what: &str, act: impl FnOnce() + Send + 'static) {
+    let (done, end) = channel();
+    let thread = thread::spawn(move || {
+        act();
+        done.send(()).unwrap();
+    });
+    if end.recv_timeout(Duration::from_secs(30)).is_err() && !thread.is_finished() {
+        panic!("{what} waits for ever");
+    }
+    thread.join().unwrap();
+}
+
+/// The registration is dropped within a method: the end leaves when the operation is over, and is called no more.
+#[test]
+fn a_registration_is_dropped_within_each_method() {
+    for at in ["stop", "connect", "start", "disconnect"] {
+        for producers in [true, false] {
+            ends(at, move || {
+                let registry = Registry::default();
+                let device = Acting::new(at);
+                let line = Arc::new(RecordingConsumer::new(11));
+                let held: Arc<Mutex<Option<Registration>>> = Arc::default();
+                let first = registry.add_producer(ID, device.clone()).unwrap();
+                let second = registry.add_consumer(ID, line.clone()).unwrap();
+                let (leaves, stays) = if producers { (first, second) } else { (second, first) };
+                *held.lock().unwrap() = Some(leaves);
+                let theirs = Arc::clone(&held);
+                device.acts(move || drop(theirs.lock().unwrap().take()));
+                let connection = registry.connection(ID).unwrap();
+                // The other end leaves, or the path changes.
+                let stays = match at {
+                    "disconnect" => {
+                        drop(stays);
+                        None
+                    }
+                    _ => {
+                        let _ = connection.restrict(Some(Path::Relay));
+                        Some(stays)
+                    }
+                };
+                assert_eq!(connection.path(), None, "{at}");
+                assert!(!device.inner.is_stopped() && !line.is_stopped(), "{at}");
+                let left = if producers {
+                    Arc::strong_count(&device)
+                } else {
+                    Arc::strong_count(&line)
+                };
+                assert_eq!(left, 1, "{at}");
+                drop((stays, connection));
+                assert!(registry.explain().is_empty());
+            });
+        }
+    }
+}
+
+#[test]
+fn a_method_that_uses_its_own_connection_is_refused() {
+    ends("a change within a change", || {
+        let device = Acting::new("start");
+        let connection = Arc::new(Connection::new(device.clone()));
+        let (inner, refused) = (Arc::downgrade(&connection), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&refused);
+        device.acts(move || {
+            let connection = inner.upgrade().unwrap();
+            assert!(matches!(connection.changed(), Err(Error::Reentrant)));
+            assert!(matches!(connection.restrict(None), Err(Error::Reentrant)));
+            assert!(matches!(connection.set_consumer(None), Err(Error::Reentrant)));
+            assert_eq!((connection.path(), connection.possible()), (None, Vec::new()));
+            assert_eq!(Error::Reentrant.errno(), Some(35));
+            assert!(format!("{connection:?}").contains("nobody") || !connection.explain().to_string().is_empty());
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let line = Arc::new(RecordingConsumer::new(11));
+        assert_eq!(connection.set_consumer(Some(line)).unwrap(), Some(Path::KernelLoop));
+        assert_eq!(refused.load(Ordering::Relaxed), 1);
+        assert_eq!(connection.changed().unwrap(), Some(Path::KernelLoop));
+    });
+}
+
+/// The last `Arc` of an end goes with its registration, or with a refusal: what it owns uses the registry and the same
+/// identity.
+#[test]
+fn an_end_that_owns_the_registry_is_dropped_without_a_lock() {
+    ends("the drop of an end", || {
+        let registry = Registry::default();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let owner = |id: EventfdId| {
+            let device = Acting::new("never");
+            let (registry, dropped) = (registry.clone(), Arc::clone(&dropped));
+            device.on_drop(move || {
+                let _ = registry.connection(id).map(|connection| connection.changed());
+                drop(registry.add_producer(EventfdId(100), Arc::new(RecordingProducer::new("another"))));
+                assert!(registry.explain().len() <= 2);
+                dropped.fetch_add(1, Ordering::Relaxed);
+            });
+            device
+        };
+        // With the registration.
+        let line = registry.add_consumer(ID, Arc::new(RecordingConsumer::new(11))).unwrap();
+        let device = registry.add_producer(ID, owner(ID)).unwrap();
+        drop(device);
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+        // With the refusal of a second, and of one that no path can be had for.
+        let device = registry.add_producer(ID, owner(ID)).unwrap();
+        registry.add_producer(ID, owner(ID)).unwrap_err();
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
+        drop(device);
+        let refused = owner(ID);
+        refused.inner.refuse(0, usize::MAX);
+        registry.add_producer(ID, refused).unwrap_err();
+        assert_eq!(dropped.load(Ordering::Relaxed), 4);
+        drop(line);
+    });
+}
+
+/// A consumer whose connect fails drops the error and itself without a lock, and a consumer that is replaced too.
+#[test]
+fn a_line_that_is_replaced_is_dropped_without_a_lock() {
+    #[derive(Debug)]
+    struct Owner(RecordingConsumer, std::sync::Weak<Connection>, Arc<AtomicUsize>);
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            if let Some(connection) = self.1.upgrade() {
+                connection.changed().unwrap();
+                self.2.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    impl Consumer for Owner {
+        fn line(&self) -> &GuestLine {
+            self.0.line()
+        }
+        fn info(&self) -> ConsumerInfo {
+            self.0.info()
+        }
+        fn stop(&self) -> interrupt_core::Result<()> {
+            self.0.stop()
+        }
+        fn connect(&self, path: Path, producer: &dyn Producer) -> interrupt_core::Result<()> {
+            self.0.connect(path, producer)
+        }
+        fn disconnect(&self, path: Path) {
+            self.0.disconnect(path);
+        }
+        fn start(&self) -> interrupt_core::Result<()> {
+            self.0.start()
+        }
+    }
+    ends("the drop of a line", || {
+        let connection = Arc::new(Connection::new(Arc::new(RecordingProducer::new("device"))));
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let line = |fails: bool| {
+            let inner = RecordingConsumer::new(11);
+            if fails {
+                inner.refuse(0, usize::MAX);
+            }
+            Some(Arc::new(Owner(inner, Arc::downgrade(&connection), Arc::clone(&dropped))) as Arc<dyn Consumer>)
+        };
+        connection.set_consumer(line(false)).unwrap();
+        connection.set_consumer(line(false)).unwrap();
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+        // The new line refuses: the old one is taken up again.
+        connection.set_consumer(line(true)).unwrap_err();
+        assert_eq!(
+            (dropped.load(Ordering::Relaxed), connection.path()),
+            (2, Some(Path::KernelLoop))
+        );
+        connection.set_consumer(None).unwrap();
+        assert_eq!((dropped.load(Ordering::Relaxed), connection.path()), (3, None));
+    });
+}
