@@ -184,7 +184,9 @@ fn an_end_that_owns_the_registry_is_dropped_without_a_lock() {
             let device = Acting::new("never");
             let (registry, dropped) = (registry.clone(), Arc::clone(&dropped));
             device.on_drop(move || {
-                let _ = registry.connection(id).map(|connection| connection.changed());
+                if let Ok(connection) = registry.connection(id) {
+                    assert!(!matches!(connection.changed(), Err(Error::Reentrant)), "under its lock");
+                }
                 drop(registry.add_producer(EventfdId(100), Arc::new(RecordingProducer::new("another"))));
                 assert!(registry.explain().len() <= 2);
                 dropped.fetch_add(1, Ordering::Relaxed);
