@@ -542,6 +542,34 @@ fn a_late_reply_answers_nothing() {
     drop(intx);
 }
 
+/// A server that is slow, but in time, has many clients' threads queue. None of them is too late for that.
+#[test]
+fn the_limit_begins_when_other_requests_are_done() {
+    const THREADS: u64 = 6;
+    let slow_enough = |limit: Duration| {
+        let server = Server::new(move |_, command, reply| {
+            if command == REGION_READ {
+                thread::sleep(limit / 3);
+            }
+            Answer::Send(reply)
+        });
+        let intx = server.connect(limit).ok()?;
+        let read_all = |intx: &VfioUserIntx| {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || read(intx, n))).collect();
+                let read = threads.into_iter().map(|thread| thread.join().unwrap());
+                read.collect::<io::Result<Vec<_>>>().ok()
+            })
+        };
+        let read = read_all(&intx);
+        drop(intx);
+        read
+    };
+    // Where the limit begins earlier, no limit is long enough for the last of them.
+    let read = too_late(slow_enough);
+    assert_eq!(read, (0..THREADS as u32).collect::<Vec<_>>());
+}
+
 /// Polled for no event, the descriptor says when the server goes, and when the connection was ended here.
 #[test]
 fn the_end_of_a_connection_can_be_watched() {

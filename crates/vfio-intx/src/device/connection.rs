@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -64,27 +64,25 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Makes one request with the data `parts`, and fills `reply` with the data of its reply. `fd` goes to the server.
-    /// `is_right` looks at the first part of the reply, before the second part is filled.
+    /// Makes one request, and fills `reply` with the data of its reply. `is_right` looks at the first part of the reply,
+    /// before the second part is filled. The limit begins when the requests of other threads are done.
     ///
     /// # Errors
-    /// * The server's; EIO when it refused without an errno. The connection stays.
+    /// * The server's; EIO when it refused without an errno. The connection stays, as it does when nothing could be sent.
     /// * ETIMEDOUT, EPROTO for a reply that is none, or the error of the socket. The connection is gone then.
     /// * ENOTCONN: the connection is gone.
     pub(super) fn request(
         &self,
-        command: u16,
-        parts: [&[u8]; 2],
-        fd: Option<BorrowedFd<'_>>,
+        request: &Request<'_>,
         [first, second]: [&mut [u8]; 2],
         is_right: impl FnOnce(&[u8]) -> bool,
     ) -> io::Result<()> {
         let size = first.len() + second.len();
+        let next = self.lock();
         self.exchange(
+            next,
             &Deadline::after(self.limit),
-            command,
-            parts,
-            fd,
+            request,
             size..=size,
             |_, deadline| {
                 self.receive(first, deadline)?;
@@ -96,123 +94,113 @@ impl Connection {
         )
     }
 
+    fn lock(&self) -> MutexGuard<'_, u16> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn negotiate(&self, deadline: &Deadline) -> io::Result<()> {
-        let ours = [&OUR_VERSION[..], OUR_CAPABILITIES];
-        self.exchange(deadline, VERSION, ours, None, 4..=4 + CAPABILITIES, |size, deadline| {
-            let mut version = [0; 4];
-            self.receive(&mut version, deadline)?;
-            // The capabilities are limits of the server that no request made here comes near. They are read and dropped.
-            let (mut left, mut dropped) = (size - version.len(), [0; 256]);
-            while left > 0 {
-                let some = left.min(dropped.len());
-                self.receive(&mut dropped[..some], deadline)?;
-                left -= some;
-            }
-            let major = u16::from_ne_bytes([version[0], version[1]]);
-            if major == 0 { Ok(()) } else { Err(Errno::PROTO.into()) }
-        })
+        let request = Request::new(VERSION, [&OUR_VERSION, OUR_CAPABILITIES], None);
+        self.exchange(
+            self.lock(),
+            deadline,
+            &request,
+            4..=4 + CAPABILITIES,
+            |size, deadline| {
+                let mut version = [0; 4];
+                self.receive(&mut version, deadline)?;
+                // The capabilities are limits of the server that no request made here comes near. They are read and dropped.
+                let (mut left, mut dropped) = (size - version.len(), [0; 256]);
+                while left > 0 {
+                    let some = left.min(dropped.len());
+                    self.receive(&mut dropped[..some], deadline)?;
+                    left -= some;
+                }
+                let major = u16::from_ne_bytes([version[0], version[1]]);
+                if major == 0 { Ok(()) } else { Err(Errno::PROTO.into()) }
+            },
+        )
     }
 
     fn check_device(&self, deadline: &Deadline) -> io::Result<()> {
         // struct vfio_device_info: argsz, flags, num_regions, num_irqs.
         let mut info = [0; 16];
-        let request: [u8; 16] = words([info.len() as u32, 0, 0, 0]);
-        self.exchange(deadline, GET_INFO, [&request, &[]], None, 16..=16, |_, deadline| {
+        let body: [u8; 16] = words([16, 0, 0, 0]);
+        let request = Request::new(GET_INFO, [&body, &[]], None);
+        self.exchange(self.lock(), deadline, &request, 16..=16, |_, deadline| {
             self.receive(&mut info, deadline)
         })?;
         if word(&info, 4) & VFIO_DEVICE_FLAGS_PCI == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the server's device is no PCI device",
-            ));
+            let text = "the server's device is no PCI device";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         Ok(())
     }
 
-    /// One request, whose reply has data of a size in `sizes`. `body` receives them.
+    /// Makes one request under the next ID. The data of its reply are of a size in `sizes`; `receive` takes them.
     fn exchange(
         &self,
+        mut next: MutexGuard<'_, u16>,
         deadline: &Deadline,
-        command: u16,
-        parts: [&[u8]; 2],
-        fd: Option<BorrowedFd<'_>>,
+        request: &Request<'_>,
         sizes: RangeInclusive<usize>,
-        body: impl FnOnce(usize, &Deadline) -> io::Result<()>,
+        receive: impl FnOnce(usize, &Deadline) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = *next;
-        *next = id.wrapping_add(1);
-        let answered = self.send(id, command, parts, fd, deadline).and_then(|()| {
-            match self.answer(id, command, sizes, deadline)? {
-                Ok(size) => body(size, deadline).map(Ok),
+        let header = request.header(*next)?;
+        *next = next.wrapping_add(1);
+        // The outer error says that the connection is of no more use, the inner error that the request failed.
+        let outcome = (|| {
+            if let Err(error) = self.send(&header, request, deadline)? {
+                return Ok(Err(error));
+            }
+            match self.answer(&header, sizes, deadline)? {
+                Ok(size) => receive(size, deadline).map(Ok),
                 Err(refusal) => Ok(Err(refusal)),
             }
-        });
-        answered.unwrap_or_else(|error| {
+        })();
+        outcome.unwrap_or_else(|error| {
             // ENOTCONN from a socket that has been shut down already.
             let _ = shutdown(&self.socket, Shutdown::Both);
             Err(error)
         })
     }
 
-    fn send(
-        &self,
-        id: u16,
-        command: u16,
-        [body, data]: [&[u8]; 2],
-        fd: Option<BorrowedFd<'_>>,
-        deadline: &Deadline,
-    ) -> io::Result<()> {
-        let size = HEADER + body.len() + data.len();
-        let size = u32::try_from(size).map_err(|_| Errno::MSGSIZE)?;
-        let mut header = [0; HEADER];
-        header[..2].copy_from_slice(&id.to_ne_bytes());
-        header[2..4].copy_from_slice(&command.to_ne_bytes());
-        header[4..8].copy_from_slice(&size.to_ne_bytes());
-
+    fn send(&self, header: &[u8], request: &Request<'_>, deadline: &Deadline) -> io::Result<io::Result<()>> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = fd.as_slice();
+        let fds = request.fd.as_slice();
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Errno::INVAL.into());
+            return Ok(Err(Errno::INVAL.into()));
         }
-        let mut parts = [&header, body, data].map(IoSlice::new);
-        let mut left = &mut parts[..];
+        let mut parts = [header, request.parts[0], request.parts[1]].map(IoSlice::new);
+        let (mut left, mut begun) = (&mut parts[..], false);
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while !left.is_empty() {
-            match sendmsg(
-                &self.socket,
-                left,
-                &mut control,
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            ) {
+            match sendmsg(&self.socket, left, &mut control, flags) {
                 Ok(sent) => {
                     // The descriptor went with the first byte.
                     control.clear();
                     IoSlice::advance_slices(&mut left, sent);
+                    begun = true;
                 }
                 Err(Errno::AGAIN) => deadline.wait(&self.socket, PollFlags::OUT)?,
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Errno::NOTCONN.into()),
+                // The server knows nothing of the request: no memory, too many descriptors on their way.
+                Err(errno) if !begun => return Ok(Err(errno.into())),
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// The header of the reply: how many bytes of data follow, or the server's refusal.
-    fn answer(
-        &self,
-        id: u16,
-        command: u16,
-        sizes: RangeInclusive<usize>,
-        deadline: &Deadline,
-    ) -> io::Result<io::Result<usize>> {
+    fn answer(&self, asked: &[u8], sizes: RangeInclusive<usize>, deadline: &Deadline) -> io::Result<io::Result<usize>> {
         let mut header = [0; HEADER];
         self.receive(&mut header, deadline)?;
-        let half = |n: usize| u16::from_ne_bytes([header[n], header[n + 1]]);
         let (size, flags) = (word(&header, 4) as usize, word(&header, 8));
         let size = size.checked_sub(HEADER).ok_or(Errno::PROTO)?;
-        if (half(0), half(2), flags & FLAG_TYPE) != (id, command, FLAG_REPLY) {
+        // ID and command.
+        if header[..4] != asked[..4] || flags & FLAG_TYPE != FLAG_REPLY {
             return Err(Errno::PROTO.into());
         }
         if flags & FLAG_ERROR != 0 && size == 0 {
@@ -245,6 +233,30 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What is asked of the server: a command, the data that follow the header, and a descriptor beside them.
+pub(super) struct Request<'a> {
+    command: u16,
+    parts: [&'a [u8]; 2],
+    fd: Option<BorrowedFd<'a>>,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(command: u16, parts: [&'a [u8]; 2], fd: Option<BorrowedFd<'a>>) -> Self {
+        Self { command, parts, fd }
+    }
+
+    /// # Errors
+    /// EMSGSIZE for 4 GiB and more.
+    fn header(&self, id: u16) -> io::Result<[u8; HEADER]> {
+        let size = HEADER + self.parts[0].len() + self.parts[1].len();
+        let size = u32::try_from(size).map_err(|_| Errno::MSGSIZE)?;
+        let mut header = words([0, size, 0, 0]);
+        header[..2].copy_from_slice(&id.to_ne_bytes());
+        header[2..4].copy_from_slice(&self.command.to_ne_bytes());
+        Ok(header)
     }
 }
 

@@ -13,7 +13,7 @@ use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
 use interrupt_core::{Error, Result};
 use rustix::io::Errno;
 
-use crate::device::connection::{Connection, word, words};
+use crate::device::connection::{Connection, Request, word, words};
 use crate::device::irq_set::{Data, INTX, IrqInfo, IrqSet};
 
 const GET_IRQ_INFO: u16 = 7;
@@ -26,8 +26,9 @@ const REGION_WRITE: u16 = 10;
 /// There is one connection, and one request under way on it: an access to a region that takes long holds up a mask or an
 /// unmask that is made by a call. With an unmask eventfd no call is made at an EOI.
 ///
-/// Each request ends within the time limit, also while signals interrupt the thread. A request that gets no reply within
-/// the limit, or a reply that does not keep to the protocol, ends the connection: a late reply would be taken for the
+/// Each request ends within the time limit, which begins when the requests of other threads are done, also while signals
+/// interrupt the thread. A request that gets no reply within the limit, or a reply that does not keep to the protocol,
+/// ends the connection: a late reply would be taken for the
 /// reply to the next request. From then on each request answers ENOTCONN.
 ///
 /// The descriptor ([`AsFd`]) is for watching: polled for no event at all, it reports `POLLHUP` when the server has gone or
@@ -64,8 +65,8 @@ impl VfioUserIntx {
     /// * EPROTO for a reply to another request or of another size than `reply`, and ENOTCONN from then on.
     /// * ENOTCONN: the connection is gone.
     pub fn request(&self, command: u16, body: &[u8], fd: Option<BorrowedFd<'_>>, reply: &mut [u8]) -> io::Result<()> {
-        self.connection
-            .request(command, [body, &[]], fd, [reply, &mut []], |_| true)
+        let request = Request::new(command, [body, &[]], fd);
+        self.connection.request(&request, [reply, &mut []], |_| true)
     }
 
     /// Asks `VFIO_USER_DEVICE_GET_IRQ_INFO` of INTx.
@@ -77,8 +78,8 @@ impl VfioUserIntx {
         let body: [u8; 16] = words([16, 0, INTX, 0]);
         let mut info = [0; 16];
         let reply = [&mut info[..], &mut []];
-        self.connection
-            .request(GET_IRQ_INFO, [&body, &[]], None, reply, |info| word(info, 8) == INTX)?;
+        let request = Request::new(GET_IRQ_INFO, [&body, &[]], None);
+        self.connection.request(&request, reply, |info| word(info, 8) == INTX)?;
         Ok(IrqInfo {
             flags: word(&info, 4),
             count: word(&info, 12),
@@ -101,8 +102,8 @@ impl VfioUserIntx {
         // An eventfd travels beside the message, and is none of its bytes.
         let argsz = IrqSet::HEADER + data.len() as u32;
         let body: [u8; 20] = words([argsz, request.flags, request.index, request.start, request.count]);
-        self.connection
-            .request(SET_IRQS, [&body, data], fd, [&mut [], &mut []], |_| true)
+        let request = Request::new(SET_IRQS, [&body, data], fd);
+        self.connection.request(&request, [&mut [], &mut []], |_| true)
     }
 
     /// Reads `data.len()` bytes from byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at most
@@ -114,8 +115,8 @@ impl VfioUserIntx {
         // The reply repeats the place, and the data follow.
         let place = place(region, offset, data.len())?;
         let reply = [&mut [0; PLACE][..], data];
-        self.connection
-            .request(REGION_READ, [&place, &[]], None, reply, |answered| answered == place)
+        let request = Request::new(REGION_READ, [&place, &[]], None);
+        self.connection.request(&request, reply, |answered| answered == place)
     }
 
     /// Writes `data` to byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at most the bytes
@@ -126,8 +127,8 @@ impl VfioUserIntx {
     pub fn region_write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         let place = place(region, offset, data.len())?;
         let reply = [&mut [0; PLACE][..], &mut []];
-        self.connection
-            .request(REGION_WRITE, [&place, data], None, reply, |answered| answered == place)
+        let request = Request::new(REGION_WRITE, [&place, data], None);
+        self.connection.request(&request, reply, |answered| answered == place)
     }
 }
 
