@@ -14,7 +14,6 @@ use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::{fds, thread_io};
 use vmm_ref::composition::options::{Composition, Controller, Eoi, Source, Wait};
-use vmm_ref::roundtrip::device::Device;
 use vmm_ref::roundtrip::guest::program::{Idle, Program};
 use vmm_ref::roundtrip::machine::{Machine, Running};
 use vmm_ref::roundtrip::parts::Parts;
@@ -109,7 +108,7 @@ fn set_up(
     let devices = Arc::clone(&parts.devices);
     let running = machine
         .start(&controllers, move || {
-            Ok(devices.iter().try_for_each(Device::acknowledge)?)
+            Ok(devices.iter().try_for_each(|device| device.update().map(drop))?)
         })
         .unwrap();
     (running, controllers, status, parts)

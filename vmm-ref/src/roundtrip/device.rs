@@ -1,73 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that holds a level interrupt for as long as it has a request that the guest has not served.
+//! A device with a level interrupt: it has a cause for as long as the guest has not served all of its requests.
 //!
-//! It is written against `interrupt-core` alone. What its line is, who tells it of an EOI and on which thread is for the VMM to
-//! choose, and none of it shows here.
+//! The device is written against `interrupt-core` alone. The VMM chooses the source, the notifier and the thread that tells of
+//! EOIs.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interrupt_core::{Level, LevelSource, Result};
+use interrupt_core::{EoiNotifier, LevelInterrupt, LevelSource, Result};
 
-use crate::roundtrip::guest::status::Registers;
+use super::guest::status::Registers;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Device {
-    line: Arc<dyn LevelSource>,
+    interrupt: LevelInterrupt,
     registers: Registers,
-    /// Between looking at the registers and driving the line nobody else may do either.
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    asserted: u64,
+    /// Held from a look at the registers until the level that follows from it has been set.
+    looking: Mutex<()>,
 }
 
 impl Device {
-    /// A device without a request.
-    pub fn new(line: Arc<dyn LevelSource>, registers: Registers) -> Self {
-        Self {
-            line,
+    /// A device without a request, which `notifier` tells of the EOIs of its line.
+    ///
+    /// # Errors
+    /// The notifier's.
+    pub fn new(source: Arc<dyn LevelSource>, notifier: &dyn EoiNotifier, registers: Registers) -> Result<Self> {
+        let line = source.gsi().into();
+        Ok(Self {
+            interrupt: LevelInterrupt::with_scope(source, notifier, line)?,
             registers,
-            state: Mutex::default(),
-        }
+            looking: Mutex::new(()),
+        })
     }
 
-    /// Raises a request, and asserts the line for it.
+    /// Adds a request and raises the interrupt.
     ///
     /// # Errors
-    /// The line's. The request stays, and is asserted again when the device next states its level.
+    /// The source's. The request stays, and the level is tried again at the next EOI.
     pub fn request(&self) -> Result<()> {
-        let mut state = self.state();
+        let _looking = self.look();
         self.registers.raised.fetch_add(1, Ordering::Release);
-        self.assert(&mut state)
+        self.interrupt.set_level(true)
     }
 
-    /// The line was sampled: asserts again if there is a request that is not served. Returns the level.
+    /// Lowers the interrupt if all requests are served, and returns whether they are. For the guest's acknowledgement, and
+    /// for an EOI before the listeners are told of it.
     ///
     /// # Errors
-    /// The line's.
-    pub fn state_level(&self) -> Result<Level> {
-        let mut state = self.state();
-        if self.registers.is_served() {
-            return Ok(Level::Low);
+    /// The source's.
+    pub fn update(&self) -> Result<bool> {
+        let _looking = self.look();
+        let is_served = self.is_served();
+        if is_served {
+            self.interrupt.set_level(false)?;
         }
-        self.assert(&mut state)?;
-        Ok(Level::High)
-    }
-
-    /// The guest's handler acknowledges, before it ends the interrupt: lowers the line if all requests are served.
-    ///
-    /// # Errors
-    /// The line's.
-    pub fn acknowledge(&self) -> Result<()> {
-        let _state = self.state();
-        if self.registers.is_served() {
-            self.line.deassert()?;
-        }
-        Ok(())
+        Ok(is_served)
     }
 
     /// Whether the guest has served every request.
@@ -85,94 +73,85 @@ impl Device {
         self.registers.serviced.load(Ordering::Acquire).into()
     }
 
-    /// How often it has asserted its line: once for each request, and once each time its level had to be stated again.
+    /// How often it has asserted its source: once for each request, and once for each EOI that found a request.
     pub fn asserted(&self) -> u64 {
-        self.state().asserted
+        let counts = self.interrupt.counts();
+        counts.raised + counts.reasserted
     }
 
-    fn assert(&self, state: &mut State) -> Result<()> {
-        self.line.assert()?;
-        state.asserted += 1;
-        Ok(())
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A counter is whole whenever it can be seen.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn look(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use interrupt_core::Gsi;
-    use interrupt_core::testing::RecordingSource;
+    use interrupt_core::testing::{ManualNotifier, RecordingSource};
+    use interrupt_core::{Gsi, Level};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;
     use crate::roundtrip::guest::layout::MEMORY_SIZE;
     use crate::roundtrip::guest::status::Status;
 
-    /// A device, its line, and the guest's side of its registers.
-    fn device() -> (Device, Arc<RecordingSource>, Registers) {
+    const GSI: Gsi = Gsi(5);
+
+    struct Rig {
+        device: Device,
+        source: Arc<RecordingSource>,
+        notifier: ManualNotifier,
+        guest: Registers,
+    }
+
+    fn rig() -> Rig {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
         let status = Status::new(&memory).unwrap();
-        let line = Arc::new(RecordingSource::new(Gsi(5)));
-        let device = Device::new(Arc::<RecordingSource>::clone(&line), status.device(0).unwrap());
-        (device, line, status.device(0).unwrap())
+        let (source, notifier) = (Arc::new(RecordingSource::new(GSI)), ManualNotifier::default());
+        let line: Arc<RecordingSource> = Arc::clone(&source);
+        Rig {
+            device: Device::new(line, &notifier, status.device(0).unwrap()).unwrap(),
+            source,
+            notifier,
+            guest: status.device(0).unwrap(),
+        }
     }
 
-    fn serve(guest: &Registers) {
-        let raised = guest.raised.load(Ordering::Acquire);
-        guest.serviced.store(raised, Ordering::Release);
-    }
-
-    #[test]
-    fn a_request_asserts() {
-        let (device, line, guest) = device();
-        device.request().unwrap();
-        assert_eq!((line.level(), line.asserts()), (Level::High, 1));
-        assert_eq!(guest.raised.load(Ordering::Acquire), 1);
-        assert!(!device.is_served());
-    }
-
-    #[test]
-    fn a_device_that_is_told_asserts_again_as_long_as_its_cause_persists() {
-        let (device, line, guest) = device();
-        device.request().unwrap();
-        line.deassert().unwrap();
-        assert_eq!(device.state_level().unwrap(), Level::High);
-        assert_eq!((line.level(), device.asserted()), (Level::High, 2));
-        line.deassert().unwrap();
-        serve(&guest);
-        assert_eq!(device.state_level().unwrap(), Level::Low);
-        assert_eq!((line.level(), device.asserted()), (Level::Low, 2));
+    impl Rig {
+        fn serve(&self) {
+            let raised = self.guest.raised.load(Ordering::Acquire);
+            self.guest.serviced.store(raised, Ordering::Release);
+        }
     }
 
     #[test]
-    fn an_idle_sharer_that_is_told_does_nothing() {
-        let (device, line, _guest) = device();
-        assert_eq!(device.state_level().unwrap(), Level::Low);
-        assert_eq!(line.asserts(), 0);
+    fn an_eoi_asserts_again_until_the_request_is_served() {
+        let rig = rig();
+        rig.device.request().unwrap();
+        assert_eq!((rig.source.level(), rig.device.asserted()), (Level::High, 1));
+        assert!(!rig.device.update().unwrap());
+        rig.notifier.eoi(GSI).unwrap();
+        assert_eq!((rig.source.asserts(), rig.device.asserted()), (2, 2));
+        rig.serve();
+        assert!(rig.device.update().unwrap());
+        rig.notifier.eoi(GSI).unwrap();
+        assert_eq!((rig.source.level(), rig.device.asserted()), (Level::Low, 2));
     }
 
     #[test]
-    fn an_acknowledgement_lowers_only_what_is_served() {
-        let (device, line, guest) = device();
-        device.request().unwrap();
-        device.acknowledge().unwrap();
-        assert_eq!(line.level(), Level::High);
-        serve(&guest);
-        device.acknowledge().unwrap();
-        assert_eq!(line.level(), Level::Low);
+    fn an_idle_device_does_not_answer_an_eoi() {
+        let rig = rig();
+        assert!(rig.device.update().unwrap());
+        rig.notifier.eoi(GSI).unwrap();
+        assert_eq!(rig.source.asserts(), 0);
     }
 
     #[test]
-    fn a_request_whose_assertion_is_refused_is_asserted_when_the_level_is_next_stated() {
-        let (device, line, _guest) = device();
-        line.refuse_next(1);
-        device.request().unwrap_err();
-        assert_eq!((device.raised(), device.asserted()), (1, 0));
-        assert_eq!(device.state_level().unwrap(), Level::High);
-        assert_eq!(line.level(), Level::High);
+    fn a_request_that_the_source_refuses_is_asserted_at_the_next_eoi() {
+        let rig = rig();
+        rig.source.refuse_next(1);
+        rig.device.request().unwrap_err();
+        assert_eq!((rig.device.raised(), rig.source.level()), (1, Level::Low));
+        rig.notifier.eoi(GSI).unwrap();
+        assert_eq!(rig.source.level(), Level::High);
     }
 }

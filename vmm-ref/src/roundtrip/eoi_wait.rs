@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, LevelSource, Listener};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, Listeners};
 use kvm_irqfd::{KvmInterrupts, Waiter};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -17,10 +17,11 @@ use crate::error::{Error, Result};
 const DISPATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The EOIs of one line, as one thread waits for them. Dropping it ends the subscriptions.
-pub struct Eois {
+pub struct EoiWait {
     path: Path,
     waiter: Waiter,
     stop: Stop,
+    listeners: LineListeners,
     _guards: Vec<EoiGuard>,
 }
 
@@ -38,6 +39,26 @@ enum Path {
         told: Arc<AtomicU64>,
         seen: u64,
     },
+}
+
+/// The devices of one line, as listeners for its EOIs.
+#[derive(Debug)]
+pub struct LineListeners {
+    gsi: Gsi,
+    list: Listeners,
+}
+
+impl LineListeners {
+    fn new(gsi: Gsi) -> Self {
+        let list = Listeners::new();
+        Self { gsi, list }
+    }
+}
+
+impl EoiNotifier for LineListeners {
+    fn subscribe(&self, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
+        self.list.subscribe(subject, listener)
+    }
 }
 
 /// Ends a wait early, from another thread.
@@ -67,12 +88,12 @@ impl Stop {
     }
 }
 
-impl Eois {
-    /// Subscribes to each of `subjects` with the same eventfd, which KVM makes the resamplefd of each of them.
+impl EoiWait {
+    /// Subscribes to each of `subjects`, which are of `gsi`, with the same eventfd, which KVM makes the resamplefd of each of them.
     ///
     /// # Errors
     /// Those of the notifier, and of making an eventfd.
-    pub fn by_eventfd(notifier: &dyn EoiNotifier, subjects: &[EoiScope], waiter: Waiter) -> Result<Self> {
+    pub fn by_eventfd(notifier: &dyn EoiNotifier, gsi: Gsi, subjects: &[EoiScope], waiter: Waiter) -> Result<Self> {
         // Blocking, which saves the sleeping wait a poll.
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(system("eventfd"))?);
         let guards = subjects
@@ -96,19 +117,20 @@ impl Eois {
                 listeners: subjects.len() as u64,
                 counts: 0,
             },
+            listeners: LineListeners::new(gsi),
             _guards: guards,
         })
     }
 
-    /// Subscribes to `subject` with a callback, and waits by running the interrupts' dispatch loop.
+    /// Subscribes to `gsi` with a callback, and waits by running the interrupts' dispatch loop.
     ///
     /// # Errors
     /// Those of the notifier.
-    pub fn by_dispatch(interrupts: &KvmInterrupts, subject: EoiScope, waiter: Waiter) -> Result<Self> {
+    pub fn by_dispatch(interrupts: &KvmInterrupts, gsi: Gsi, waiter: Waiter) -> Result<Self> {
         let told = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&told);
         let guard = interrupts.subscribe(
-            subject,
+            gsi.into(),
             Listener::callback(move |_| {
                 count.fetch_add(1, Ordering::Release);
             }),
@@ -124,8 +146,23 @@ impl Eois {
                 told,
                 seen: 0,
             },
+            listeners: LineListeners::new(gsi),
             _guards: vec![guard],
         })
+    }
+
+    /// Where the devices of the line subscribe. The thread that waits tells them, by [`tell`](Self::tell).
+    pub fn listeners(&self) -> &LineListeners {
+        &self.listeners
+    }
+
+    /// Tells the devices of an EOI. They answer with their levels.
+    ///
+    /// # Errors
+    /// That of a listener's eventfd.
+    pub fn tell(&self) -> Result<()> {
+        self.listeners.list.notify(self.listeners.gsi)?;
+        Ok(())
     }
 
     /// What ends the waits of this.
@@ -211,13 +248,13 @@ impl Eois {
     }
 }
 
-impl fmt::Debug for Eois {
+impl fmt::Debug for EoiWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = match &self.path {
             Path::Eventfd { listeners, .. } => format!("eventfd of {listeners} listeners"),
             Path::Dispatch { .. } => "dispatch".to_owned(),
         };
-        write!(f, "Eois({path}, {:?})", self.waiter.mode())
+        write!(f, "EoiWait({path}, {:?})", self.waiter.mode())
     }
 }
 

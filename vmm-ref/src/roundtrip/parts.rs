@@ -14,7 +14,7 @@ use crate::passthrough::edu::{Edu, EduPin};
 use crate::passthrough::forwarding::Forwarding;
 use crate::passthrough::model::{Model, PinIrqfd};
 use crate::roundtrip::device::Device;
-use crate::roundtrip::eoi_wait::{Eois, keys};
+use crate::roundtrip::eoi_wait::{EoiWait, keys};
 use crate::roundtrip::guest::status::Status;
 use crate::vm::irqchip::Controllers;
 
@@ -24,7 +24,7 @@ pub struct Parts {
     /// The devices, which share one line.
     pub devices: Arc<[Device]>,
     /// The EOIs of that line.
-    pub eois: Eois,
+    pub eois: EoiWait,
     /// The device outside of this process, if it is one, with what carries its interrupt.
     pub passthrough: Option<Passthrough>,
     /// The model of such a device, if it is one, with what carries its interrupt.
@@ -77,18 +77,16 @@ impl Parts {
         let waiter = waiter(composition.wait);
         let notifier = &*controllers.notifier();
         let eois = match (composition.source, composition.eoi, controllers) {
-            (_, Eoi::Resamplefd | Eoi::Key, _) => Eois::by_eventfd(notifier, &keys(&sources), waiter),
+            (_, Eoi::Resamplefd | Eoi::Key, _) => EoiWait::by_eventfd(notifier, gsi, &keys(&sources), waiter),
             // The dispatch loop has to run anyway: it states levels again that KVM may have forgotten.
-            (Source::Line, Eoi::Gsi, Controllers::Kernel(interrupts)) => {
-                Eois::by_dispatch(interrupts, gsi.into(), waiter)
-            }
-            (_, Eoi::Gsi, _) => Eois::by_eventfd(notifier, &[gsi.into()], waiter),
+            (Source::Line, Eoi::Gsi, Controllers::Kernel(interrupts)) => EoiWait::by_dispatch(interrupts, gsi, waiter),
+            (_, Eoi::Gsi, _) => EoiWait::by_eventfd(notifier, gsi, &[gsi.into()], waiter),
         }?;
 
         let devices = sources
             .into_iter()
             .enumerate()
-            .map(|(n, source)| Ok(Device::new(source, status.device(n)?)))
+            .map(|(n, source)| Ok(Device::new(source, eois.listeners(), status.device(n)?)?))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             devices: devices.into(),
@@ -108,7 +106,7 @@ impl Parts {
     fn model(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
         let source = controllers.source(composition.source, gsi, "model".to_owned())?;
-        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        let eois = EoiWait::by_eventfd(&*controllers.notifier(), gsi, &[gsi.into()], waiter(composition.wait))?;
         // Where the kernel has no irqfd for the line, the model's host has one.
         let irqfd = match controllers {
             Controllers::Kernel(_) | Controllers::Split { .. } => None,
@@ -120,7 +118,7 @@ impl Parts {
         };
         let model = Model::start(irqfd)?;
         let forwarding = Forwarding::start(model.interrupt(), None, composition.forward, line)?;
-        let device = Device::new(Arc::new(model.pin(gsi)), status.device(0)?);
+        let device = Device::new(Arc::new(model.pin(gsi)), eois.listeners(), status.device(0)?)?;
         Ok(Self {
             devices: [device].into(),
             eois,
@@ -135,10 +133,10 @@ impl Parts {
         let gsi = composition.controller.gsi();
         let label = edu.label().to_owned();
         let source = controllers.source(composition.source, gsi, label)?;
-        let eois = Eois::by_eventfd(&*controllers.notifier(), &[gsi.into()], waiter(composition.wait))?;
+        let eois = EoiWait::by_eventfd(&*controllers.notifier(), gsi, &[gsi.into()], waiter(composition.wait))?;
         let line = line(controllers, composition.source, source);
         let forwarding = Forwarding::start(Arc::clone(edu.interrupt()), edu.irq(), composition.forward, line)?;
-        let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), status.device(0)?);
+        let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), eois.listeners(), status.device(0)?)?;
         Ok(Self {
             devices: [device].into(),
             eois,

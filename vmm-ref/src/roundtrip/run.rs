@@ -72,7 +72,7 @@ pub fn run(
         (Guest::Soft(_), Some(_)) | (_, None) => None,
     };
     let acknowledged = Arc::clone(&devices);
-    let on_acknowledge = move || Ok(acknowledged.iter().try_for_each(Device::acknowledge)?);
+    let on_acknowledge = move || Ok(acknowledged.iter().try_for_each(|device| device.update().map(drop))?);
     let running = match guest {
         Guest::Kvm(machine) => machine.start(&controllers, on_acknowledge),
         Guest::Soft(machine) => machine.start(&controllers, on_acknowledge),

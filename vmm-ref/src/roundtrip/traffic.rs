@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::latency::Latency;
 use crate::roundtrip::device::Device;
-use crate::roundtrip::eoi_wait::Eois;
+use crate::roundtrip::eoi_wait::EoiWait;
 
 /// The first so many round trips are watched closely, by polling, for [`Traffic::trace`]. They are no part of the latencies.
 pub const WATCHED: u64 = 5;
@@ -112,7 +112,7 @@ impl Traffic {
     ///
     /// # Errors
     /// The first error of a line or of a wait.
-    pub fn run(&mut self, eois: &mut Eois, progress: &Progress) -> Result<()> {
+    pub fn run(&mut self, eois: &mut EoiWait, progress: &Progress) -> Result<()> {
         // Not of a request: the guest's set-up unmasks the line, and an unmask asks for the level.
         eois.try_wait()?;
         let start = Instant::now();
@@ -139,7 +139,7 @@ impl Traffic {
     }
 
     /// One round trip, timed. Returns whether it was completed.
-    fn measure(&mut self, eois: &mut Eois) -> Result<bool> {
+    fn measure(&mut self, eois: &mut EoiWait) -> Result<bool> {
         let asserted = Instant::now();
         self.in_turn().request()?;
         loop {
@@ -148,7 +148,7 @@ impl Traffic {
                 told => self.resampled += told,
             }
             let told = asserted.elapsed();
-            if self.state_levels()? {
+            if self.answer(eois)? {
                 self.latency.record(told);
                 return Ok(true);
             }
@@ -156,7 +156,7 @@ impl Traffic {
     }
 
     /// One round trip, with its steps timed by polling for each. Returns whether it was completed.
-    fn watch(&mut self, eois: &mut Eois, start: Instant) -> Result<bool> {
+    fn watch(&mut self, eois: &mut EoiWait, start: Instant) -> Result<bool> {
         let asserted = start.elapsed();
         self.in_turn().request()?;
         let (mut handled, mut first_told) = (None, None);
@@ -172,7 +172,7 @@ impl Traffic {
             }
             self.resampled += told;
             let told = *first_told.get_or_insert_with(|| start.elapsed());
-            if self.state_levels()? {
+            if self.answer(eois)? {
                 self.trace.push(Watched {
                     asserted,
                     // The request is served, so if that was not seen before, it was seen just now.
@@ -190,12 +190,16 @@ impl Traffic {
         &self.devices[(self.done % self.devices.len() as u64) as usize]
     }
 
-    /// Every device is told, as every sharer of a line is. Returns whether all requests are served.
-    fn state_levels(&self) -> Result<bool> {
-        let mut all_low = true;
+    /// Tells every device of an EOI, as every sharer of a line is told. Returns whether all requests are served: the answer of
+    /// all devices is "low" then, and low the line is.
+    fn answer(&self, eois: &EoiWait) -> Result<bool> {
+        let mut all_served = true;
         for device in self.devices.iter() {
-            all_low &= device.state_level()? == interrupt_core::Level::Low;
+            all_served &= device.update()?;
         }
-        Ok(all_low)
+        if !all_served {
+            eois.tell()?;
+        }
+        Ok(all_served)
     }
 }
