@@ -33,3 +33,9 @@ pub mod vm;
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 struct Readme;
+
+/// The workspace's README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[derive(Debug)]
+struct WorkspaceReadme;
