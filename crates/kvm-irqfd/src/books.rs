@@ -2,6 +2,7 @@
 //! One VM's routes, lines, masks, and users of each pin: the one owner of what KVM does not keep (law 4).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use interrupt_core::{Gsi, Irqchip};
@@ -40,12 +41,25 @@ pub(crate) struct Binding {
     pub(crate) books: Arc<Books>,
     pub(crate) gsi: Gsi,
     pub(crate) token: u64,
+    is_refused: Arc<AtomicBool>,
 }
 
 impl Binding {
     pub(crate) fn new(books: &Arc<Books>, gsi: Gsi, token: u64) -> Self {
-        let books = Arc::clone(books);
-        Self { books, gsi, token }
+        Self {
+            books: Arc::clone(books),
+            gsi,
+            token,
+            is_refused: books.with(|state| state.lines.get(&gsi).map(GsiLine::is_refused).unwrap_or_default()),
+        }
+    }
+
+    /// Tries again what KVM has refused on this line, if there is anything.
+    pub(crate) fn mend(&self) -> Result<()> {
+        if self.is_refused.load(Ordering::Relaxed) {
+            self.books.change_irqfd(self.gsi, self.token, |_| {})?;
+        }
+        Ok(())
     }
 }
 
@@ -160,13 +174,7 @@ impl Books {
     }
 
     /// Changes one irqfd, if it is still there, and assigns what is to be on.
-    pub(crate) fn change_irqfd(
-        &self,
-        operation: &'static str,
-        gsi: Gsi,
-        token: u64,
-        mut change: impl FnMut(&mut Irqfd),
-    ) -> Result<()> {
+    pub(crate) fn change_irqfd(&self, gsi: Gsi, token: u64, mut change: impl FnMut(&mut Irqfd)) -> Result<()> {
         self.with(|state| {
             let pin_masked = state.is_pin_masked(gsi);
             let Some(line) = state.lines.get_mut(&gsi) else {
@@ -174,7 +182,7 @@ impl Books {
             };
             line.find(token).into_iter().for_each(&mut change);
             let settled = line.settle_masks(&self.assigner, gsi, pin_masked);
-            settled.map_err(|error| Error::new(operation, gsi, Reason::Refused(error)))
+            settled.map_err(|error| Error::new(OPERATION, gsi, Reason::Refused(error)))
         })
     }
 

@@ -52,6 +52,8 @@
 mod books;
 mod eoi;
 mod error;
+#[cfg(test)]
+mod explorer;
 mod interrupts;
 mod kernel;
 mod line;

@@ -2,6 +2,7 @@
 //! The sources: a level on an irqfd, a level on KVM_IRQ_LINE, and an edge irqfd.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -82,29 +83,24 @@ impl fmt::Debug for IrqfdSource {
     }
 }
 
-/// Signals a trigger. Where KVM has refused to take the irqfd back, this tries again.
-fn signal(binding: &Binding, trigger: &Eventfd, how: fn(&Eventfd) -> std::io::Result<()>) -> Result<()> {
+/// Signals a trigger, and tries again what KVM has refused on its line.
+fn signal(binding: &Binding, trigger: &Eventfd, how: fn(&Eventfd) -> io::Result<()>) -> Result<()> {
     how(trigger).map_err(|error| Error::os("write(trigger)", binding.gsi, error))?;
-    if trigger.is_refused() {
-        binding
-            .books
-            .change_irqfd("KVM_IRQFD", binding.gsi, binding.token, |_| {})?;
-    }
-    Ok(())
+    binding.mend()
 }
 
 /// A level source over KVM_IRQ_LINE: synchronous, without the work-queue hop of an irqfd, and lowered by the device alone.
 struct IrqLineSource {
     // First: the source ends its assertion before the books let go of the line.
     source: LineSource<IrqLinePin>,
-    _binding: Binding,
+    binding: Binding,
 }
 
 pub(crate) fn irq_line(books: &Arc<Books>, gsi: Gsi, label: String) -> Result<Arc<dyn LevelSource>> {
     let (line, token) = books.add_line_source(gsi)?;
-    let _binding = Binding::new(books, gsi, token);
+    let binding = Binding::new(books, gsi, token);
     let source = line.source(label, LoweredBy::Device);
-    Ok(Arc::new(IrqLineSource { source, _binding }))
+    Ok(Arc::new(IrqLineSource { source, binding }))
 }
 
 impl LevelSource for IrqLineSource {
@@ -117,6 +113,8 @@ impl LevelSource for IrqLineSource {
     }
 
     fn assert(&self) -> interrupt_core::Result<Delivery> {
+        let mended = self.binding.mend();
+        mended.map_err(|error| error.into_core("assert", self.gsi()))?;
         self.source.assert()
     }
 
@@ -190,8 +188,8 @@ impl EdgeIrqfd {
     }
 
     fn set_masked(&self, masked: bool) -> Result<()> {
-        let Binding { books, gsi, token } = &self.binding;
-        books.change_irqfd("KVM_IRQFD", *gsi, *token, |irqfd| irqfd.masked = masked)
+        let Binding { books, gsi, token, .. } = &self.binding;
+        books.change_irqfd(*gsi, *token, |irqfd| irqfd.masked = masked)
     }
 
     /// The eventfd whose write raises the interrupt.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, Msi, MsiOutput, SourceKey};
-use kvm_irqfd::{Chip, KvmInterrupts, Route};
+use kvm_irqfd::{Chip, EdgeIrqfd, KvmInterrupts, Route};
 use testkit::harness::Suite;
 use testkit::machine::{Irqchip, Machine};
 use testkit::need::Need;
@@ -33,9 +33,18 @@ const VECTOR: u8 = 0x51;
 const ENTRY: u64 = LEVEL | VECTOR as u64;
 
 fn main() -> ExitCode {
+    if std::env::var_os(JAILED).is_some() {
+        return jailed();
+    }
     // Serial, because fds are counted and limited.
     Suite::new("kvm-irqfd::failures")
         .serial()
+        .test("row_133_a_masked_message_waits", ACCEPT, row_133_masked_message)
+        .test(
+            "row_133_nothing_is_lost_in_10000_rounds",
+            ACCEPT,
+            row_133_concurrent_rounds,
+        )
         .test("row_136_gsi_listener_in_every_order", ACCEPT, row_136_every_order)
         .test("row_136_gsi_listener_while_sources_race", ACCEPT, row_136_race)
         .test("row_137_two_gsis_on_one_pin", FULL, row_137_two_gsis_on_one_pin)
@@ -53,6 +62,13 @@ fn main() -> ExitCode {
         .test("row_141_refused_without_fds", FULL, || row_141_refused(&without_fds))
         .test("row_143_full_and_blocking_listener", FULL, row_143_full_and_blocking)
         .test("row_144_irq_line_beside_a_listener", FULL, row_144_irq_line)
+        .test("row_144_every_limit_of_fds", FULL, row_144_every_limit)
+        .test("row_144_every_limit_of_fds_split", SPLIT, row_144_every_limit_split)
+        .test(
+            "row_144_without_proc",
+            &[Need::AcceptMode, Need::Host("a jail without /proc", can_be_jailed)],
+            row_144_without_proc,
+        )
         .test("a_level_is_restated_whatever_a_listener_does", ACCEPT_6_4, restated)
         .test("a_commit_beside_sources_that_go", FULL, commit_beside_drops)
         .test("row_133_edge_of_a_masked_split_pin_waits", SPLIT, masked_split_pin)
@@ -436,4 +452,322 @@ fn masked_split_pin() {
     assert_eq!(accept(&mut machine), Some(VECTOR), "what was signalled is kept");
     machine.eoi();
     assert_eq!(machine.accept(), None);
+}
+
+const MSI: Gsi = Gsi(40);
+
+/// A message of vector 0x51 on GSI 40, and its irqfd.
+fn message(machine: &Machine) -> (KvmInterrupts, EdgeIrqfd) {
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    let mut routing = interrupts.routing();
+    routing.set(MSI, &[to_vector(VECTOR)]).unwrap();
+    routing.commit().unwrap();
+    let edge = interrupts.edge_irqfd(MSI).unwrap();
+    (interrupts, edge)
+}
+
+fn to_vector(vector: u8) -> Route {
+    Route::Msi {
+        address: 0xFEE0_0000,
+        data: vector.into(),
+        device: None,
+    }
+}
+
+fn row_133_masked_message() {
+    let mut machine = Machine::full();
+    let (interrupts, edge) = message(&machine);
+    for signals in 0..3 {
+        edge.mask();
+        edge.mask();
+        (0..signals).for_each(|_| edge.signal().unwrap());
+        // By anybody who has the eventfd, too.
+        if signals > 0 {
+            rustix::io::write(edge.trigger(), &1u64.to_ne_bytes()).unwrap();
+        }
+        assert_eq!(machine.accept(), None, "masked");
+        // The guest changes the message while the vector is masked, as it does to move an interrupt.
+        let vector = VECTOR + signals;
+        let mut routing = interrupts.routing();
+        routing.set(MSI, &[to_vector(vector)]).unwrap();
+        routing.commit().unwrap();
+        assert_eq!(machine.accept(), None, "still masked");
+        edge.unmask().unwrap();
+        edge.unmask().unwrap();
+        assert_eq!(
+            accept_now(&mut machine),
+            (signals > 0).then_some(vector),
+            "{signals} signals"
+        );
+        assert_eq!(accept_now(&mut machine), None, "one interrupt");
+    }
+    // A route that goes and comes back while the message is masked changes nothing.
+    edge.mask();
+    edge.signal().unwrap();
+    drop(edge);
+    assert_eq!(interrupts.counts(MSI), None);
+}
+
+/// The vector that comes, or that none does after the time that one could take through the kernel's work queue.
+fn accept_now(machine: &mut Machine) -> Option<u8> {
+    let vector = machine.accept_by(Instant::now() + Duration::from_millis(20));
+    if vector.is_some() {
+        machine.eoi();
+    }
+    vector
+}
+
+/// Signals meet masks and unmasks at every point. Each signal is followed by an interrupt before the next one is made.
+fn row_133_concurrent_rounds() {
+    const ROUNDS: u32 = 10_000;
+    let mut machine = Machine::full();
+    let (_interrupts, edge) = message(&machine);
+    let (edge, done, unmasked) = (
+        Arc::new(edge),
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let (other, end, count) = (Arc::clone(&edge), Arc::clone(&done), Arc::clone(&unmasked));
+    let driver = thread::spawn(move || {
+        while !end.load(Ordering::Relaxed) {
+            other.mask();
+            other.unmask().unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for round in 0..ROUNDS {
+        edge.signal().unwrap();
+        let before = unmasked.load(Ordering::Relaxed);
+        // The limit is on progress: a signal that is not there after so many unmasks is lost.
+        while machine.accept() != Some(VECTOR) {
+            let passed = unmasked.load(Ordering::Relaxed).wrapping_sub(before);
+            assert!(passed < 1_000, "round {round}: lost");
+            thread::yield_now();
+        }
+        machine.eoi();
+    }
+    done.store(true, Ordering::Relaxed);
+    driver.join().unwrap();
+}
+
+type Tried = Result<Box<dyn std::any::Any>, Option<i32>>;
+
+/// Tries `make` with every limit of fds up to the one that it needs. With each smaller one it is refused, and leaves nothing.
+fn with_every_limit(what: &str, interrupts: &KvmInterrupts, make: &dyn Fn() -> Tried) {
+    const EMFILE: i32 = 24;
+    let before = (fds(), format!("{interrupts:?}"));
+    for limit in 0.. {
+        assert!(limit < before.0 as u64 + 16, "{what}: it needs more than 16 fds");
+        match limit_fds(limit, make) {
+            Err(errno) => assert_eq!(errno, Some(EMFILE), "{what}, limit {limit}"),
+            Ok(made) => {
+                drop(made);
+                break;
+            }
+        }
+        assert_eq!((fds(), format!("{interrupts:?}")), before, "{what}, limit {limit}");
+    }
+    assert_eq!((fds(), format!("{interrupts:?}")), before, "{what}, and gone again");
+}
+
+fn boxed<T: 'static>(made: kvm_irqfd::Result<T>) -> Tried {
+    made.map(|made| Box::new(made) as _).map_err(|error| error.errno())
+}
+
+fn guard(made: interrupt_core::Result<EoiGuard>) -> Tried {
+    made.map(|made| Box::new(made) as _).map_err(|error| error.errno())
+}
+
+fn row_144_every_limit() {
+    let (machine, interrupts) = full();
+    let kept = eventfd();
+    let foreign = || kept.try_clone().unwrap();
+    let vm = machine.vm();
+    with_every_limit("new", &interrupts, &|| boxed(KvmInterrupts::new(vm.clone())));
+    for beside in ["nothing", "a listener", "sources"] {
+        let _listener = (beside != "nothing").then(|| listen(&interrupts, GSI.into(), &eventfd()).unwrap());
+        let line = (beside == "sources").then(|| interrupts.irq_line_source(Gsi(OTHER), "line").unwrap());
+        let level = (beside == "sources").then(|| interrupts.resample_source(GSI, "level").unwrap());
+        let edge = (beside == "sources").then(|| interrupts.edge_irqfd(Gsi(20)).unwrap());
+        let make = |what: &str, make: &dyn Fn() -> Tried| {
+            with_every_limit(&format!("{what} beside {beside}"), &interrupts, make)
+        };
+        make("a level", &|| boxed(interrupts.resample_source(GSI, "a")));
+        make("a line", &|| {
+            boxed(interrupts.irq_line_source(if level.is_some() { Gsi(OTHER) } else { GSI }, "a"))
+        });
+        make("an edge", &|| boxed(interrupts.edge_irqfd(Gsi(20))));
+        make("a listener by GSI", &|| {
+            guard(interrupts.subscribe(GSI.into(), Listener::callback(|_| {})))
+        });
+        make("a listener of another GSI", &|| {
+            guard(interrupts.subscribe(Gsi(OTHER).into(), Listener::callback(|_| {})))
+        });
+        for source in level.iter().chain(&line) {
+            make("a listener by key", &|| {
+                guard(interrupts.subscribe(source.key().into(), Listener::callback(|_| {})))
+            });
+        }
+        // These take no fd at all: not one of them can fail for want of one, whatever is there.
+        limit_fds(0, || {
+            let mut routing = interrupts.routing();
+            routing.set(Gsi(60), &[to_vector(VECTOR)]).unwrap();
+            routing
+                .set(
+                    GSI,
+                    &[Route::Pin {
+                        chip: Chip::Ioapic,
+                        pin: PIN,
+                    }],
+                )
+                .unwrap();
+            routing.commit().unwrap();
+            for source in level.iter().chain(&line) {
+                source.assert().unwrap();
+                source.force_deassert().unwrap();
+            }
+            if let Some(edge) = &edge {
+                edge.mask();
+                edge.unmask().unwrap();
+            }
+            interrupts.dispatch(Some(Duration::ZERO)).unwrap();
+        });
+    }
+    // A foreign eventfd needs the kernel's word on what it is, which takes an fd for a moment.
+    let (a, b) = (foreign(), foreign());
+    let refused = limit_fds(0, || {
+        interrupts.resample_source_with(GSI, "a", vmm_eventfd(a)).unwrap_err()
+    });
+    assert_eq!(refused.errno(), Some(24));
+    let refused = limit_fds(0, || interrupts.subscribe(GSI.into(), Listener::fd(b)).unwrap_err());
+    assert_eq!(refused.errno(), Some(24));
+    interrupts
+        .resample_source_with(GSI, "a", vmm_eventfd(foreign()))
+        .unwrap();
+}
+
+fn row_144_every_limit_split() {
+    let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    with_every_limit("a split source", &interrupts, &|| {
+        boxed(interrupts.split_source(GSI, "a"))
+    });
+    let _source = interrupts.split_source(GSI, "a").unwrap();
+    with_every_limit("a sharer", &interrupts, &|| boxed(interrupts.split_source(GSI, "b")));
+    let message = Msi {
+        address: 0xFEE0_0000,
+        data: 1 << 15 | u32::from(VECTOR),
+    };
+    limit_fds(0, || {
+        for masked in [false, true, false] {
+            interrupts.set_pin(GSI, Some(message), masked).unwrap();
+        }
+        interrupts.set_pin(GSI, None, false).unwrap();
+    });
+}
+
+/// Has this program run again, as a child that goes into a jail.
+const JAILED: &str = "KVM_IRQFD_JAILED";
+
+fn jail(what: &str) -> std::process::Output {
+    let program = std::env::current_exe().unwrap();
+    std::process::Command::new(program).env(JAILED, what).output().unwrap()
+}
+
+fn can_be_jailed() -> Result<(), String> {
+    let tried = jail("try");
+    tried
+        .status
+        .success()
+        .then_some(())
+        .ok_or_else(|| String::from_utf8_lossy(&tried.stderr).into_owned())
+}
+
+fn row_144_without_proc() {
+    let run = jail("run");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
+/// In a directory of its own, without /proc, as a jailed VMM: with what it opened before.
+fn jailed() -> ExitCode {
+    let machine = Machine::full();
+    let empty = std::env::temp_dir().join(format!("kvm-irqfd-{}", std::process::id()));
+    std::fs::create_dir(&empty).unwrap();
+    let entered = rustix::process::chroot(&empty);
+    let entered = match entered {
+        Err(rustix::io::Errno::PERM) => {
+            // SAFETY: the process has one thread, and shares nothing but its credentials.
+            let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUSER) };
+            unshared.and_then(|()| rustix::process::chroot(&empty))
+        }
+        other => other,
+    };
+    if let Err(error) = entered {
+        eprintln!("chroot: {error}");
+        let _ = std::fs::remove_dir(&empty);
+        return ExitCode::FAILURE;
+    }
+    std::env::set_current_dir("/").unwrap();
+    assert!(!std::path::Path::new("/proc").exists());
+    if std::env::var_os(JAILED).is_some_and(|what| what == "run") {
+        in_a_jail(machine);
+    }
+    ExitCode::SUCCESS
+}
+
+fn in_a_jail(mut machine: Machine) {
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    machine.set_rte(PIN, ENTRY);
+    // Its own trigger, and a listener's eventfd that came from somewhere else.
+    let told = eventfd();
+    let source = interrupts.resample_source(GSI, "device").unwrap();
+    let guard = listen(&interrupts, source.key().into(), &told).unwrap();
+    source.assert().unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    machine.eoi();
+    assert_eq!(taken(&told), 1);
+    drop((guard, source));
+    // A foreign trigger, and a callback.
+    let trigger = eventfd();
+    let again = || vmm_eventfd(trigger.try_clone().unwrap());
+    let source = interrupts.resample_source_with(GSI, "device", again()).unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _guard = interrupts.subscribe(GSI.into(), listener).unwrap();
+    rustix::io::write(&trigger, &1u64.to_ne_bytes()).unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    machine.eoi();
+    dispatch(&interrupts);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    // What KVM tells is left of the refusals: a second binding, a fd that is no eventfd. And a semaphore, by trying.
+    assert_eq!(
+        interrupts
+            .resample_source_with(GSI, "again", again())
+            .unwrap_err()
+            .errno(),
+        Some(16)
+    );
+    let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+    assert_eq!(
+        interrupts
+            .edge_irqfd_with(Gsi(OTHER), vmm_eventfd(pipe))
+            .map(drop)
+            .unwrap_err()
+            .errno(),
+        Some(22)
+    );
+    let semaphore = rustix::event::eventfd(0, rustix::event::EventfdFlags::SEMAPHORE).unwrap();
+    assert_eq!(
+        interrupts
+            .edge_irqfd_with(Gsi(OTHER), vmm_eventfd(semaphore))
+            .map(drop)
+            .unwrap_err()
+            .errno(),
+        Some(22)
+    );
+    drop(source);
+    interrupts.edge_irqfd_with(Gsi(OTHER), again()).unwrap();
 }

@@ -617,17 +617,26 @@ fn row_63_a_level_survives_unmask() {
     assert_quiet(&mut machine);
 }
 
-/// KVM keeps the assertion of a resample irqfd after an unmask that dropped it, and a KVM_IRQ_LINE(0) brings it back. No
-/// resample irqfd that asserts is ever on the GSI of a KVM_IRQ_LINE source.
+/// KVM keeps the assertion of a resample irqfd after an unmask that dropped it, and a KVM_IRQ_LINE(0) brings it back. The
+/// assertion goes with the source that made it, also while a listener keeps a resampler on the GSI.
 fn row_64_no_phantom() {
     let (mut machine, interrupts) = full();
     machine.set_rte(PIN, ENTRY | MASKED);
-    let source = interrupts.irq_line_source(GSI, "device").unwrap();
     let _guard = interrupts.subscribe(GSI.into(), Listener::callback(|_| {})).unwrap();
-    source.assert().unwrap();
-    source.deassert().unwrap();
+    let device = interrupts.resample_source(GSI, "device").unwrap();
+    device.assert().unwrap();
+    eventually("the line rises", || machine.ioapic_irr(PIN));
     machine.set_rte(PIN, ENTRY);
+    assert!(
+        !machine.ioapic_irr(PIN),
+        "the unmask drops what is pending; else this test shows nothing"
+    );
     dispatch(&interrupts);
+    // Nobody restates the level, and KVM still has the assertion.
+    drop(device);
+    let source = interrupts.irq_line_source(GSI, "device").unwrap();
+    source.deassert().unwrap();
+    assert_quiet(&mut machine);
     source.assert().unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR));
     source.deassert().unwrap();

@@ -101,20 +101,16 @@ fn to_irqfd(books: &Arc<Books>, scope: EoiScope, token: u64, served: Arc<AtomicU
         }
     };
     books.with(|state| {
-        let irqfd = state.lines.get_mut(&gsi).and_then(|line| line.find(token));
-        let Some(irqfd) = irqfd else {
-            return Err(interrupt_core::Error::NotFound {
-                operation: OPERATION,
-                subject: scope,
-            });
+        let (operation, subject) = (OPERATION, scope);
+        let Some(line) = state.lines.get_mut(&gsi) else {
+            return Err(interrupt_core::Error::NotFound { operation, subject });
         };
-        if irqfd.told().is_some() {
-            return Err(interrupt_core::Error::Busy {
-                operation: OPERATION,
-                subject: scope,
-            });
+        match line.find(token) {
+            None => return Err(interrupt_core::Error::NotFound { operation, subject }),
+            Some(irqfd) if irqfd.told().is_some() => return Err(interrupt_core::Error::Busy { operation, subject }),
+            Some(_) => {}
         }
-        let exchanged = books.assigner.exchange(irqfd, gsi, ResampleFd::Fd(Arc::clone(&told)));
+        let exchanged = line.exchange(&books.assigner, gsi, token, Arc::clone(&told));
         exchanged.map_err(|error| core(Error::os("KVM_IRQFD", gsi, error)))
     })?;
     let books = Arc::downgrade(books);

@@ -183,62 +183,40 @@ fn sleep(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::thread;
-
     use super::*;
 
-    /// One wait for an event that only sleeping brings, after `takes`; whether it was polled for before.
-    fn polls(waiter: &mut Waiter, takes: Duration) -> bool {
-        let mut polled = false;
-        let try_now = || {
-            polled = true;
-            Ok::<_, Infallible>(None)
-        };
-        let sleep = || {
-            thread::sleep(takes);
-            Ok(())
-        };
-        let Ok(()) = waiter.wait_with(try_now, sleep);
+    /// One wait, which takes `asleep` when the thread sleeps at once, and `awake` when it polls first. Whether it polled.
+    fn polls(waiter: &mut Waiter, asleep: Duration, awake: impl Fn(Duration) -> Duration) -> bool {
+        let window = waiter.window();
+        let polled = window > Duration::ZERO;
+        waiter.learn(window, if polled { awake(window) } else { asleep });
         polled
     }
 
     #[test]
     fn after_a_long_wait_it_sleeps_at_once() {
         let mut waiter = Waiter::new(WaitMode::Adaptive);
-        assert!(polls(&mut waiter, Duration::from_millis(2)), "it knows nothing yet");
-        let polled = (0..128)
-            .filter(|_| polls(&mut waiter, Duration::from_millis(1)))
-            .count();
-        assert!(polled <= 2, "{polled} of 128: only to learn whether that has changed");
+        let long = Duration::from_millis(1);
+        assert!(polls(&mut waiter, long, |_| long), "it knows nothing yet");
+        let polled = (0..128).filter(|_| polls(&mut waiter, long, |_| long)).count();
+        assert_eq!(polled, 2, "of 128: only to learn whether that has changed");
     }
 
     #[test]
     fn polling_that_never_brings_the_event_sooner_is_given_up() {
         let mut waiter = Waiter::new(WaitMode::Adaptive);
-        let polled = (0..640).filter(|_| polls(&mut waiter, Duration::ZERO)).count();
-        // One in 64 is for learning; what the machine does to a few waits may change its mind for a while.
-        assert!(polled < 320, "{polled} of 640");
+        let asleep = Duration::from_micros(1);
+        let polled = (0..640)
+            .filter(|_| polls(&mut waiter, asleep, |window| window + asleep))
+            .count();
+        assert!(polled < 40, "{polled} of 640: one in 64 is for learning");
     }
 
     #[test]
     fn polling_that_brings_the_event_goes_on() {
         let mut waiter = Waiter::new(WaitMode::Adaptive);
-        let mut slept = 0;
-        for _ in 0..640 {
-            let mut looks = 0;
-            let try_now = || {
-                looks += 1;
-                Ok::<_, Infallible>((looks == 2).then_some(()))
-            };
-            let sleep = || {
-                slept += 1;
-                // Waking up takes time.
-                thread::sleep(Duration::from_micros(50));
-                Ok(())
-            };
-            let Ok(()) = waiter.wait_with(try_now, sleep);
-        }
-        assert!(slept < 320, "{slept} of 640");
+        let (awake, asleep) = (Duration::from_micros(5), Duration::from_micros(50));
+        let polled = (0..640).filter(|_| polls(&mut waiter, asleep, |_| awake)).count();
+        assert!(polled > 600, "{polled} of 640");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::Gsi;
@@ -54,8 +54,6 @@ pub(crate) struct Eventfd {
     may_block: bool,
     /// How often this process has asserted by this eventfd. Other holders of the eventfd are not seen.
     asserted: AtomicU64,
-    /// KVM has refused to take the irqfd of this trigger back: what is signalled waits.
-    refused: AtomicBool,
 }
 
 impl Eventfd {
@@ -82,7 +80,6 @@ impl Eventfd {
                 .map(|flag| flag != 0),
             may_block: !flags.contains(OFlags::NONBLOCK),
             asserted: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
             fd,
         })
     }
@@ -124,14 +121,6 @@ impl Eventfd {
 
     pub(crate) fn asserted(&self) -> u64 {
         self.asserted.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_refused(&self, refused: bool) {
-        self.refused.store(refused, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
     }
 
     /// Takes what is pending, without waiting. 0 when nothing is.

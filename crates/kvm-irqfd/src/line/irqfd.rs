@@ -48,6 +48,8 @@ pub(crate) struct Irqfd {
     /// The owner of an edge irqfd has masked it.
     pub(crate) masked: bool,
     assigned: bool,
+    /// KVM has refused to take the irqfd back. What is signalled waits in the trigger.
+    refused: bool,
 }
 
 impl Irqfd {
@@ -68,7 +70,12 @@ impl Irqfd {
             resamplefd,
             masked: false,
             assigned: false,
+            refused: false,
         })
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused
     }
 
     pub(crate) fn is_resampler(&self) -> bool {
@@ -118,7 +125,6 @@ impl Assigner {
         let drained = irqfd.trigger.take();
         drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
         let bound = if wanted { self.assign(irqfd, gsi) } else { Ok(()) };
-        irqfd.trigger.set_refused(false);
         bound.map_err(|error| Error::os("KVM_IRQFD", gsi, error))
     }
 
@@ -126,7 +132,7 @@ impl Assigner {
     pub(crate) fn assign(&self, irqfd: &mut Irqfd, gsi: Gsi) -> io::Result<()> {
         if !irqfd.assigned {
             let assigned = self.raw_assign(&irqfd.trigger, &irqfd.resamplefd, gsi);
-            irqfd.trigger.set_refused(assigned.is_err());
+            irqfd.refused = assigned.is_err();
             assigned?;
             irqfd.assigned = true;
             // KVM has injected the pending count but leaves it in the counter until the next write, and a later assign would
@@ -139,6 +145,7 @@ impl Assigner {
 
     /// When this returns, a signal of the trigger is not injected any more, and stays in its counter.
     pub(crate) fn deassign(&self, irqfd: &mut Irqfd, gsi: Gsi) {
+        irqfd.refused = false;
         if std::mem::take(&mut irqfd.assigned) {
             self.kernel.deassign(irqfd.trigger.fd(), gsi);
         }

@@ -8,7 +8,7 @@ pub(crate) mod kind;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use interrupt_core::{Gsi, SourceKey};
 
@@ -58,6 +58,8 @@ pub(crate) struct GsiLine {
     /// How often this process has asserted by irqfds that are gone.
     asserted_before: u64,
     reassigned: u64,
+    /// Whether KVM has refused to take an irqfd back.
+    is_refused: Arc<AtomicBool>,
 }
 
 impl GsiLine {
@@ -86,7 +88,16 @@ impl GsiLine {
 
     /// How many irqfds are off because KVM refused to take them back.
     pub(crate) fn refused(&self) -> usize {
-        self.irqfds.iter().filter(|irqfd| irqfd.trigger.is_refused()).count()
+        self.irqfds.iter().filter(|irqfd| irqfd.is_refused()).count()
+    }
+
+    /// Whether there are any, for those who do not hold the lock of the books.
+    pub(crate) fn is_refused(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_refused)
+    }
+
+    fn note_refused(&self) {
+        self.is_refused.store(self.refused() > 0, Ordering::Relaxed);
     }
 
     /// What is on the GSI beside KVM_IRQ_LINE, in words: "2 of a resample irqfd".
@@ -213,7 +224,11 @@ impl GsiLine {
         self.watchers.retain(|other| *other != token);
         self.sources.retain(|other| *other != token);
         if self.sources.is_empty() {
-            afterwards.drop.extend(self.irq_line.take().map(Gone::Line));
+            if let Some(line) = self.irq_line.take() {
+                // Does nothing, unless KVM refused to lower the line when the source went: nobody else would try again.
+                drop(line.while_low(|_| ()));
+                afterwards.drop.push(Gone::Line(line));
+            }
         }
         self.remove_irqfd(assigner, gsi, token, afterwards);
     }
@@ -263,15 +278,28 @@ impl GsiLine {
                 assigner.deassign(irqfd, gsi);
             }
         }
+        self.note_refused();
         settled
+    }
+
+    /// Makes a listener the resamplefd of a source.
+    pub(crate) fn exchange(&mut self, assigner: &Assigner, gsi: Gsi, token: u64, told: Arc<Told>) -> io::Result<()> {
+        let Some(irqfd) = self.find(token) else {
+            return Ok(());
+        };
+        let exchanged = assigner.exchange(irqfd, gsi, ResampleFd::Fd(told));
+        self.note_refused();
+        exchanged
     }
 
     /// Ends the listener of a source.
     pub(crate) fn discard(&mut self, assigner: &Assigner, gsi: Gsi, token: u64, afterwards: &mut Afterwards) {
         let Some(irqfd) = self.find(token) else { return };
-        if assigner.discard(irqfd, gsi) {
+        let lowered = assigner.discard(irqfd, gsi);
+        if lowered {
             afterwards.ask.extend(self.irqfds.iter().filter_map(Irqfd::told));
         }
+        self.note_refused();
     }
 }
 
