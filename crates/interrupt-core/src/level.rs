@@ -3,10 +3,11 @@
 
 use std::fmt;
 
-/// The logical level of a line. Polarity is the controller's matter: `High` is "asserted", whatever the voltage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The logical level of a line: `High` means asserted, whatever the voltage. Polarity is the controller's matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// Nobody asserts the line.
+    /// No source asserts the line.
+    #[default]
     Low,
     /// At least one source asserts the line.
     High,

@@ -94,7 +94,7 @@ impl<P: Pin> Line<P> {
     /// # Ok::<(), interrupt_core::Error>(())
     /// ```
     pub fn counts(&self) -> LineCounts {
-        self.wired_or(|or| or.counts())
+        self.wired_or(|or| or.counts)
     }
 
     /// Whether the line has neither a source nor a listener.
@@ -147,13 +147,16 @@ impl<P: Pin> Line<P> {
             let lowered = lowered.and_then(|outcome| self.finish(outcome));
             let told = tell_all(&entries, self.gsi, |_| true);
             let mut state = self.pin.lock();
-            let told = told.map(|full| self.pin.wired_or(&mut state).count_full(full));
+            let told = told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full);
             let seen = look(&mut state);
             drop(state);
             return (seen, lowered.and(told));
         }
         // Eventfds are told under the lock, which saves a second one. Who is woken by an eventfd meets the line low.
-        let told = or.listeners.tell_eventfds(self.gsi).map(|full| or.count_full(full));
+        let told = or
+            .listeners
+            .tell_eventfds(self.gsi)
+            .map(|full| or.counts.full_eventfds += full);
         let seen = look(&mut state);
         drop(state);
         let lowered = lowered.and_then(|outcome| self.finish(outcome));
@@ -171,7 +174,7 @@ impl<P: Pin> Line<P> {
             return Ok(Delivery::Coalesced);
         }
         let outcome = self.drive(&mut state, Level::High)?;
-        self.pin.wired_or(&mut state).count_reassertion();
+        self.pin.wired_or(&mut state).counts.reasserted += 1;
         drop(state);
         self.pin.deliver(outcome)
     }

@@ -11,15 +11,12 @@ use crate::level::{Level, LoweredBy};
 
 /// The line's part of a [`Pin`](crate::Pin)'s state: which sources assert, and who is told of an EOI. Only the
 /// [`Line`](crate::Line) of the pin uses it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WiredOr {
     /// How many sources assert, and stay until they lower the line themselves.
     held: usize,
     /// How many contributions the next EOI lowers: sources that have asserted since the last EOI, and a restored level.
     until_eoi: usize,
-    /// Counts EOIs, from 1. A source that an EOI lowers asserts when its mark is the current epoch, so that an EOI lowers
-    /// any number of sources at once.
-    epoch: u64,
     /// The level that the pin took last.
     pub(crate) driven: Level,
     sources: usize,
@@ -29,11 +26,8 @@ pub struct WiredOr {
     unstated: usize,
     /// Counts restores.
     restores: u64,
-    // See `LineCounts`. Counted where the lock is held anyway.
-    asserted: u64,
-    reasserted: u64,
-    idle_eois: u64,
-    full_eventfds: u64,
+    /// Counted where the lock is held anyway.
+    pub(crate) counts: LineCounts,
     pub(crate) listeners: ListenerList,
 }
 
@@ -71,12 +65,10 @@ impl fmt::Display for LineCounts {
     }
 }
 
-/// The mark of an asserting source that the device lowers. The epoch never gets there.
+/// The mark of an asserting source that the device lowers. The count of EOIs never gets there.
 const HELD: u64 = u64::MAX;
 /// The mark of a source that does not assert.
 const LOW: u64 = 0;
-/// The epoch before the first EOI.
-const FIRST_EPOCH: u64 = 1;
 
 /// What the line knows of one source.
 #[derive(Debug)]
@@ -111,27 +103,6 @@ impl Contribution {
     }
 }
 
-impl Default for WiredOr {
-    /// The state of a line that is low and has neither sources nor listeners.
-    fn default() -> Self {
-        Self {
-            held: 0,
-            until_eoi: 0,
-            epoch: FIRST_EPOCH,
-            driven: Level::Low,
-            sources: 0,
-            restored: false,
-            unstated: 0,
-            restores: 0,
-            asserted: 0,
-            reasserted: 0,
-            idle_eois: 0,
-            full_eventfds: 0,
-            listeners: ListenerList::default(),
-        }
-    }
-}
-
 impl WiredOr {
     pub(crate) fn level(&self) -> Level {
         if self.held + self.until_eoi > 0 {
@@ -154,21 +125,12 @@ impl WiredOr {
         !self.listeners.entries().is_empty()
     }
 
-    pub(crate) fn counts(&self) -> LineCounts {
-        LineCounts {
-            asserted: self.asserted,
-            reasserted: self.reasserted,
-            eois: self.epoch - FIRST_EPOCH,
-            idle_eois: self.idle_eois,
-            full_eventfds: self.full_eventfds,
-        }
-    }
-
-    /// The mark of this contribution while it asserts.
+    /// The mark of this contribution while it asserts. For a source that an EOI lowers, it is another one after each EOI, so
+    /// that an EOI lowers any number of sources at once.
     fn asserting(&self, contribution: &Contribution) -> u64 {
         match contribution.lowered_by {
             LoweredBy::Device => HELD,
-            LoweredBy::Eoi => self.epoch,
+            LoweredBy::Eoi => self.counts.eois + 1,
         }
     }
 
@@ -211,19 +173,11 @@ impl WiredOr {
             // It asserted before a restore and has stated so.
             return;
         }
-        self.asserted += 1;
-        self.reasserted += u64::from(before != LOW && before + 1 == self.epoch);
+        self.counts.asserted += 1;
+        self.counts.reasserted += u64::from(before != LOW && before == self.counts.eois);
         contribution
             .asserted
             .store(contribution.asserted() + 1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn count_reassertion(&mut self) {
-        self.reasserted += 1;
-    }
-
-    pub(crate) fn count_full(&mut self, eventfds: u64) {
-        self.full_eventfds += eventfds;
     }
 
     /// Ends a contribution, if the source asserts.
@@ -238,8 +192,8 @@ impl WiredOr {
 
     /// Lowers what an EOI lowers.
     pub(crate) fn eoi(&mut self) {
-        self.idle_eois += u64::from(self.level() == Level::Low);
-        self.epoch += 1;
+        self.counts.idle_eois += u64::from(self.level() == Level::Low);
+        self.counts.eois += 1;
         self.until_eoi = 0;
         self.restored = false;
     }

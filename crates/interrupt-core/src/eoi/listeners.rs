@@ -78,20 +78,11 @@ type Entries = Arc<[Arc<Entry>]>;
 
 /// The listeners of one line, under a lock of the owner's. Nothing is dropped here: what a change replaces is returned,
 /// and the caller drops it without the lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ListenerList {
     entries: Entries,
     /// At least one listener is a callback, which runs foreign code and is told without a lock.
     callbacks: bool,
-}
-
-impl Default for ListenerList {
-    fn default() -> Self {
-        Self {
-            entries: Arc::new([]),
-            callbacks: false,
-        }
-    }
 }
 
 impl ListenerList {
