@@ -126,7 +126,7 @@ impl Machine {
         match self.irqchip {
             Irqchip::Kernel => Ok(Controllers::Kernel(interrupts()?)),
             Irqchip::Split => Controllers::split(interrupts()?),
-            Irqchip::User => Ok(Controllers::pic()),
+            Irqchip::User => Controllers::user(),
         }
     }
 

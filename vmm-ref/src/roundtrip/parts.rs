@@ -110,7 +110,7 @@ impl Parts {
         // Where the kernel has no irqfd for the line, the model's host has one.
         let irqfd = match controllers {
             Controllers::Kernel(_) | Controllers::Split { .. } => None,
-            Controllers::Pic(..) | Controllers::Ioapic { .. } => Some(Arc::new(PinIrqfd::new(Arc::clone(&source))?)),
+            Controllers::User(_) => Some(Arc::new(PinIrqfd::new(Arc::clone(&source))?)),
         };
         let line: Arc<dyn Consumer> = match &irqfd {
             Some(irqfd) => Arc::new(GuestLine::split(Arc::<PinIrqfd>::clone(irqfd), controllers.notifier())),

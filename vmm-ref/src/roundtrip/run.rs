@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvm_ioctls::Kvm;
 
 use crate::composition::check::Impossible;
-use crate::composition::options::{Composition, Controller, DeviceKind, Forward, MachineKind};
+use crate::composition::options::{Composition, DeviceKind, Forward, MachineKind};
 use crate::error::{Error, Result};
 use crate::passthrough::bar::Bar;
 use crate::passthrough::forwarding::Forwarding;
@@ -167,13 +167,7 @@ impl Guest {
                 Ok((Self::Kvm(machine), controllers))
             }
             (MachineKind::Kvm, None) => Err(Error::Absent("--machine kvm: KVM was not opened".to_owned())),
-            (MachineKind::Soft, _) => {
-                let controllers = match composition.controller {
-                    Controller::Pic => Controllers::pic(),
-                    Controller::Ioapic => Controllers::ioapic()?,
-                };
-                Ok((Self::Soft(SoftMachine::new(program)?), controllers))
-            }
+            (MachineKind::Soft, _) => Ok((Self::Soft(SoftMachine::new(program)?), Controllers::user()?)),
         }
     }
 

@@ -82,28 +82,21 @@ struct Master {
 
 impl Master {
     fn run(mut self, stop: &AtomicBool) -> Result<()> {
-        match self.controllers.clone() {
-            Controllers::Pic(pic, processor) => {
-                processor.is_this_thread();
-                self.serve(stop, &OverPic(&pic))
-            }
-            Controllers::Ioapic {
-                ioapic,
-                apics,
-                processor,
-            } => {
-                processor.is_this_thread();
-                self.serve(
-                    stop,
-                    &OverIoapic {
-                        ioapic: &ioapic,
-                        apics: &apics,
-                    },
-                )
-            }
-            Controllers::Kernel(_) | Controllers::Split { .. } => Err(Error::Guest(
+        let Controllers::User(chips) = self.controllers.clone() else {
+            return Err(Error::Guest(
                 "a soft machine has no controllers in the kernel".to_owned(),
-            )),
+            ));
+        };
+        chips.processor.is_this_thread();
+        match self.program.controller {
+            Controller::Pic => self.serve(stop, &OverPic(&chips.pic)),
+            Controller::Ioapic => self.serve(
+                stop,
+                &OverIoapic {
+                    ioapic: &chips.ioapic,
+                    apics: &chips.apics,
+                },
+            ),
         }
     }
 

@@ -70,8 +70,8 @@ impl Exits {
     /// # Errors
     /// KVM's failure, a device's ([`Ending::fail`]), or [`Error::Guest`] for an exit that this machine has no use for.
     pub fn run(&self, mut vcpu: VcpuFd, stop: &AtomicBool) -> Result<()> {
-        if let Controllers::Pic(_, processor) = &self.controllers {
-            processor.is_this_thread();
+        if let Controllers::User(chips) = &self.controllers {
+            chips.processor.is_this_thread();
         }
         while !stop.load(Ordering::Acquire) && !self.ending.has_ended() {
             if let Err(error) = self.run_once(&mut vcpu, stop) {
@@ -87,8 +87,8 @@ impl Exits {
 
     /// Enters the guest, and serves its next exit.
     fn run_once(&self, vcpu: &mut VcpuFd, stop: &AtomicBool) -> Result<()> {
-        if let Controllers::Pic(pic, _) = &self.controllers {
-            inject(vcpu, pic)?;
+        if let Controllers::User(chips) = &self.controllers {
+            inject(vcpu, &chips.pic)?;
         }
         let exit = match vcpu.run() {
             Ok(exit) => exit,
@@ -125,8 +125,9 @@ impl Exits {
                 Ok(())
             }
             // `inject` looks at the 8259 before the next entry.
-            (VcpuExit::IrqWindowOpen, Controllers::Pic(..)) => Ok(()),
-            (VcpuExit::Hlt, Controllers::Pic(pic, processor)) => {
+            (VcpuExit::IrqWindowOpen, Controllers::User(_)) => Ok(()),
+            (VcpuExit::Hlt, Controllers::User(chips)) => {
+                let (pic, processor) = (&chips.pic, &chips.processor);
                 processor.wait_until(|| pic.intr() || stop.load(Ordering::Acquire));
                 Ok(())
             }

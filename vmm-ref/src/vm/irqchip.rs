@@ -6,7 +6,7 @@ use std::sync::Arc;
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, LoweredBy, Msi, MsiOutput};
 use kvm_irqfd::KvmInterrupts;
 use user_irqchip::testing::LocalApics;
-use user_irqchip::{Ioapic, Pic};
+use user_irqchip::{Ioapic, Pic, Router};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 
@@ -27,17 +27,23 @@ pub enum Controllers {
         /// This process's part.
         ioapic: Arc<Ioapic>,
     },
-    /// The 8259 pair in this process, and the processor that its INTR goes to.
-    Pic(Arc<Pic>, Processor),
-    /// The IOAPIC in this process, and a model of the processor's local APIC.
-    Ioapic {
-        /// The IOAPIC.
-        ioapic: Arc<Ioapic>,
-        /// The local APIC of the one processor.
-        apics: Arc<LocalApics>,
-        /// That processor.
-        processor: Processor,
-    },
+    /// All in this process.
+    User(Arc<UserChips>),
+}
+
+/// The controllers of a PC in this process: each GSI leads to the 8259 pair and to the IOAPIC, and the guest uses one of them.
+#[derive(Debug)]
+pub struct UserChips {
+    /// The 8259 pair, whose INTR goes to the processor.
+    pub pic: Arc<Pic>,
+    /// The IOAPIC, whose messages go to the local APIC.
+    pub ioapic: Arc<Ioapic>,
+    /// A model of the processor's local APIC.
+    pub apics: Arc<LocalApics>,
+    /// The lines of both.
+    pub router: Arc<Router>,
+    /// The one processor.
+    pub processor: Processor,
 }
 
 impl Controllers {
@@ -50,28 +56,27 @@ impl Controllers {
         Ok(Self::Split { interrupts, ioapic })
     }
 
-    /// An 8259 pair in this process.
-    pub fn pic() -> Self {
-        let processor = Processor::default();
-        let interrupted = processor.clone();
-        Self::Pic(Arc::new(Pic::new(move || interrupted.wake())), processor)
-    }
-
-    /// An IOAPIC and a local APIC in this process.
+    /// A PC's controllers in this process.
     ///
     /// # Errors
-    /// As [`split`](Self::split).
-    pub fn ioapic() -> Result<Self> {
+    /// None: 24 pins from GSI 0 are a legal IOAPIC, and a PC's routes are legal routes.
+    pub fn user() -> Result<Self> {
         let (apics, processor) = (LocalApics::new(1), Processor::default());
-        let output = Waking {
+        let interrupted = processor.clone();
+        let pic = Arc::new(Pic::new(move || interrupted.wake()));
+        let output = Arc::new(Waking {
             apics: Arc::clone(&apics),
             processor: processor.clone(),
-        };
-        Ok(Self::Ioapic {
-            ioapic: ioapic(Arc::new(output))?,
+        });
+        let ioapic = ioapic(output.clone())?;
+        let router = Router::pc(Some(ioapic.clone()), Some(pic.clone()), output);
+        Ok(Self::User(Arc::new(UserChips {
+            pic,
+            ioapic,
             apics,
+            router: Arc::new(router.map_err(|error| Error::Guest(error.to_string()))?),
             processor,
-        })
+        })))
     }
 
     /// A level source on `gsi`.
@@ -83,17 +88,13 @@ impl Controllers {
             (Self::Kernel(interrupts), Source::Resample) => interrupts.resample_source(gsi, label)?,
             (Self::Kernel(interrupts), Source::Line) => interrupts.irq_line_source(gsi, label)?,
             (Self::Split { interrupts, .. }, Source::Irqfd) => interrupts.split_source(gsi, label)?,
-            (Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. }, Source::Pin) => {
-                ioapic.source(gsi, label, LoweredBy::Eoi)?
-            }
-            (Self::Pic(pic, _), Source::Pin) => pic.source(gsi, label, LoweredBy::Eoi)?,
+            (Self::Split { ioapic, .. }, Source::Pin) => ioapic.source(gsi, label, LoweredBy::Eoi)?,
+            (Self::User(chips), Source::Pin) => chips.router.source(gsi, label, LoweredBy::Eoi)?,
             (Self::Kernel(_), Source::Pin) => return Err(Impossible::NoUserPins.into()),
-            (Self::Split { .. } | Self::Pic(..) | Self::Ioapic { .. }, Source::Resample | Source::Line) => {
+            (Self::Split { .. } | Self::User(_), Source::Resample | Source::Line) => {
                 return Err(Impossible::NoKernelPins.into());
             }
-            (Self::Kernel(_) | Self::Pic(..) | Self::Ioapic { .. }, Source::Irqfd) => {
-                return Err(Impossible::IrqfdIsForSplit.into());
-            }
+            (Self::Kernel(_) | Self::User(_), Source::Irqfd) => return Err(Impossible::IrqfdIsForSplit.into()),
         })
     }
 
@@ -104,16 +105,15 @@ impl Controllers {
     pub fn attach(&self, devices: &mut IoManager) -> Result<()> {
         match self {
             Self::Kernel(_) => Ok(()),
-            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => {
-                let registers: Arc<Ioapic> = Arc::clone(ioapic);
-                let range = MmioRange::new(MmioAddress(Ioapic::BASE), Ioapic::SIZE).map_err(occupied)?;
-                devices.register_mmio(range, registers).map_err(occupied)
+            Self::Split { ioapic, .. } => attach_ioapic(ioapic, devices),
+            Self::User(chips) => {
+                attach_ioapic(&chips.ioapic, devices)?;
+                Pic::PORTS.iter().try_for_each(|&(first, ports)| {
+                    let registers: Arc<Pic> = Arc::clone(&chips.pic);
+                    let range = PioRange::new(PioAddress(first), ports).map_err(occupied)?;
+                    devices.register_pio(range, registers).map_err(occupied)
+                })
             }
-            Self::Pic(pic, _) => Pic::PORTS.iter().try_for_each(|&(first, ports)| {
-                let registers: Arc<Pic> = Arc::clone(pic);
-                let range = PioRange::new(PioAddress(first), ports).map_err(occupied)?;
-                devices.register_pio(range, registers).map_err(occupied)
-            }),
         }
     }
 
@@ -121,8 +121,8 @@ impl Controllers {
     pub fn notifier(&self) -> Arc<dyn EoiNotifier> {
         match self {
             Self::Kernel(interrupts) => Arc::new(interrupts.clone()),
-            Self::Split { ioapic, .. } | Self::Ioapic { ioapic, .. } => ioapic.clone(),
-            Self::Pic(pic, _) => pic.clone(),
+            Self::Split { ioapic, .. } => ioapic.clone(),
+            Self::User(chips) => chips.router.clone(),
         }
     }
 }
@@ -130,6 +130,12 @@ impl Controllers {
 /// Two devices want one address, or an address range is none.
 pub fn occupied(error: vm_device::bus::Error) -> Error {
     Error::Guest(format!("a device's place: {error:?}"))
+}
+
+fn attach_ioapic(ioapic: &Arc<Ioapic>, devices: &mut IoManager) -> Result<()> {
+    let registers: Arc<Ioapic> = Arc::clone(ioapic);
+    let range = MmioRange::new(MmioAddress(Ioapic::BASE), Ioapic::SIZE).map_err(occupied)?;
+    devices.register_mmio(range, registers).map_err(occupied)
 }
 
 fn ioapic(output: Arc<dyn MsiOutput>) -> Result<Arc<Ioapic>> {
