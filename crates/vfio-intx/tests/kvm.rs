@@ -8,13 +8,16 @@ mod common;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use common::guest::LineId;
 use common::kvm_guest::KvmGuest;
 use common::model_rig::level;
 use common::rows;
 use common::split_guest::SplitGuest;
+use common::world::World;
+use interrupt_core::forward::Path;
 use testkit::harness::Suite;
 use testkit::need::Need;
-use vfio_intx::ModelIntx;
+use vfio_intx::{ModelIntx, State};
 
 const COUNT: u32 = 10_000;
 
@@ -63,5 +66,35 @@ fn main() -> ExitCode {
                 rows::two_devices_on_one_line(split, level);
             },
         )
+        .test(
+            "split::what_an_absent_lapic_swallowed_is_signalled_again",
+            &[Need::SplitIrqchip, Need::AcceptMode],
+            what_an_absent_lapic_swallowed_is_signalled_again,
+        )
         .run()
+}
+
+/// The message of a split kick goes to a LAPIC that is not there, and KVM drops it. The guest then gives the entry a LAPIC that is
+/// there, at once or by way of a mask: the IOAPIC tells the pin's listeners, which unmasks the device.
+fn what_an_absent_lapic_swallowed_is_signalled_again() {
+    const ABSENT: u8 = 9;
+    for by_mask in [false, true] {
+        let (device, guest) = split();
+        let mut world = World::in_state(device, guest, State::Carried(Path::SplitKick));
+        world.works(1);
+        world.guest.send_to(LineId::A, ABSENT, false);
+        world.settle();
+        world.rig.raise(1);
+        world.settle();
+        assert!(!world.guest_step() && world.rig.is_masked(), "by a mask: {by_mask}");
+        if by_mask {
+            world.guest.send_to(LineId::A, ABSENT, true);
+        }
+        world.guest.send_to(LineId::A, 0, false);
+        world.until("the device is unmasked and served", |world| {
+            world.guest_step();
+            world.rig.status() == 0
+        });
+        world.works(2);
+    }
 }

@@ -49,6 +49,15 @@ impl SplitGuest {
         guest
     }
 
+    /// The guest programs the line's entry, unmasked or not, with this LAPIC as its destination.
+    pub fn send_to(&mut self, line: LineId, lapic: u8, masked: bool) {
+        let mask = if masked { MASKED } else { 0 };
+        let entry = u64::from(lapic) << 56 | LEVEL | mask | u64::from(vector(line));
+        let register = 0x10 + 2 * gsi(line);
+        self.write(register + 1, (entry >> 32) as u32);
+        self.write(register, entry as u32);
+    }
+
     fn write(&self, register: u32, value: u32) {
         const SELECT: u64 = 0x00;
         const WINDOW: u64 = 0x10;
@@ -116,11 +125,7 @@ impl Guest for SplitGuest {
     }
 
     fn set_masked(&mut self, line: LineId, masked: bool) {
-        let mask = if masked { MASKED } else { 0 };
-        let entry = LEVEL | mask | u64::from(vector(line));
-        let register = 0x10 + 2 * gsi(line);
-        self.write(register + 1, (entry >> 32) as u32);
-        self.write(register, entry as u32);
+        self.send_to(line, 0, masked);
     }
 
     fn keeps_what_was_sent(&self) -> bool {

@@ -32,10 +32,13 @@ impl RefusedEoi {
         watched.sort_unstable();
         // The three eventfds are made in one go: trigger, EOI, changed.
         let [trigger, changed] = watched[..] else { return None };
-        let refused = (changed == trigger + 2).then_some(Self {
+        if changed != trigger + 2 {
+            return None;
+        }
+        let refused = Self {
             epoll,
             eoi: trigger + 1,
-        })?;
+        };
         let (epoll, eoi) = refused.borrow();
         epoll::add(
             epoll,
