@@ -124,6 +124,12 @@ pub fn run(
     running.stop()?;
     stopped?;
     if let Some(passthrough) = passthrough {
+        // A device that does not answer explains what the guest has missed.
+        let answer = passthrough.edu.bar().status();
+        answer.map_err(|source| Error::System {
+            step: "asking the device for its status",
+            source,
+        })?;
         passthrough.forwarding.stop()?;
     }
     if let Some(modelled) = modelled {
