@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::progress::{Meter, TICK};
 
 /// What holds an eventfd: vmm-sys-util's type, which is not [`AsFd`], and those of the standard library, which are.
 pub trait HoldsEventFd {
@@ -70,15 +72,16 @@ pub fn count(fd: &impl HoldsEventFd) -> u64 {
     }
 }
 
-/// Waits with poll(2) until the counter of an eventfd is not 0 and takes it. Returns 0 when the deadline passes first.
-pub fn wait_count(fd: &impl HoldsEventFd, deadline: Instant) -> u64 {
+/// Waits with poll(2) until the counter of an eventfd is not 0 and takes it. Returns 0 when it is 0 after so much of this
+/// program's own time ([`crate::progress`]).
+pub fn wait_count(fd: &impl HoldsEventFd, limit: Duration) -> u64 {
     let fd = fd.eventfd();
+    let mut meter = Meter::new(std::process::id());
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if readable_within(fd, left) {
+        if readable_within(fd, limit.min(TICK)) {
             return take(fd);
         }
-        if left.is_zero() {
+        if meter.look().own >= limit {
             return 0;
         }
     }

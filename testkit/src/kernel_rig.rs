@@ -2,7 +2,7 @@
 //! The in-kernel irqchip as a [`Rig`], driven with bare ioctls in accept mode, and as a [`PicRig`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interrupt_core::Delivery;
 use kvm_bindings::kvm_msi;
@@ -110,7 +110,7 @@ impl Rig for KernelRig {
     }
 
     fn accept(&mut self) -> Option<u8> {
-        self.machine.accept_by(Instant::now() + LOOK).or_else(|| {
+        self.machine.accept_within(LOOK).or_else(|| {
             self.settle();
             self.machine.accept()
         })

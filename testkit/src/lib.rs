@@ -25,6 +25,7 @@ pub mod kernel_rig;
 pub mod lab;
 pub mod machine;
 pub mod need;
+pub mod patience;
 pub mod process;
 pub mod program;
 pub mod progress;

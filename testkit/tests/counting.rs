@@ -91,10 +91,10 @@ fn counter_taken() {
 fn counter_waited() {
     let event = EventFd::new(0).unwrap();
     let start = Instant::now();
-    assert_eq!(wait_count(&event, start + Duration::from_millis(20)), 0);
+    assert_eq!(wait_count(&event, Duration::from_millis(20)), 0);
     assert!(start.elapsed() >= Duration::from_millis(20));
     thread::scope(|scope| {
         scope.spawn(|| event.write(2).unwrap());
-        assert_eq!(wait_count(&event, Instant::now() + Duration::from_secs(30)), 2);
+        assert_eq!(wait_count(&event, Duration::from_secs(30)), 2);
     });
 }

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use kvm_bindings::KVM_IRQCHIP_IOAPIC;
@@ -14,6 +14,7 @@ use testkit::harness::Suite;
 use testkit::ioctl;
 use testkit::machine::{End, Exit, Irqchip, Machine, PicChip};
 use testkit::need::Need;
+use testkit::patience::Patience;
 use testkit::program::{DATA, EXIT_PORT, PROGRAM, assemble};
 use testkit::rig::{LEVEL, MASKED};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -90,9 +91,7 @@ fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(5)
-}
+const SOON: Duration = Duration::from_secs(5);
 
 fn registers_by_guest_instructions() {
     let mut machine = Machine::full();
@@ -119,7 +118,7 @@ fn accept_mode() {
     machine.set_rte(10, LEVEL | 0x31);
     assert_eq!(machine.accept(), None);
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(0x31));
+    assert_eq!(machine.accept_within(SOON), Some(0x31));
     assert!(machine.ioapic_irr(10) && machine.remote_irr(10));
     let lapic = machine.lapic();
     assert!(lapic.isr(0x31) && lapic.tmr(0x31) && !lapic.irr(0x31));
@@ -139,15 +138,15 @@ fn pic_interrupt() {
     machine.set_pic_mask(PicChip::Master, !(1 << 5));
     assert_eq!(machine.take_interrupt(), None);
     trigger.write(1).unwrap();
-    let deadline = soon();
+    let patience = Patience::new(SOON);
     while machine.pic(PicChip::Master).irr & (1 << 5) == 0 {
-        assert!(Instant::now() < deadline, "the trigger did not reach the 8259");
+        assert!(!patience.is_over(), "the trigger did not reach the 8259");
     }
     assert_eq!(machine.take_interrupt(), Some(0x25));
     assert_eq!(machine.pic(PicChip::Master).isr, 1 << 5);
     assert_eq!(count(&resample), 0);
     machine.pic_eoi(PicChip::Master);
-    assert_eq!(wait_count(&resample, soon()), 1);
+    assert_eq!(wait_count(&resample, SOON), 1);
     assert_eq!(machine.pic(PicChip::Master).isr, 0);
 }
 
@@ -182,7 +181,7 @@ fn split_eoi_exit() {
     let trigger = eventfd();
     ioctl::assign_edge(machine.vm(), &trigger, 10).unwrap();
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(0x31));
+    assert_eq!(machine.accept_within(SOON), Some(0x31));
     assert_eq!(machine.eoi(), [Exit::IoapicEoi(0x31)]);
     assert_eq!(machine.eoi(), []);
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interrupt_core::Irqchip;
 use serde_json::Value;
@@ -25,9 +25,7 @@ use vmm_ref::roundtrip::parts::{Parts, Passthrough};
 use vmm_ref::roundtrip::traffic::{Progress, Traffic};
 use vmm_ref::vm::irqchip::Controllers;
 use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
-
-/// A round trip that takes longer has come to nothing.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
+use vmm_ref::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
 
 /// 5000 round trips of a split irqchip have taken 56 s, on a build machine that was busy.
 const LONG: Duration = Duration::from_secs(300);
@@ -164,12 +162,9 @@ fn loses_none(irqchip: Irqchip, forward: Forward) {
     thread::scope(|scope| {
         let devices = scope.spawn(|| traffic.run(&mut parts.eois, &progress));
         // However slow the host is, it goes on; what does not is a lost interrupt, and the counts below say so.
-        let (mut done, mut since) = (0, Instant::now());
-        while !devices.is_finished() && since.elapsed() < STALL_LIMIT {
-            thread::sleep(Duration::from_millis(20));
-            if progress.done() != done {
-                (done, since) = (progress.done(), Instant::now());
-            }
+        let mut stall = StallDetector::new(STALL_LIMIT);
+        while !devices.is_finished() && !stall.is_stalled(progress.done()) {
+            thread::sleep(INTERVAL);
         }
         stop.stop().unwrap();
         devices.join().unwrap().unwrap();
@@ -344,12 +339,9 @@ fn reaches_the_bar() {
     let composition = composition(Irqchip::Kernel, Forward::Kernel);
     let (running, _controllers, status, parts) = set_up(&composition, false);
     parts.devices[0].request().unwrap();
-    let since = Instant::now();
+    let mut stall = StallDetector::new(STALL_LIMIT);
     while !running.has_ended() {
-        assert!(
-            since.elapsed() < Duration::from_secs(10),
-            "the guest goes on without the BAR"
-        );
+        assert!(!stall.is_stalled(0), "the guest goes on without the BAR");
         thread::yield_now();
     }
     let error = running.stop().unwrap_err().to_string();

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener};
 use kvm_irqfd::{EdgeIrqfd, KvmInterrupts};
@@ -154,7 +154,7 @@ impl Rig for LibraryRig {
 
     fn accept(&mut self) -> Option<u8> {
         let machine = self.guest.machine();
-        machine.accept_by(Instant::now() + LOOK).or_else(|| {
+        machine.accept_within(LOOK).or_else(|| {
             self.settle();
             self.guest.machine().accept()
         })

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, Msi, MsiOutput, SourceKey};
 use kvm_irqfd::{Chip, EdgeIrqfd, KvmInterrupts, Route};
@@ -86,7 +86,7 @@ fn listen(interrupts: &KvmInterrupts, scope: EoiScope, eoi: &OwnedFd) -> interru
 }
 
 fn accept(machine: &mut Machine) -> Option<u8> {
-    machine.accept_by(Instant::now() + Duration::from_secs(1))
+    machine.accept_within(Duration::from_secs(1))
 }
 
 fn dispatch(interrupts: &KvmInterrupts) {
@@ -510,7 +510,7 @@ fn row_133_masked_message() {
 
 /// The vector that comes, or that none does after the time that one could take through the kernel's work queue.
 fn accept_now(machine: &mut Machine) -> Option<u8> {
-    let vector = machine.accept_by(Instant::now() + Duration::from_millis(20));
+    let vector = machine.accept_within(Duration::from_millis(20));
     if vector.is_some() {
         machine.eoi();
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interrupt_core::{Delivery, Gsi, Msi, MsiOutput};
 use kvm_bindings::KVM_CAP_X2APIC_API;
@@ -49,7 +49,7 @@ fn level(vector: u8) -> Msi {
 
 /// The vector that comes within a second: what waited in a trigger goes through the kernel's work queue when it is let through.
 fn accept(machine: &mut Machine) -> Option<u8> {
-    machine.accept_by(Instant::now() + Duration::from_secs(1))
+    machine.accept_within(Duration::from_secs(1))
 }
 
 /// The vectors whose EOI was an exit.

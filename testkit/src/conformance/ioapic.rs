@@ -10,6 +10,7 @@ use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
 use crate::lab::repeats;
 use crate::need::Need;
+use crate::patience::Patience;
 use crate::rig::{LEVEL, MASKED, ResampleLine, Rig};
 use interrupt_core::Delivery;
 
@@ -144,6 +145,7 @@ impl Drop for StopOnDrop {
 pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     const ROUNDS: u64 = 100_000;
     const AT_LEAST: u64 = 100;
+    const STUCK: Duration = Duration::from_secs(20);
     let time = Duration::from_secs(60);
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line: Arc<dyn ResampleLine> = rig.bind_resample(PIN).into();
@@ -157,7 +159,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
             let (mut asserted, mut resampled) = (0, 0);
             while !stop.load(Ordering::Relaxed) {
                 if asserted == resampled {
-                    if asserted == ROUNDS || Instant::now() >= end {
+                    if asserted == ROUNDS || (Instant::now() >= end && asserted >= AT_LEAST) {
                         break;
                     }
                     line.trigger();
@@ -175,15 +177,15 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     };
     let device = thread::Builder::new().name("device".into()).spawn(device).unwrap();
     let mut interrupts = 0;
-    let mut last = Instant::now();
+    let mut patience = Patience::new(STUCK);
     while !device.is_finished() {
         if let Some(vector) = rig.accept() {
             assert_eq!(vector, VECTOR);
             interrupts += 1;
             rig.eoi();
-            last = Instant::now();
+            patience = Patience::new(STUCK);
         }
-        if last.elapsed() > Duration::from_secs(20) {
+        if patience.is_over() {
             panic!("stuck after {interrupts} interrupts, rte {:#x}", rig.rte(PIN));
         }
     }
@@ -191,7 +193,6 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     assert_eq!(interrupts, asserted);
     assert_idle(rig, PIN);
     assert_eq!(line.n(), 0);
-    assert!(asserted >= AT_LEAST, "only {asserted} rounds in {time:?}");
     if asserted < ROUNDS {
         println!("note: row 30: {asserted} of {ROUNDS} rounds, the host is busy");
     }
@@ -419,7 +420,8 @@ pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
         let mut accepted = rig.accept();
         if eoi == 10_000 {
             // On a busy host this thread may have been away for the whole pause and find its end at the first look.
-            while accepted.is_none() && start.elapsed() < Duration::from_secs(5) {
+            let patience = Patience::new(Duration::from_secs(5));
+            while accepted.is_none() && !patience.is_over() {
                 accepted = rig.accept();
             }
             let pause = start.elapsed();

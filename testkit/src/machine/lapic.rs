@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The in-kernel LAPIC, as KVM_GET_LAPIC shows it and as the guest drives it through x2APIC MSRs.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use kvm_bindings::kvm_lapic_state;
 
 use super::{Exit, Irqchip, Machine};
+use crate::patience::Patience;
 
 const ISR: usize = 0x100;
 const TMR: usize = 0x180;
@@ -86,7 +87,7 @@ impl Machine {
     /// `None`, at once, when there is none.
     ///
     /// The guest executes nothing, so this works where the host's LAPIC would end the interrupt as it injects it. An
-    /// interrupt on its way through the kernel's work queue is not seen yet; see [`Machine::accept_by`].
+    /// interrupt on its way through the kernel's work queue is not seen yet; see [`Machine::accept_within`].
     pub fn accept(&mut self) -> Option<u8> {
         let mut lapic = self.lapic();
         let vector = lapic.deliverable()?;
@@ -96,11 +97,12 @@ impl Machine {
         Some(vector)
     }
 
-    /// As [`Machine::accept`], looking again and again until the deadline. `None` costs the whole time.
-    pub fn accept_by(&mut self, deadline: Instant) -> Option<u8> {
+    /// As [`Machine::accept`], looking again and again for so much of this thread's CPU time. `None` costs all of it.
+    pub fn accept_within(&mut self, limit: Duration) -> Option<u8> {
+        let patience = Patience::new(limit);
         loop {
             let accepted = self.accept();
-            if accepted.is_some() || Instant::now() >= deadline {
+            if accepted.is_some() || patience.is_over() {
                 return accepted;
             }
             // The kernel's work queue may need this very CPU to bring the interrupt.

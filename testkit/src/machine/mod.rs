@@ -12,7 +12,7 @@ mod lapic;
 mod pic;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 
+use crate::patience::Patience;
 use crate::program::{EXIT_PORT, IRQ_PORT, STACK};
 
 use firmware::{FIRMWARE, STUBS, Stubs, catcher};
@@ -378,11 +379,12 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::take_interrupt`], again and again until the deadline. `None` costs the whole time.
-    pub fn take_interrupt_by(&mut self, deadline: Instant) -> Option<u8> {
+    /// As [`Machine::take_interrupt`], again and again for so much of this thread's CPU time. `None` costs all of it.
+    pub fn take_interrupt_within(&mut self, limit: Duration) -> Option<u8> {
+        let patience = Patience::new(limit);
         loop {
             let taken = self.take_interrupt();
-            if taken.is_some() || Instant::now() >= deadline {
+            if taken.is_some() || patience.is_over() {
                 return taken;
             }
         }

@@ -15,7 +15,7 @@ use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{GSI, VECTOR, eventfd, flush, soon, wait_until};
+use crate::{GSI, SOON, VECTOR, eventfd, flush, wait_until};
 
 pub fn add(suite: Suite) -> Suite {
     let any = &[Need::Kvm];
@@ -167,7 +167,7 @@ fn row_09() {
     assert_eq!(ioctl::deassign(machine.vm(), &trigger, GSI + 1), Ok(0));
     assert_eq!(ioctl::deassign(other.vm(), &trigger, GSI), Ok(0));
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
 }
 
 fn row_10() {
@@ -230,7 +230,7 @@ fn row_19() {
     drop(resample);
     for _ in 0..2 {
         trigger.write(1).unwrap();
-        assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR));
         assert!(machine.ioapic_irr(GSI));
         machine.eoi();
         assert!(!machine.ioapic_irr(GSI), "the line is lowered all the same");
@@ -244,7 +244,7 @@ fn row_20() {
     let (trigger, resample) = (eventfd(), eventfd());
     trigger.write(1).unwrap();
     ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     assert_eq!(count(&trigger), 1, "injected and still counted");
     machine.eoi();
     assert_eq!(count(&resample), 1);
@@ -274,7 +274,7 @@ fn row_21() {
         Some(Errno::AGAIN.raw_os_error())
     );
     assert_eq!(ready(&epoll), 0);
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     assert_eq!(ready(&epoll), 0);
 }
 
@@ -289,7 +289,7 @@ fn row_22() {
     )
     .unwrap();
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     assert_eq!(ready(&epoll), 0);
     machine.eoi();
     assert_eq!(ready(&epoll), 1);
@@ -308,7 +308,7 @@ fn ready(epoll: &OwnedFd) -> usize {
 fn row_24() {
     let (mut machine, trigger, resample) = level_machine();
     trigger.write(5).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     flush(&machine, &trigger, Some(&resample), GSI);
     machine.eoi();
     assert_eq!(count(&resample), 1);
@@ -323,7 +323,7 @@ fn row_25() {
     assert_eq!(ioctl::assign_resample(machine.vm(), &trigger, &trigger, GSI), Ok(0));
     trigger.write(1).unwrap();
     for round in 0..100 {
-        assert_eq!(machine.accept_by(soon()), Some(VECTOR), "round {round}");
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR), "round {round}");
         machine.eoi();
     }
     // One more is on its way or there; after the deassign there are no others.

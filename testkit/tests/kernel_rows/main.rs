@@ -7,13 +7,14 @@ mod lines;
 mod routing;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use testkit::conformance::{add_rows, cases, ioapic, pic};
 use testkit::harness::Suite;
 use testkit::ioctl;
 use testkit::kernel_rig::{KernelPicRig, KernelRig};
 use testkit::machine::Machine;
+use testkit::patience::Patience;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn main() -> ExitCode {
@@ -53,16 +54,14 @@ fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
-/// Enough for a work-queue hop on a very busy host.
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
-}
+/// Enough for a hop of the work queue.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Waits, without sleeping, until `condition` holds.
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = soon();
+    let patience = Patience::new(SOON);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(!patience.is_over(), "waited in vain: {what}");
     }
 }
 

@@ -11,7 +11,7 @@ use testkit::need::Need;
 use testkit::rig::LEVEL;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{GSI, VECTOR, eventfd, flush, soon};
+use crate::{GSI, SOON, VECTOR, eventfd, flush};
 
 const OTHER_PIN: u32 = 19;
 const ENTRY: u64 = LEVEL | VECTOR as u64;
@@ -52,7 +52,7 @@ fn rerouted_in_service() -> (Machine, EventFd, EventFd) {
     let (trigger, resample) = (eventfd(), eventfd());
     ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI).unwrap();
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     route(&machine, OTHER_PIN);
     (machine, trigger, resample)
 }
@@ -103,7 +103,7 @@ fn row_69() {
     let (trigger, resample) = (eventfd(), eventfd());
     ioctl::assign_resample(machine.vm(), &trigger, &resample, LAST).unwrap();
     trigger.write(1).unwrap();
-    assert_eq!(machine.accept_by(soon()), Some(VECTOR));
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
     machine.eoi();
     assert_eq!(count(&resample), 1);
     assert_eq!(machine.accept(), None);
@@ -112,7 +112,7 @@ fn row_69() {
     ioctl::assign_resample(machine.vm(), &trigger, &resample, FIRST).unwrap();
     trigger.write(1).unwrap();
     for round in 0..10 {
-        assert_eq!(machine.accept_by(soon()), Some(VECTOR), "round {round}");
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR), "round {round}");
         machine.eoi();
         assert_eq!(count(&resample), 0, "round {round}");
     }

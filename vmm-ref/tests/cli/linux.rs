@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use vmm_ref::linux::speed;
 use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
@@ -133,11 +132,9 @@ pub fn is_slow() -> Result<(), String> {
 pub fn slow_host() {
     let files = Files::new("slow-host");
     let kernel = files.file("kernel", &bz_image(0x20f, 1));
-    let since = Instant::now();
     assert_refused(
         "a slow host",
         &run(&format!("run --kernel {kernel}")),
         "cargo xtask lab -- vmm-ref run",
     );
-    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
 }

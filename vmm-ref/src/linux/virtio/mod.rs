@@ -9,5 +9,6 @@ pub mod block;
 pub mod chain;
 pub mod disk;
 pub mod entropy;
+pub mod interrupt;
 pub mod mmio;
 pub mod worker;

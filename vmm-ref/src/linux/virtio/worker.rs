@@ -14,12 +14,13 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::error::{Error, Result};
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::{Chain, Malformed};
+use crate::linux::virtio::interrupt::OrderedInterrupt;
 
 /// What the transport and the thread share.
 #[derive(Debug)]
 pub struct Shared {
     memory: Arc<GuestMemoryMmap>,
-    interrupt: LevelInterrupt,
+    interrupt: OrderedInterrupt,
     kick: Arc<EventFd>,
     /// The queue, while the driver has it set up, and the device behind it.
     state: Mutex<State>,
@@ -45,7 +46,7 @@ impl Shared {
     ) -> Self {
         Self {
             memory,
-            interrupt,
+            interrupt: OrderedInterrupt::new(interrupt),
             kick,
             state: Mutex::new(State {
                 queue: None,
@@ -59,7 +60,7 @@ impl Shared {
     }
 
     /// The device's interrupt.
-    pub fn interrupt(&self) -> &LevelInterrupt {
+    pub fn interrupt(&self) -> &OrderedInterrupt {
         &self.interrupt
     }
 
@@ -97,13 +98,7 @@ impl Shared {
     pub fn reset(&self) {
         self.state().queue = None;
         self.needs_reset.store(false, Ordering::Release);
-        self.clear(u32::MAX);
-    }
-
-    /// The guest has acknowledged these causes of an interrupt.
-    pub fn clear(&self, causes: u32) {
-        // As in `raise`.
-        let _ = self.interrupt.clear(causes);
+        self.interrupt.clear(u32::MAX);
     }
 
     /// The driver has broken the rules: nothing more is served until it resets the device, and it is told so.
@@ -115,7 +110,7 @@ impl Shared {
         state.queue = None;
         state.trouble = Some(why);
         self.needs_reset.store(true, Ordering::Release);
-        raise(&self.interrupt, VIRTIO_MMIO_INT_CONFIG);
+        self.interrupt.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Serves what is in the queue.
@@ -131,13 +126,8 @@ impl Shared {
     }
 }
 
-fn raise(interrupt: &LevelInterrupt, causes: u32) {
-    // The interrupt counts a level that its source refuses, and tries it again at the next event.
-    let _ = interrupt.raise(causes);
-}
-
 impl State {
-    fn serve(&mut self, memory: &GuestMemoryMmap, interrupt: &LevelInterrupt) -> std::result::Result<(), Malformed> {
+    fn serve(&mut self, memory: &GuestMemoryMmap, interrupt: &OrderedInterrupt) -> std::result::Result<(), Malformed> {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
@@ -151,7 +141,7 @@ impl State {
                 let written = self.backend.serve(memory, &mut self.chain)?;
                 queue.add_used(memory, head, written).map_err(ring)?;
                 if queue.needs_notification(memory).map_err(ring)? {
-                    raise(interrupt, VIRTIO_MMIO_INT_VRING);
+                    interrupt.raise(VIRTIO_MMIO_INT_VRING);
                 }
             }
             if !queue.enable_notification(memory).map_err(ring)? {
