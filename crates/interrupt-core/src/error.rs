@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can go wrong behind the three traits.
+//! The errors of level sources, EOI notifiers and devices' interrupts.
 
 use std::io;
 
@@ -10,65 +10,65 @@ const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
 const EOPNOTSUPP: i32 = 95;
 
-/// An error of a level source, an EOI notifier or a device's interrupt. Each names the operation and the line.
+/// An error of a level source, an EOI notifier or a device's interrupt, with the operation and the line or the device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The key has its listener already: one EOI listener for each level source. `errno` is EBUSY.
+    /// The source has its EOI listener already; a source has at most one. `errno` is EBUSY.
     #[error("{operation}: {subject} has an EOI listener already; drop its guard first")]
     Busy {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// What it was tried on.
+        /// The source or the line.
         subject: EoiScope,
     },
-    /// No such source or line here: the key is of another notifier, its source is gone, or the GSI has no line.
-    /// `errno` is ENOENT.
+    /// The notifier has no such source or line: the key belongs to another notifier, the source is gone, or the GSI has no
+    /// line. `errno` is ENOENT.
     #[error("{operation}: no {subject} here")]
     NotFound {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// What it was tried on.
+        /// The source or the line.
         subject: EoiScope,
     },
-    /// The path cannot do this at all, on any try. `errno` is EOPNOTSUPP.
+    /// The path cannot do this, at any time. `errno` is EOPNOTSUPP.
     #[error("{operation} on {gsi} is not possible: {reason}")]
     Unsupported {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// The line it was tried on.
+        /// The line.
         gsi: Gsi,
-        /// Why it cannot be done, and what can be done instead where there is something.
+        /// The reason, and the way out if there is one.
         reason: String,
     },
-    /// The operating system refused. `errno` is its own.
+    /// The operating system refused. `errno` is the system's.
     #[error("{operation} on {gsi}: {source}")]
     Os {
-        /// What was tried, usually the system call or ioctl.
+        /// The operation: usually the system call or ioctl.
         operation: &'static str,
-        /// The line it was tried on.
+        /// The line.
         gsi: Gsi,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The device refused, or is gone.
     #[error("{operation} on device {device}: {source}")]
     Device {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The device's label.
         device: String,
-        /// What the device's side said.
+        /// The error of the device's side.
         source: io::Error,
     },
-    /// A refusal that a backend has a type of its own for; `source` downcasts to it.
+    /// A backend refused, with an error type of its own; `source` downcasts to this type.
     #[error("{operation} on {gsi}: {source}")]
     Backend {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// The line it was tried on.
+        /// The line.
         gsi: Gsi,
-        /// The errno that fits, where there is one.
+        /// The errno that says the same, if there is one.
         errno: Option<i32>,
         /// The backend's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -76,7 +76,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno that says the same, for callers that speak to a kernel-shaped interface.
+    /// The errno that says the same, for a caller with an interface like the kernel's.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Busy { .. } => Some(EBUSY),

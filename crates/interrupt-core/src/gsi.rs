@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The global system interrupt number, the one name that devices and controllers share.
+//! The global system interrupt number, which devices and controllers share.
 
 use std::fmt;
 
 /// A global system interrupt: the number of one input line of a VM's interrupt controllers.
 ///
-/// What a number means is the controller's matter: on x86 the first 24 are the IOAPIC's pins and the first 16 of
-/// those are the 8259 pair's inputs too; with a GIC, GSI *n* is SPI 32+*n*. Any `u32` can be written down here; whether a
-/// line of that number exists is answered by whoever binds it.
+/// The controller gives a number its meaning. On x86 GSIs 0 to 23 are the IOAPIC's pins, and 0 to 15 are the inputs of
+/// the 8259 pair too. With a GIC, GSI *n* is SPI 32+*n*. A `Gsi` can hold any `u32`; a backend refuses a number that has
+/// no line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gsi(pub u32);
 

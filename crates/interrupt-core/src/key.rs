@@ -8,9 +8,9 @@ use crate::gsi::Gsi;
 
 /// Names one level source for as long as the process lives.
 ///
-/// The 2012 proposal returned such a key from the registration of a level irqfd and took it to bind an EOI eventfd.
-/// Keys are never used twice, so that a key that outlived its source cannot reach another one; the number of an fd or the
-/// kernel's own eventfd id would be recycled.
+/// The 2012 proposal returned such a key from the registration of a level irqfd, and took the key to bind an EOI eventfd.
+/// A key is never used twice, so a key that outlives its source reaches no other source. The number of an fd and the
+/// kernel's eventfd id are used again, and cannot be keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceKey {
     gsi: Gsi,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A line's level, and what is known of an interrupt after a level was driven.
+//! A line's level, and the controller's answer to an assertion.
 
 use std::fmt;
 
@@ -22,8 +22,8 @@ impl fmt::Display for Level {
     }
 }
 
-/// What the controller said became of an assertion. It is information for statistics and tick catch-up; a level
-/// source needs none of it to be correct, because a level that nobody took stays up.
+/// The controller's answer to an assertion, for statistics and tick catch-up. A device needs no answer to be correct: a
+/// level stays high until the guest has served it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// The path cannot tell (an eventfd carries nothing back).
@@ -32,16 +32,16 @@ pub enum Delivery {
     Delivered(u32),
     /// The line was high already; nothing new happened.
     Coalesced,
-    /// The controller took note of the level but sends nothing now: the pin is masked, or in service.
+    /// The controller keeps the level and sends nothing now: the pin is masked, or its interrupt is in service.
     Pending,
 }
 
-/// Who ends a source's contribution in the ordinary course.
+/// What ends a source's contribution in the ordinary course.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LoweredBy {
     /// The device, by [`LevelSource::deassert`](crate::LevelSource::deassert). An EOI leaves the contribution as it is.
     Device,
-    /// The controller, at the EOI and before any listener hears of it; a device whose cause persists asserts again
-    /// from its listener. This is what a resample irqfd does.
+    /// The EOI. The controller lowers the contribution before any listener is told; a device whose cause persists asserts
+    /// again from its listener. A resample irqfd works in this way.
     Eoi,
 }

@@ -36,7 +36,8 @@ pub trait Pin: fmt::Debug + Send + Sync + 'static {
     /// Whatever keeps the controller from taking the level. The line then tries again at its next change.
     fn drive(&self, state: &mut Self::State, level: Level) -> Result<Self::Outcome>;
 
-    /// Does what follows from the level: sends the message, wakes the processor. Called without a lock.
+    /// Does what follows from the level: sends the message, wakes the processor. Called without a lock, and for a line that
+    /// an EOI has lowered perhaps after eventfds were signalled.
     ///
     /// # Errors
     /// Whatever keeps the interrupt from being sent. The level is taken over all the same.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The synchronisation primitives of std, or the model checker's of the same shape under `--cfg loom`.
+//! The synchronisation primitives of std, or those of the model checker under `--cfg loom`.
 
 #[cfg(not(loom))]
 pub(crate) use std::{

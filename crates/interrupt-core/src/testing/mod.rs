@@ -27,7 +27,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts down the calls that a test wants refused, after those that it does not.
+/// How many calls are to succeed, and how many are then to be refused.
 #[derive(Debug, Default)]
 struct Refusals(Mutex<(usize, usize)>);
 
@@ -256,7 +256,7 @@ struct DeviceState {
 }
 
 impl DeviceState {
-    /// Signals and masks, if the level calls for it: the one place that does.
+    /// Signals and masks, if the level is high. This is the one place that decides.
     fn evaluate(&mut self) -> io::Result<()> {
         if self.level == Level::Low || self.masked {
             return Ok(());
