@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! GSIs that lead to several controllers, or to none but an MSI.
+//! GSIs that lead to pins of two controllers, or to an MSI.
 //!
-//! On a PC the first sixteen GSIs are inputs of the 8259 pair and of the IOAPIC at once, and whichever the guest uses sees the
-//! line. A machine with one controller needs none of this: it takes its sources from the controller itself.
+//! On a PC the first sixteen GSIs are inputs of the 8259 pair and of the IOAPIC at once, and the guest uses one of the two. A
+//! machine with one controller takes its sources from that controller and needs no router.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +28,7 @@ struct Controllers {
     listener_errors: Counter,
 }
 
-/// A GSI as a level source on a controller's pin, and as that pin's listener.
+/// The connection of a GSI to a controller's pin: a level source on the pin, and a listener of the pin's EOIs.
 struct Input<P: Pin> {
     pin: Gsi,
     source: LineInput<P>,
@@ -68,14 +68,14 @@ struct RoutedPin {
     wires: Mutex<Wires>,
 }
 
-/// What the lock of a [`RoutedPin`] protects: the line's part of the state, and where the line leads.
+/// The state of a [`RoutedPin`]: the line's part of it, and the targets of the line.
 #[derive(Default)]
 struct Wires {
     or: WiredOr,
     targets: Targets,
 }
 
-/// What a level that was driven leaves to be done, for each pin.
+/// The rest of the work after a level was driven, for each pin.
 #[derive(Debug)]
 struct Outcome {
     ioapic: Option<(Gsi, ioapic::Outcome)>,
@@ -169,8 +169,8 @@ impl fmt::Debug for RoutedPin {
 
 /// Leads GSIs to pins of an IOAPIC, to IRQs of an 8259 pair, or to MSIs.
 ///
-/// To a pin, a GSI is a level source like any other: a pin may have several GSIs, and sources of its own. An EOI at any pin of
-/// a GSI is an EOI of the GSI: it lowers what an EOI lowers, at all of its pins, and tells every listener.
+/// A pin sees a GSI as one of its level sources. A pin may have several GSIs, and sources of its own. An EOI at any pin of a GSI
+/// is an EOI of the GSI: it lowers the sources that an EOI lowers, at all pins of the GSI, and tells every listener.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -195,7 +195,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router whose GSIs lead nowhere yet. `msi` sends the messages of those that will lead to one.
+    /// A router without routes. `msi` sends the messages of GSIs that will lead to an MSI.
     pub fn new(ioapic: Option<Arc<Ioapic>>, pic: Option<Arc<Pic>>, msi: Arc<dyn MsiOutput>) -> Self {
         Self {
             controllers: Arc::new(Controllers {
@@ -208,10 +208,10 @@ impl Router {
         }
     }
 
-    /// A router with a PC's routes: a GSI leads to the IOAPIC's pin and to the IRQ of its number, where there are such.
+    /// A router with a PC's routes: a GSI leads to the IOAPIC's pin and to the IRQ of its number, where these exist.
     ///
     /// # Errors
-    /// None that a fresh machine could have; those of [`add`](Self::add).
+    /// Those of [`add`](Self::add), which a fresh machine does not have.
     pub fn pc(
         ioapic: Option<Arc<Ioapic>>,
         pic: Option<Arc<Pic>>,
@@ -237,12 +237,12 @@ impl Router {
     }
 
     /// Adds a route to a GSI, in place of its route to the same controller. A level that holds leaves the old pin and is driven
-    /// at the new one: nothing is left behind, and nothing is lost. A level that an MSI brings about is its rise.
+    /// at the new pin. An MSI is sent when the line rises.
     ///
     /// # Errors
     /// * [`RouteError::NoPin`]: there is no such pin, or no such controller.
     /// * [`RouteError::Mixed`]: a GSI leads to pins or to an MSI, not to both.
-    /// * [`RouteError::InUse`]: the route is an MSI, and the GSI has sources or listeners that wait for an EOI, perhaps.
+    /// * [`RouteError::InUse`]: the route is an MSI, and the GSI has sources or listeners, which may wait for an EOI.
     /// * [`RouteError::Line`]: the output would not be told of the MSI, or would not send it for a level that holds.
     ///
     /// The routes are as they were then, except when a message was not sent.
@@ -266,7 +266,7 @@ impl Router {
         Ok(())
     }
 
-    /// Takes all routes of a GSI away. Its sources keep their levels, which are driven when it leads somewhere again.
+    /// Removes all routes of a GSI. The sources of the GSI keep their levels, which are driven at the next route.
     ///
     /// # Errors
     /// [`RouteError::Line`]: the output would not be told that the GSI has no MSI any more. The routes are gone all the same.
@@ -279,7 +279,7 @@ impl Router {
         Ok(())
     }
 
-    /// Adds a level source on a GSI. It does not assert yet. A GSI that leads nowhere keeps its levels for later.
+    /// Adds a level source on a GSI. The source does not assert yet. A GSI without a route keeps its level for the next route.
     ///
     /// # Errors
     /// [`Error::Unsupported`]: a source that an EOI lowers, on a GSI that leads to an MSI.
@@ -324,7 +324,7 @@ impl Router {
         Arc::clone(line)
     }
 
-    /// A route, made ready outside of any lock.
+    /// Makes the target of a route, without a lock.
     fn target(&self, line: &Arc<Line<RoutedPin>>, route: Route) -> std::result::Result<Targets, RouteError> {
         let Controllers { ioapic, pic, .. } = &*self.controllers;
         let mut targets = Targets::default();
