@@ -627,7 +627,7 @@ fn asking_for_what_is_already_so_touches_nothing() {
     }
 }
 
-/// VFIO_DEVICE_RESET saves and restores the command register: Interrupt Disable is after the reset what it was before.
+/// Row 145: VFIO_DEVICE_RESET saves and restores the command register. Interrupt Disable is after the reset what it was before.
 #[test]
 fn a_reset_keeps_interrupt_disable_and_the_mask() {
     let mut world = World::soft_in(level(), State::Carried(Path::KernelLoop));

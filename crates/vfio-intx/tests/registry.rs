@@ -240,8 +240,8 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
     }
 }
 
-/// One step fails, of the device or of the line, at any moment of an interrupt, in a change of path or at the EOI that the change
-/// waits for. Nobody calls INTx or the connection after that: the interrupt is served, the next one too, and the status says where
+/// Row 132. One step fails, of the device or of the line, at any moment of an interrupt, in a change of path or at the EOI that the
+/// change waits for. Nobody calls INTx or the connection after that: the interrupt is served, the next one too, and the status says where
 /// INTx is.
 #[test]
 fn any_failing_step_of_a_change_mends_itself() {

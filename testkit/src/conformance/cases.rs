@@ -145,7 +145,7 @@ pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// A pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as programmed by it.
+/// Row 147: a pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as programmed by it.
 pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
     assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, MASKED);
