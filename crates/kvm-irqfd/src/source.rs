@@ -178,7 +178,8 @@ impl EdgeIrqfd {
         drop(self.set_masked(true));
     }
 
-    /// Ends [`mask`](Self::mask), and raises one interrupt if the eventfd was signalled meanwhile.
+    /// Ends [`mask`](Self::mask), and raises one interrupt if the eventfd was signalled meanwhile; a message is injected before
+    /// this returns.
     ///
     /// # Errors
     /// [`Reason::Refused`](crate::Reason::Refused) when KVM refuses to take the irqfd back. What was signalled waits, and the

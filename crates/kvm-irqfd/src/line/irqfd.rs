@@ -131,14 +131,22 @@ impl Assigner {
     /// Assigns an irqfd, which injects what was signalled while the irqfd was off (law 16).
     pub(crate) fn assign(&self, irqfd: &mut Irqfd, gsi: Gsi) -> io::Result<()> {
         if !irqfd.assigned {
+            // KVM would inject a pending count too, but from a work queue: after this has returned, and beside what the device
+            // signals next. A signal of a message is injected at once.
+            let pending = irqfd.trigger.take()? > 0;
             let assigned = self.raw_assign(&irqfd.trigger, &irqfd.resamplefd, gsi);
             irqfd.refused = assigned.is_err();
-            assigned?;
+            if let Err(error) = assigned {
+                let put_back = if pending { irqfd.trigger.signal() } else { Ok(()) };
+                return Err(put_back.err().unwrap_or(error));
+            }
             irqfd.assigned = true;
-            // KVM has injected the pending count but leaves it in the counter until the next write, and a later assign would
-            // inject the count again. A write after the assign is KVM's at once and cannot be taken here. If the read
-            // fails, the next assign injects once more, which a level source states as law 1 has it.
-            drop(irqfd.trigger.take());
+            // What was signalled since the read above KVM has injected, but leaves in the counter until the next write. A write
+            // after the assign is KVM's at once and cannot be taken here.
+            irqfd.trigger.take()?;
+            if pending {
+                irqfd.trigger.signal()?;
+            }
         }
         Ok(())
     }
