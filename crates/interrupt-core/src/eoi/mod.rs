@@ -30,8 +30,9 @@ impl Listener {
     ///
     /// An eventfd that this process writes becomes non-blocking when the listener is subscribed (O_NONBLOCK of the open
     /// file description, which all duplicates share): else a peer that fills the counter could stop the thread that
-    /// processes the EOI. Whoever reads such an eventfd waits with poll or epoll. An eventfd that the kernel signals
-    /// ([`into_fd`](Self::into_fd)) stays as it is.
+    /// processes the EOI. The reader of such an eventfd waits with poll or epoll. A peer that holds a duplicate, clears
+    /// O_NONBLOCK again and fills the counter stops the thread all the same: give duplicates to trusted peers only. An
+    /// eventfd that the kernel signals ([`into_fd`](Self::into_fd)) stays as it is, and never blocks.
     pub fn fd(eventfd: impl Into<OwnedFd>) -> Self {
         Self(How::Fd(File::from(eventfd.into())))
     }
