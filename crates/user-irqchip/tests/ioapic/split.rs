@@ -3,7 +3,8 @@
 //! forget an interrupt in service when its route changes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 
 use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy};
 
@@ -105,4 +106,45 @@ fn row_135_a_new_vector_does_not_wait() {
     bench.sink.take();
     bench.set_entry(5, LEVEL | 0x32);
     assert_eq!(bench.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8032)))]);
+}
+
+/// Row 135 with three threads at once: the device asserts, the guest moves the interrupt, and ends it. No interrupt is lost, and
+/// the output ends with the destination of the entry.
+#[test]
+fn row_135_nothing_is_lost_while_the_guest_moves_and_ends() {
+    const ROUNDS: u32 = 20_000;
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    bench.set_entry(5, LEVEL | 0x31);
+    let moving = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                bench.set_entry(5, u64::from(round % 2) << 56 | LEVEL | 0x31);
+            }
+            moving.store(false, Ordering::Release);
+        });
+        device.assert().unwrap();
+        let mut serviced = 0;
+        while moving.load(Ordering::Acquire) || serviced == 0 {
+            let told = bench.sink.take();
+            let sent = told.iter().filter(|told| matches!(told, Told::Sent(..))).count();
+            assert!(sent <= 1, "one interrupt at a time: {told:?}");
+            if sent == 0 {
+                // Nothing else brings the interrupt back: it is on its way, or lost.
+                thread::yield_now();
+                continue;
+            }
+            serviced += 1;
+            bench.ioapic.eoi(0x31);
+        }
+    });
+    // At rest: the line is still high, and the next EOI sends by the entry's message.
+    bench.sink.take();
+    bench.ioapic.eoi(0x31);
+    let sent = bench.sink.take();
+    assert_eq!(sent.last(), Some(&Told::Sent(5, 0x8031)), "{sent:?}");
+    let to = u64::from((ROUNDS - 1) % 2);
+    let programmed = bench.sink.pins.lock().unwrap()[&5];
+    assert_eq!(programmed, (Some((0xfee0_0000 | to << 12, 0x8031)), false));
 }
