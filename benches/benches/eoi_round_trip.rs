@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The round trip of a level interrupt, from assertion to the news of its EOI, through every composition that works on this host,
-//! each beside its floor. The name of a group says `EOI` only where its negative control has found that the EOI is the guest's own.
+//! The round trip of a level interrupt, from assertion to the news of its EOI, through every composition that works on
+//! this host, each beside its floor. The name of a group says `EOI` only where its negative control has found that the
+//! EOI is the guest's own.
 //!
 //! Criterion looks at one after the other. Ratios are those of `cargo xtask bench`, which takes turns.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the userspace fallback of an ioeventfd costs, for a store that has already exited.
 //!
-//! * `find`: the lookup of a store that matches, at addresses in random order. The limits are on this one: 25 ns at 4096
+//! * `find`: the lookup of a store that matches, at addresses in random order. The limits are on this one: 25 ns at
+//!   4096
 //!   registrations, and 1.5 times the time at 16.
 //! * `dispatch/miss`: the whole of dispatch for a store that is nobody's, which every exit of the VM pays.
 //! * `dispatch/hit` against `eventfd write`: what dispatch adds to the system call that it cannot avoid.

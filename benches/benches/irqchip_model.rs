@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the userspace IOAPIC and 8259 pair cost, on one processor, without the system calls around them: the operations of
-//! `src/operations.rs`. The limits are 150 ns for `ioapic/assert, EOI, listener`, 5 ns for the EOI of an unrelated vector, and
-//! 100 ns for each write that masks or unmasks.
+//! What the userspace IOAPIC and 8259 pair cost, on one processor, without the system calls around them: the operations
+//! of `src/operations.rs`. The limits are 150 ns for `ioapic/assert, EOI, listener`, 5 ns for the EOI of an unrelated
+//! vector, and 100 ns for each write that masks or unmasks.
 //!
 //! What is measured is the thread's time on a processor, so that a busy machine does not count in.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]

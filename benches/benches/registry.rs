@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the registry costs: registering, changing the path, and nothing in between.
 //!
-//! * `register a pair`: a producer and a consumer, connected and taken apart again, beside so many other pairs. It is to be the same beside 1
+//! * `register a pair`: a producer and a consumer, connected and taken apart again, beside so many other pairs. It is
+//!   to be the same beside 1
 //!   and beside 4096.
-//! * `change of path`: one [`Connection::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and back, against what
+//! * `change of path`: one [`Connection::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and
+//!   back, against what
 //!   taking a resample irqfd away and putting it back costs in the same run. The limit is 200 us at the 99th percentile.
-//! * `round trip`: one relayed interrupt from the device's level to its unmask, with and without a registry, in turn in one run. The limit is
+//! * `round trip`: one relayed interrupt from the device's level to its unmask, with and without a registry, in turn in
+//!   one run. The limit is
 //!   2 %.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]

@@ -6,8 +6,8 @@ use crate::results::{Results, Spread};
 /// How far outside of the other run's spread a median has to be, as a part of it.
 const MARGIN: f64 = 0.05;
 
-/// A line for each figure that has changed beyond noise: a median outside of what the turns of the other run gave, and 5 % more.
-/// Latencies are compared as ratios to their floors, which the load of the host moves least.
+/// A line for each figure that has changed beyond noise: a median outside of what the turns of the other run gave, and
+/// 5 % more. Latencies are compared as ratios to their floors, which the load of the host moves least.
 pub fn changes(old: &Results, new: &Results) -> Vec<String> {
     let mut changes = Vec::new();
     if old.host.summary != new.host.summary {

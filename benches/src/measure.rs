@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How figures are taken: all in turns, so that a change of the host's load hits what is compared alike; the ratio of two is the
-//! median of their ratios within each turn.
+//! How figures are taken: all in turns, so that a change of the host's load hits what is compared alike; the ratio of
+//! two is the median of their ratios within each turn.
 
 use vmm_ref::latency::Latency;
 

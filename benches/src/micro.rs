@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Figures of single operations: criterion's, as `cargo bench` left them, and counts of instructions, which do not depend on the
-//! neighbour's load.
+//! Figures of single operations: criterion's, as `cargo bench` left them, and counts of instructions, which do not
+//! depend on the neighbour's load.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +34,8 @@ struct Interval {
     upper_bound: f64,
 }
 
-/// Criterion's medians under `directory`, in nanoseconds: lower bound, estimate, upper bound. Empty when there are none.
+/// Criterion's medians under `directory`, in nanoseconds: lower bound, estimate, upper bound. Empty when there are
+/// none.
 pub fn criterion(directory: &Path) -> BTreeMap<String, [f64; 3]> {
     let mut found = BTreeMap::new();
     let mut directories = vec![directory.to_owned()];
@@ -65,7 +66,8 @@ fn one(directory: &Path) -> Option<(String, [f64; 3])> {
     Some((benchmark.full_id, [lower_bound, median.point_estimate, upper_bound]))
 }
 
-/// Instructions of one operation: those of 2000 less those of 1000, by valgrind, of `program` run as `program OPERATION COUNT`.
+/// Instructions of one operation: those of 2000 less those of 1000, by valgrind, of `program` run as `program OPERATION
+/// COUNT`.
 ///
 /// # Errors
 /// When there is no valgrind, or it says nothing that can be understood.

@@ -61,7 +61,8 @@ pub const ALL: [Operation; 10] = [
             })
         },
     },
-    // The work of crosvm's IOAPIC for one interrupt: a write to the pin's irqfd, and one to the device's resample eventfd.
+    // The work of crosvm's IOAPIC for one interrupt: a write to the pin's irqfd, and one to the device's resample
+    // eventfd.
     Operation {
         name: "ioapic/assert to eventfd, EOI, resample to eventfd",
         make: || {

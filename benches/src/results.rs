@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! All figures of one run, as they are written as JSON and read again to be compared. Times are microseconds unless a name says
-//! otherwise.
+//! All figures of one run, as they are written as JSON and read again to be compared. Times are microseconds unless a
+//! name says otherwise.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Adaptive waiting against blocking, next to an idle neighbour and next to a busy one, and what it burns while nothing comes.
+//! Adaptive waiting against blocking, next to an idle neighbour and next to a busy one, and what it burns while nothing
+//! comes.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};

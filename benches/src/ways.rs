@@ -38,8 +38,8 @@ pub struct Ways<'a> {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Whether a composition is worth its time also in the short set: one source and one notifier for each controller, both ways to
-/// wait that differ most.
+/// Whether a composition is worth its time also in the short set: one source and one notifier for each controller, both
+/// ways to wait that differ most.
 fn is_short(composition: &Composition) -> bool {
     let plain = Composition::new(composition.machine, composition.irqchip, composition.controller);
     let is_plain = composition.source == plain.source && composition.eoi == plain.eoi;
@@ -226,7 +226,8 @@ fn of_composition<'a>(
             };
             let summary = run(kvm, &options, interrupted, &mut |_| {})?;
             let spurious = summary.outcome == Outcome::Spurious;
-            // Where the host ends interrupts at injection, a level that is still high is taken twice. It is no EOI figure there.
+            // Where the host ends interrupts at injection, a level that is still high is taken twice. It is no EOI
+            // figure there.
             anyhow::ensure!(
                 summary.outcome == Outcome::Ok || spurious && summary.lost == 0,
                 "{composition}: {:?} after {} of {count}",

@@ -72,8 +72,8 @@ pub fn count(fd: &impl HoldsEventFd) -> u64 {
     }
 }
 
-/// Waits with poll(2) until the counter of an eventfd is not 0 and takes it. Returns 0 when it is 0 after so much of this
-/// program's own time ([`crate::progress`]).
+/// Waits with poll(2) until the counter of an eventfd is not 0 and takes it. Returns 0 when it is 0 after so much of
+/// this program's own time ([`crate::progress`]).
 pub fn wait_count(fd: &impl HoldsEventFd, limit: Duration) -> u64 {
     let fd = fd.eventfd();
     let mut meter = Meter::new(std::process::id());

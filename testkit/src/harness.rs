@@ -15,12 +15,14 @@
 //! }
 //! ```
 //!
-//! * A trial fails when it panics, and when it is not done within its limit of the program's own time ([`crate::progress`]): time in which
+//! * A trial fails when it panics, and when it is not done within its limit of the program's own time
+//!   ([`crate::progress`]): time in which
 //!   other work has the CPUs does not count. A trial runs on a thread of its own with the trial's name; one that hangs is left behind,
 //!   reported as failed by name, and ends with the process.
 //! * A trial whose need is not met is *ignored*, and after the summary this line goes to stdout, one for each:
 //!   `skip: <suite>::<test>: <reason>`.
-//! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped for want of a facility of KVM
+//! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped for want of a facility
+//!   of KVM
 //!   ([`crate::need::Missing::facility`]) fails instead. Kernel versions and hardware that is elsewhere still skip.
 //! * The command line is libtest's (`--list`, a filter, `--exact`, `--test-threads`, ...).
 
@@ -192,8 +194,8 @@ fn within<T: Send + 'static>(
             let _ = done.send(result);
         })
         .map_err(|e| format!("no thread for the trial: {e}"))?;
-    // Load on the build machine does not show in the lab. There the limit is for a trial that sleeps for ever; `cargo xtask`
-    // watches the time of the emulator.
+    // Load on the build machine does not show in the lab. There the limit is for a trial that sleeps for ever; `cargo
+    // xtask` watches the time of the emulator.
     let limit = if in_lab() { limit * 10 } else { limit };
     let mut meter = Meter::new(std::process::id());
     let outcome = loop {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Bare KVM ioctls with arbitrary arguments.
 //!
-//! kvm-ioctls builds the argument itself and so cannot send an unknown flag, a closed fd or a length of 3. These functions send
-//! exactly what they are given and return exactly what the kernel answers: the ioctl's non-negative result, or its errno.
+//! kvm-ioctls builds the argument itself and so cannot send an unknown flag, a closed fd or a length of 3. These
+//! functions send exactly what they are given and return exactly what the kernel answers: the ioctl's non-negative
+//! result, or its errno.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -93,11 +94,12 @@ pub fn irq_line(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
     answer(unsafe { ioctl_with_ref(vm, nr::KVM_IRQ_LINE(), &arg) })
 }
 
-/// `KVM_IRQ_LINE_STATUS`: as [`irq_line`]; the value is the status the kernel wrote back (-1 ignored, 0 coalesced, above 0
-/// the number of CPUs it was delivered to).
+/// `KVM_IRQ_LINE_STATUS`: as [`irq_line`]; the value is the status the kernel wrote back (-1 ignored, 0 coalesced,
+/// above 0 the number of CPUs it was delivered to).
 pub fn irq_line_status(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
     let mut arg = irq_level(gsi, level);
-    // SAFETY: KVM_IRQ_LINE_STATUS reads and writes back one `kvm_irq_level`, which `arg` is and which outlives the call.
+    // SAFETY: KVM_IRQ_LINE_STATUS reads and writes back one `kvm_irq_level`, which `arg` is and which outlives the
+    // call.
     answer(unsafe { ioctl_with_mut_ref(vm, nr::KVM_IRQ_LINE_STATUS(), &mut arg) })?;
     // SAFETY: both members of the union are 32-bit integers, of which the kernel has written `status`.
     Ok(unsafe { arg.__bindgen_anon_1.status })
@@ -121,7 +123,8 @@ pub fn ioeventfd(vm: &VmFd, fd: RawFd, addr: u64, len: u32, flags: u32, datamatc
 pub fn set_gsi_routing(vm: &VmFd, entries: &[kvm_irq_routing_entry]) -> Result<i32, Errno> {
     // Above 4096 entries the wrapper refuses what the kernel refuses too, with the errno of the kernel.
     let table = KvmIrqRouting::from_entries(entries).map_err(|_| Errno::INVAL)?;
-    // SAFETY: KVM_SET_GSI_ROUTING reads the header and the `nr` entries behind it, which the wrapper has laid out together.
+    // SAFETY: KVM_SET_GSI_ROUTING reads the header and the `nr` entries behind it, which the wrapper has laid out
+    // together.
     answer(unsafe { ioctl_with_ref(vm, nr::KVM_SET_GSI_ROUTING(), table.as_fam_struct_ref()) })
 }
 
@@ -155,7 +158,8 @@ pub fn route_to_msi(gsi: u32, address: u32, data: u32) -> kvm_irq_routing_entry 
     }
 }
 
-/// The table a full irqchip starts with: GSIs 0-15 to a PIC pin and to the IOAPIC pin of the same number, 16-23 to the IOAPIC.
+/// The table a full irqchip starts with: GSIs 0-15 to a PIC pin and to the IOAPIC pin of the same number, 16-23 to the
+/// IOAPIC.
 pub fn default_routes() -> Vec<kvm_irq_routing_entry> {
     let pic = |gsi: u32| match gsi {
         0..8 => Some(route_to_chip(gsi, kvm_bindings::KVM_IRQCHIP_PIC_MASTER, gsi)),

@@ -15,8 +15,8 @@ use crate::machine::Machine;
 use crate::need::Need;
 use crate::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 
-/// How long [`Rig::accept`] looks for an interrupt before it makes sure that none is on its way. The work-queue hop takes some
-/// 10 us; making sure takes longer than that, but is certain.
+/// How long [`Rig::accept`] looks for an interrupt before it makes sure that none is on its way. The work-queue hop
+/// takes some 10 us; making sure takes longer than that, but is certain.
 const LOOK: Duration = Duration::from_micros(200);
 
 /// The in-kernel irqchip of one machine.
@@ -181,8 +181,8 @@ fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).expect("eventfd")
 }
 
-/// A resample irqfd that is never triggered, assigned while another one of the same GSI is briefly away, so that the latter
-/// does not count as the last and the line keeps its level.
+/// A resample irqfd that is never triggered, assigned while another one of the same GSI is briefly away, so that the
+/// latter does not count as the last and the line keeps its level.
 #[derive(Debug)]
 struct Keeper {
     trigger: EventFd,

@@ -6,8 +6,8 @@ pub fn in_lab() -> bool {
     std::env::var_os("IRQ_TEST_LAB").is_some()
 }
 
-/// How often to do what shows itself once as well as many times: `count` times, and a tenth of that in the lab. Not for counts
-/// that a test is about.
+/// How often to do what shows itself once as well as many times: `count` times, and a tenth of that in the lab. Not for
+/// counts that a test is about.
 pub fn repeats(count: u64) -> u64 {
     if in_lab() { (count / 10).max(1) } else { count }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Support for the workspace's tests that need a real KVM.
 //!
-//! * [`harness`], [`need`]: a suite of named trials that are skipped, with a counted reason, where the host lacks what they need
+//! * [`harness`], [`need`]: a suite of named trials that are skipped, with a counted reason, where the host lacks what
+//!   they need
 //! * [`machine`], [`program`]: a VM with one real-mode vCPU and the interrupt controllers a test asks for
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep

@@ -29,7 +29,8 @@ pub enum Need {
     GenuinePicEoi,
     /// The kernel's version, from uname(2), is at least this one.
     KernelAtLeast(u32, u32),
-    /// Anything else that KVM on every host is expected to have: a name, and a probe that gives the reason when it is not there.
+    /// Anything else that KVM on every host is expected to have: a name, and a probe that gives the reason when it is
+    /// not there.
     Facility(&'static str, fn() -> Result<(), String>),
     /// Anything else that not every host has: a name, and a probe that gives the reason when it is not there.
     Host(&'static str, fn() -> Result<(), String>),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A limit on the CPU time of the thread that polls. A host that gives the thread no CPU does not bring the limit closer.
+/// A limit on the CPU time of the thread that polls. A host that gives the thread no CPU does not bring the limit
+/// closer.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     end: Duration,

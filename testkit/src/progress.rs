@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How much time a program had, on a machine that has other work too. `xtask` uses this file as well.
 //!
-//! A limit on wall-clock time is a limit on what else runs: with seven other programs on two CPUs everything takes four times as
-//! long. What counts here is a program's *own time*: wall-clock time without the time in which one of its threads was ready and
-//! waited for a CPU (`schedstat`, which every Linux of a distribution has). On a quiet machine the two are equal. A program that sleeps for ever
-//! and one that never ends both come to the end of their own time; one that is starved of CPU does not.
+//! A limit on wall-clock time is a limit on what else runs: with seven other programs on two CPUs everything takes four
+//! times as long. What counts here is a program's *own time*: wall-clock time without the time in which one of its
+//! threads was ready and waited for a CPU (`schedstat`, which every Linux of a distribution has). On a quiet machine
+//! the two are equal. A program that sleeps for ever and one that never ends both come to the end of their own time;
+//! one that is starved of CPU does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -21,8 +21,8 @@ pub enum Handler {
     DoesNotEnd,
 }
 
-/// A guest of its own thread, with some level-triggered inputs of the first 8259 open. It spins while it has nothing to do, and
-/// ends when this is dropped.
+/// A guest of its own thread, with some level-triggered inputs of the first 8259 open. It spins while it has nothing to
+/// do, and ends when this is dropped.
 pub struct Responder {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,

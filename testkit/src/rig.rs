@@ -2,9 +2,9 @@
 //! What the shared conformance body asks of a backend, in the field's terms: [`Rig`], an IOAPIC with a CPU's local APIC
 //! behind it, and [`PicRig`], a pair of 8259s with a CPU behind it.
 //!
-//! GSI n is IOAPIC pin n and IRQ n. A backend whose triggers travel asynchronously (an irqfd goes through the kernel's work
-//! queue) hides that: [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds nothing, answer for all
-//! triggers made before the call. `settle` waits for them without asking anything.
+//! GSI n is IOAPIC pin n and IRQ n. A backend whose triggers travel asynchronously (an irqfd goes through the kernel's
+//! work queue) hides that: [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds nothing,
+//! answer for all triggers made before the call. `settle` waits for them without asking anything.
 
 use interrupt_core::Delivery;
 
@@ -29,7 +29,8 @@ pub trait EdgeLine: Send + Sync {
     fn pulse(&self);
 }
 
-/// An IOAPIC, a local APIC, and sources to put on the IOAPIC's pins. Starts with every entry masked and the LAPIC enabled.
+/// An IOAPIC, a local APIC, and sources to put on the IOAPIC's pins. Starts with every entry masked and the LAPIC
+/// enabled.
 pub trait Rig {
     /// Puts a level source on a GSI.
     fn bind_resample(&mut self, gsi: u32) -> Box<dyn ResampleLine>;
@@ -37,8 +38,8 @@ pub trait Rig {
     /// Puts an edge source on a GSI.
     fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine>;
 
-    /// Drives the GSI's plain line, which nothing but this call lowers. A delivery to any number of destinations, and a line that
-    /// is lowered, are answered with `Delivered(1)`; a delivery that no destination took with `Pending`.
+    /// Drives the GSI's plain line, which nothing but this call lowers. A delivery to any number of destinations, and a
+    /// line that is lowered, are answered with `Delivered(1)`; a delivery that no destination took with `Pending`.
     fn set_line(&mut self, gsi: u32, high: bool) -> Delivery;
 
     /// Sends an edge MSI with this vector to the CPU.
@@ -103,7 +104,8 @@ pub trait PicRig {
     /// The guest reads a port.
     fn inb(&mut self, port: u16) -> u8;
 
-    /// The CPU acknowledges the pending interrupt and returns its vector; `None` when none is pending. Its handler does not run.
+    /// The CPU acknowledges the pending interrupt and returns its vector; `None` when none is pending. Its handler does
+    /// not run.
     fn inta(&mut self) -> Option<u8>;
 
     /// Returns when every trigger made before the call has reached the 8259s.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The harness reports what happened: this program runs itself as a suite of trials that fail, hang and skip, and reads the
-//! output.
+//! The harness reports what happened: this program runs itself as a suite of trials that fail, hang and skip, and reads
+//! the output.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a trial fails")]
 
 use std::path::Path;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every shared row catches a backend that is wrong: each is run on the in-kernel irqchip behind a rig that spoils one thing.
+//! Every shared row catches a backend that is wrong: each is run on the in-kernel irqchip behind a rig that spoils one
+//! thing.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a trial fails")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -95,8 +95,8 @@ Examples:
   vmm-ref probe --json | jq .capabilities
                                    for programs";
 
-/// Carries level interrupts all the way round on real KVM: a device asserts its line, a real-mode guest serves it and ends the
-/// interrupt, and the device is told.
+/// Carries level interrupts all the way round on real KVM: a device asserts its line, a real-mode guest serves it and
+/// ends the interrupt, and the device is told.
 #[derive(Debug, Parser)]
 #[command(name = "vmm-ref", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Cli {
@@ -134,7 +134,8 @@ pub struct RunArgs {
     #[arg(long, value_parser = irqchip())]
     pub irqchip: Option<Irqchip>,
 
-    /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both are]
+    /// The controller that the line goes to [default: the one whose EOI is observable on this host, the IOAPIC if both
+    /// are]
     #[arg(long, value_enum)]
     pub controller: Option<Controller>,
 
@@ -146,8 +147,8 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub eoi: Option<Eoi>,
 
-    /// The device: embedded; model, for a model of a device with an INTx; vfio:ADDRESS, for QEMU's edu device, bound to vfio-pci, at
-    /// that PCI address; or vfio-user:SOCKET, for one of a server
+    /// The device: embedded; model, for a model of a device with an INTx; vfio:ADDRESS, for QEMU's edu device, bound to
+    /// vfio-pci, at that PCI address; or vfio-user:SOCKET, for one of a server
     #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
     pub device: DeviceKind,
 

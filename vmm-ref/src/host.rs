@@ -13,8 +13,8 @@ use serde::{Serialize, Serializer};
 pub struct Host {
     /// Release of the kernel.
     pub kernel: String,
-    /// The modules that implement KVM for this CPU, "kvm_intel" say. Empty when there are none, or when they are built in and
-    /// have no parameters.
+    /// The modules that implement KVM for this CPU, "kvm_intel" say. Empty when there are none, or when they are built
+    /// in and have no parameters.
     pub kvm_modules: Vec<String>,
     /// CPUs that this process may use.
     pub cpus: usize,

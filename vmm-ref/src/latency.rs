@@ -52,8 +52,8 @@ impl Latency {
         self.0 += &other.0;
     }
 
-    /// How many latencies there are in each range, for a picture: the upper bound of a range in microseconds, 5 % above the one
-    /// before, and the number. Ranges without any are left out.
+    /// How many latencies there are in each range, for a picture: the upper bound of a range in microseconds, 5 % above
+    /// the one before, and the number. Ranges without any are left out.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.0.iter_log(100, 1.05);
         bounds

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A reference VMM. A device raises a level interrupt, the guest's handler serves it and writes an EOI, and the device learns of
-//! the EOI. This crate puts the workspace's other crates together so that this happens on KVM, and counts and times it.
+//! A reference VMM. A device raises a level interrupt, the guest's handler serves it and writes an EOI, and the device
+//! learns of the EOI. This crate puts the workspace's other crates together so that this happens on KVM, and counts and
+//! times it.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -12,7 +13,8 @@
 //! | [`probe`] | what this host can do |
 //! | [`report`] | the output, as lines and as JSON |
 //!
-//! The embedded device ([`roundtrip::device`]) is written against `interrupt-core` alone. It is the same in every composition.
+//! The embedded device ([`roundtrip::device`]) is written against `interrupt-core` alone. It is the same in every
+//! composition.
 
 pub mod cli;
 pub mod commands;

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     };
     match ended {
         Ok(status) => ExitCode::from(status),
-        // Whoever reads the output has had enough of it (`vmm-ref | head`).
+        // The reader has closed the pipe (`vmm-ref | head`).
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(failure) => refuse(&failure.to_string()),
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's stores to its device's doorbell: through the program as its users meet it, and on buses that the program does not
-//! offer.
+//! The guest's stores to its device's doorbell: through the program as its users meet it, and on buses that the program
+//! does not offer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A stock Linux as the guest, in the lab: Debian's kernel with an initrd of the lab's (xtask/src/lab/guest-init.sh), which does what its
-//! command line asks for.
+//! A stock Linux as the guest, in the lab: Debian's kernel with an initrd of the lab's (xtask/src/lab/guest-init.sh),
+//! which does what its command line asks for.
 //!
 //! A boot takes ten seconds there, so that each asks for several things.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -158,11 +158,13 @@ fn number(object: &Value, field: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {field} in {object}"))
 }
 
-/// What may come on top: interrupts of a line that went low under way, and what a device raised after the guest had printed its counts.
+/// What may come on top: interrupts of a line that went low under way, and what a device raised after the guest had
+/// printed its counts.
 const SPURIOUS: u64 = 8;
 
-/// The guest's count of a line and ours: each time that a device raised its line the guest's handler ran once, and once more at most for
-/// each level that was stated again. Devices that raise their line at the same time are served by one run of the handler.
+/// The guest's count of a line and ours: each time that a device raised its line the guest's handler ran once, and once
+/// more at most for each level that was stated again. Devices that raise their line at the same time are served by one
+/// run of the handler.
 fn assert_agrees(devices: &[&Value]) {
     let guest = &devices[0]["guest"];
     assert_eq!(guest["flow"], "fasteoi", "{guest}");

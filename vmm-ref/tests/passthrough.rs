@@ -181,7 +181,8 @@ fn loses_none(irqchip: Irqchip, forward: Forward) {
     assert_eq!(runs, (COUNT as u32, 0, 0), "runs of the handler, and those for nothing");
     let passthrough = parts.passthrough.take().unwrap();
     assert_eq!(passthrough.edu.bar().status().unwrap(), 0, "the device asserts nothing");
-    // A request that is made before the device is unmasked is found by vfio-pci at the unmask, and is no interrupt of the host's.
+    // A request that is made before the device is unmasked is found by vfio-pci at the unmask, and is no interrupt of
+    // the host's.
     let host = host_interrupts();
     assert!(
         (1..=COUNT).contains(&host),
@@ -254,7 +255,8 @@ fn picks_a_path() {
     }
 }
 
-/// The path changes every 50 interrupts, in the middle of one: each is served once, and the handler never runs for nothing.
+/// The path changes every 50 interrupts, in the middle of one: each is served once, and the handler never runs for
+/// nothing.
 fn swaps(machine: &str, count: u64) {
     let (status, object) = program(&format!("{machine} --swap-every 50 --count {count}"));
     assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");

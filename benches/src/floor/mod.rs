@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The floor under a figure: the same guest and the same round trip without the workspace's interrupt crates, in bare ioctls,
-//! eventfd writes and eventfd reads.
+//! The floor under a figure: the same guest and the same round trip without the workspace's interrupt crates, in bare
+//! ioctls, eventfd writes and eventfd reads.
 
 mod intx;
 mod kernel;
@@ -25,7 +25,8 @@ impl Floor {
     pub fn under(composition: &Composition) -> Self {
         let path = match composition.device {
             DeviceKind::Vfio(address) => Path::Intx(address),
-            // A vfio-user server is another process, and a model has one more thread than a device: they are not measured.
+            // A vfio-user server is another process, and a model has one more thread than a device: they are not
+            // measured.
             DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => {
                 match (composition.machine, composition.irqchip, composition.source) {
                     (MachineKind::Soft, _, _) => Path::Thread,
@@ -48,7 +49,8 @@ impl Floor {
     /// # Errors
     /// Whatever stood in the way.
     pub fn run(&self, kvm: Option<&Kvm>, count: u64) -> Result<Latency> {
-        // The device has a thread of its own, as in a composition: which processor a thread begins on decides what a wake-up costs.
+        // The device has a thread of its own, as in a composition: which processor a thread begins on decides what a
+        // wake-up costs.
         let device = thread::scope(|scope| scope.spawn(|| self.run_here(kvm, count)).join());
         device.unwrap_or_else(|_| anyhow::bail!("the device's thread panicked"))
     }

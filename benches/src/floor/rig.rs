@@ -19,12 +19,14 @@ use crate::Result;
 pub enum Path {
     /// In-kernel irqchip: an irqfd with a resamplefd.
     Resample,
-    /// In-kernel irqchip: KVM_IRQ_LINE up, KVM_IRQ_LINE down at the handler's acknowledgement, and a resamplefd that tells.
+    /// In-kernel irqchip: KVM_IRQ_LINE up, KVM_IRQ_LINE down at the handler's acknowledgement, and a resamplefd that
+    /// tells.
     Line,
-    /// Split irqchip: an irqfd on a message, and the exit that tells of the EOI. No IOAPIC: the guest's accesses to one are
-    /// ignored.
+    /// Split irqchip: an irqfd on a message, and the exit that tells of the EOI. No IOAPIC: the guest's accesses to one
+    /// are ignored.
     Split,
-    /// No irqchip: KVM_INTERRUPT, and the exit of the OUT that is the EOI. No 8259: the guest's other accesses are ignored.
+    /// No irqchip: KVM_INTERRUPT, and the exit of the OUT that is the EOI. No 8259: the guest's other accesses are
+    /// ignored.
     Interrupt,
     /// No KVM: a thread is woken, and writes an eventfd.
     Thread,
@@ -86,7 +88,8 @@ impl Floor {
     fn wait(&self, told: &EventFd) -> Result<()> {
         loop {
             match told.read() {
-                // More than one is possible where the host ends interrupts by itself: a level that is still high is taken twice.
+                // More than one is possible where the host ends interrupts by itself: a level that is still high is
+                // taken twice.
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::hint::spin_loop(),
                 Err(error) => return Err(error.into()),

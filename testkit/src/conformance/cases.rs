@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Cases of level pins (L), edge pins (D) and EOI listeners (N) on an IOAPIC, which other implementations leave unasserted.
+//! Cases of level pins (L), edge pins (D) and EOI listeners (N) on an IOAPIC, which other implementations leave
+//! unasserted.
 //!
-//! Each case states what is delivered and the redirection-table entry at every step. Cases of registers, routes and saved
-//! states are with the chip that has them.
+//! Each case states what is delivered and the redirection-table entry at every step. Cases of registers, routes and
+//! saved states are with the chip that has them.
 
 use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
@@ -145,7 +146,8 @@ pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// Row 147: a pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as programmed by it.
+/// Row 147: a pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as
+/// programmed by it.
 pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
     assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, MASKED);
@@ -186,8 +188,8 @@ pub fn case_l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
     assert!(rig.irr(PIN));
 }
 
-/// Assert, then edge, then level with the line still high: the return to level sends once more, because the way through edge
-/// has ended the first.
+/// Assert, then edge, then level with the line still high: the return to level sends once more, because the way through
+/// edge has ended the first.
 pub fn case_l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);

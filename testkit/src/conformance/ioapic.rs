@@ -14,8 +14,8 @@ use crate::patience::Patience;
 use crate::rig::{LEVEL, MASKED, ResampleLine, Rig};
 use interrupt_core::Delivery;
 
-/// With one CPU nothing happens during an EOI. In the lab, which has one, this row also stops the emulated PC when nothing else runs on
-/// the build machine: three times out of three.
+/// With one CPU nothing happens during an EOI. In the lab, which has one, this row also stops the emulated PC when
+/// nothing else runs on the build machine: three times out of three.
 const TWO_CPUS: Need = Need::Host("two CPUs", two_cpus);
 
 fn two_cpus() -> Result<(), String> {
@@ -140,8 +140,8 @@ impl Drop for StopOnDrop {
 /// A source that re-asserts from another thread the moment it is told, while the EOI is still being processed: 100,000
 /// assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
 ///
-/// The threads spin, so that the assertion does meet the EOI. On a host with less than two idle CPUs that makes a round a
-/// matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had.
+/// The threads spin, so that the assertion does meet the EOI. On a host with less than two idle CPUs that makes a round
+/// a matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had.
 pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     const ROUNDS: u64 = 100_000;
     const AT_LEAST: u64 = 100;
@@ -225,8 +225,8 @@ pub fn row_32_unmask_asks_instead_of_injecting(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A oneshot handler masks, ends and later unmasks. A device that is quiet by then causes no interrupt at unmask; one whose
-/// level is still high, and which restates it each time it is asked, causes exactly one.
+/// A oneshot handler masks, ends and later unmasks. A device that is quiet by then causes no interrupt at unmask; one
+/// whose level is still high, and which restates it each time it is asked, causes exactly one.
 pub fn row_34_oneshot_mask_eoi_unmask(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -282,8 +282,8 @@ pub fn row_36_eoi_while_masked_notifies(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A write of the high half asks as well, when the line is high and nothing is in service. (Nobody accepted the interrupt,
-/// so that it is not in service although the pin is unmasked.)
+/// A write of the high half asks as well, when the line is high and nothing is in service. (Nobody accepted the
+/// interrupt, so that it is not in service although the pin is unmasked.)
 pub fn row_37_high_half_write_asks(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -296,8 +296,8 @@ pub fn row_37_high_half_write_asks(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// What Linux does instead of a directed EOI: mask and switch to edge, which drops remote IRR and asks nobody; back to level
-/// and unmasked, which asks; and then the real EOI, which asks again.
+/// What Linux does instead of a directed EOI: mask and switch to edge, which drops remote IRR and asks nobody; back to
+/// level and unmasked, which asks; and then the real EOI, which asks again.
 pub fn row_38_pseudo_eoi_by_edge_and_back(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -324,8 +324,8 @@ pub fn row_40_stray_eoi(rig: &mut dyn Rig) {
     assert!(rig.irr(PIN));
 }
 
-/// On a pin the guest has set to edge, the line stays high between two triggers: the second is no edge. The EOI still tells
-/// the source, which recovers by restating.
+/// On a pin the guest has set to edge, the line stays high between two triggers: the second is no edge. The EOI still
+/// tells the source, which recovers by restating.
 pub fn row_41_resample_line_on_an_edge_pin(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -408,8 +408,8 @@ pub fn row_46_bound_while_a_plain_line_is_in_service(rig: &mut dyn Rig) {
     }
 }
 
-/// A level nobody lowers comes again at every EOI, at once, except that the 10,000th EOI in a row is followed by a pause of
-/// about 10 ms (Linux: HZ/100 jiffies, so that a coarse tick makes it shorter).
+/// A level nobody lowers comes again at every EOI, at once, except that the 10,000th EOI in a row is followed by a
+/// pause of about 10 ms (Linux: HZ/100 jiffies, so that a coarse tick makes it shorter).
 pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     rig.set_line(PIN, true);
@@ -464,7 +464,8 @@ pub fn row_57_all_sharers_are_told(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// Two assert, one of them still does after the EOI and restates: one more interrupt, and both are told again at its EOI.
+/// Two assert, one of them still does after the EOI and restates: one more interrupt, and both are told again at its
+/// EOI.
 pub fn row_58_a_sharer_restates(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let a = rig.bind_resample(PIN);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One body of interrupt-line semantics for every backend: the in-kernel irqchip and the models in userspace.
 //!
-//! Each row of the conformance list is one function over a fresh rig. A backend takes all rows of a kind with [`add_rows`].
-//! The observations are Linux's, 6.18; where a behaviour came with a kernel version, the row says so in
+//! Each row of the conformance list is one function over a fresh rig. A backend takes all rows of a kind with
+//! [`add_rows`]. The observations are Linux's, 6.18; where a behaviour came with a kernel version, the row says so in
 //! [`Row::kernel_needs`].
 
 pub mod cases;
@@ -28,7 +28,8 @@ pub struct Row<R: ?Sized + 'static> {
     pub body: fn(&mut R),
 }
 
-/// Adds all of `rows` to `suite`, each as `<backend>::<row>` on a rig of its own, under the needs that `needs` gives for it.
+/// Adds all of `rows` to `suite`, each as `<backend>::<row>` on a rig of its own, under the needs that `needs` gives
+/// for it.
 pub fn add_rows<R: ?Sized>(
     suite: Suite,
     backend: &str,

@@ -48,7 +48,8 @@ fn isr(rig: &mut dyn PicRig, chip: u16) -> u8 {
     rig.inb(chip)
 }
 
-/// IRQ 5 as an edge and as a level pin, ended non-specifically and specifically: the source is told at OCW2, not before.
+/// IRQ 5 as an edge and as a level pin, ended non-specifically and specifically: the source is told at OCW2, not
+/// before.
 pub fn row_52_edge_and_level_pins_end_at_ocw2(rig: &mut dyn PicRig) {
     initialise(rig, false);
     let line = rig.bind_resample(5);

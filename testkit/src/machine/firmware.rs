@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine's own small real-mode programs: one per thing the guest does on a test's behalf, and a handler per vector that
-//! ends the run. Assembled once per process.
+//! The machine's own small real-mode programs: one per thing the guest does on a test's behalf, and a handler per
+//! vector that ends the run. Assembled once per process.
 
 use std::sync::LazyLock;
 

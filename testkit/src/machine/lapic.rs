@@ -83,8 +83,8 @@ impl Machine {
         Lapic(self.vcpu.get_lapic().expect("KVM_GET_LAPIC"))
     }
 
-    /// Accept mode: moves the vector the CPU would take next from waiting to in service, as the CPU would, and returns it.
-    /// `None`, at once, when there is none.
+    /// Accept mode: moves the vector the CPU would take next from waiting to in service, as the CPU would, and returns
+    /// it. `None`, at once, when there is none.
     ///
     /// The guest executes nothing, so this works where the host's LAPIC would end the interrupt as it injects it. An
     /// interrupt on its way through the kernel's work queue is not seen yet; see [`Machine::accept_within`].

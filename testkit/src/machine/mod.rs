@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A small real-KVM machine: one VM, one vCPU in real mode, a little memory, and the interrupt controllers a test asks for.
+//! A small real-KVM machine: one VM, one vCPU in real mode, a little memory, and the interrupt controllers a test asks
+//! for.
 //!
-//! The vCPU only runs inside [`Machine::run`] and the helpers built on it, on the calling thread, until the program writes
-//! [`EXIT_PORT`]. Between runs its state stands still, which is what makes orderings testable.
+//! The vCPU only runs inside [`Machine::run`] and the helpers built on it, on the calling thread, until the program
+//! writes [`EXIT_PORT`]. Between runs its state stands still, which is what makes orderings testable.
 //!
 //! All methods that drive the machine panic when KVM does not do what they need: in a test that is the failure.
 
@@ -109,8 +110,8 @@ impl MachineBuilder {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the range is a mapping owned by `memory`. Only a vCPU reaches it through KVM, and the machine owns the
-            // one vCPU beside `memory` and drops it first.
+            // SAFETY: the range is a mapping owned by `memory`. Only a vCPU reaches it through KVM, and the machine
+            // owns the one vCPU beside `memory` and drops it first.
             unsafe { vm.set_user_memory_region(region) }.map_err(at_step("KVM_SET_USER_MEMORY_REGION"))?;
         }
 
@@ -301,12 +302,12 @@ impl Machine {
         self.set_handler(vector, catcher(vector));
     }
 
-    /// Runs the code at `entry` with interrupts disabled and zeroed registers, to its end. Reads of ports and addresses nobody
-    /// answers for give all ones.
+    /// Runs the code at `entry` with interrupts disabled and zeroed registers, to its end. Reads of ports and addresses
+    /// nobody answers for give all ones.
     ///
     /// # Panics
-    /// When the vCPU fails, shuts down, or exits more often than the limit allows. A program that never ends and never exits
-    /// is stopped by the harness's time limit only.
+    /// When the vCPU fails, shuts down, or exits more often than the limit allows. A program that never ends and never
+    /// exits is stopped by the harness's time limit only.
     pub fn run(&mut self, entry: u64) -> Run {
         self.run_with(entry, |_| u64::MAX)
     }
@@ -447,7 +448,8 @@ impl Machine {
         self.run_from(&regs, |_| u64::MAX)
     }
 
-    /// Lets KVM finish the instruction that made the last exit, as its API asks for before registers are read or replaced.
+    /// Lets KVM finish the instruction that made the last exit, as its API asks for before registers are read or
+    /// replaced.
     fn complete_exit(&mut self) {
         self.vcpu.set_kvm_immediate_exit(1);
         let entered = self.vcpu.run().map(|exit| format!("{exit:?}"));

@@ -66,8 +66,9 @@ impl Machine {
         self.outb(chip.data_port(), mask);
     }
 
-    /// Initialises both 8259s (ICW1-ICW4: edge, cascade on IRQ 2, 8086 mode), leaves all pins masked but the cascade, and
-    /// opens LVT0 for them. Vectors are `base + irq` for IRQ 0-15; `base` is a multiple of 8, so that IRQ 8 has `base + 8`.
+    /// Initialises both 8259s (ICW1-ICW4: edge, cascade on IRQ 2, 8086 mode), leaves all pins masked but the cascade,
+    /// and opens LVT0 for them. Vectors are `base + irq` for IRQ 0-15; `base` is a multiple of 8, so that IRQ 8 has
+    /// `base + 8`.
     pub fn init_pics(&mut self, base: u8, auto_eoi: bool) {
         for (chip, base, cascade) in [(PicChip::Master, base, 4), (PicChip::Slave, base + 8, 2)] {
             self.outb(chip.command_port(), 0x11);

@@ -60,8 +60,8 @@ fn masked_machine_with_resampler() -> (Machine, EventFd, EventFd) {
     (machine, trigger, resample)
 }
 
-/// KVM_SET_IRQCHIP replaces irr and leaves the sources' levels as they are: the restored irr says low, a new trigger, which
-/// raises nothing that is not high already, makes it high.
+/// KVM_SET_IRQCHIP replaces irr and leaves the sources' levels as they are: the restored irr says low, a new trigger,
+/// which raises nothing that is not high already, makes it high.
 fn row_49() {
     let (mut machine, trigger, resample) = masked_machine_with_resampler();
     trigger.write(1).unwrap();
@@ -86,8 +86,8 @@ fn row_51() {
     }
 }
 
-/// The first EOI on either controller lowers the GSI on both and tells the source; the IOAPIC's remote IRR stays until the
-/// LAPIC's EOI.
+/// The first EOI on either controller lowers the GSI on both and tells the source; the IOAPIC's remote IRR stays until
+/// the LAPIC's EOI.
 fn row_56() {
     const IRQ: u32 = 5;
     let mut machine = Machine::full();
@@ -100,8 +100,8 @@ fn row_56() {
     trigger.write(1).unwrap();
     flush(&machine, &trigger, Some(&resample), IRQ);
 
-    // The CPU takes the 8259's before the LAPIC's. Accept mode comes second: a host that ends interrupts as it injects them
-    // would end with the one what the other has put into service.
+    // The CPU takes the 8259's before the LAPIC's. Accept mode comes second: a host that ends interrupts as it injects
+    // them would end with the one what the other has put into service.
     assert_eq!(machine.take_interrupt(), Some(0x20 + IRQ as u8));
     assert_eq!(machine.accept(), Some(VECTOR));
     assert_eq!(machine.pic(PicChip::Master).isr, 1 << IRQ);
@@ -117,8 +117,8 @@ fn row_56() {
     assert!(!machine.remote_irr(IRQ));
 }
 
-/// An MSI's EOI counts as one of every pin with its vector: the source is told, and its assertion is gone though nobody has
-/// seen it.
+/// An MSI's EOI counts as one of every pin with its vector: the source is told, and its assertion is gone though nobody
+/// has seen it.
 fn row_62() {
     let (mut machine, trigger, resample) = masked_machine_with_resampler();
     trigger.write(1).unwrap();
@@ -139,8 +139,8 @@ fn row_62() {
     );
 }
 
-/// KVM_IRQ_LINE holds the line high behind the mask. At unmask only the resampler hears of it; the level is high and nobody
-/// delivers it until it is set once more.
+/// KVM_IRQ_LINE holds the line high behind the mask. At unmask only the resampler hears of it; the level is high and
+/// nobody delivers it until it is set once more.
 fn row_63() {
     let (mut machine, _trigger, resample) = masked_machine_with_resampler();
     assert_eq!(ioctl::irq_line_status(machine.vm(), GSI, 1), Ok(-1));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The in-kernel irqchip against the conformance list: the shared rows, and with bare ioctls the rows that only a kernel has.
+//! The in-kernel irqchip against the conformance list: the shared rows, and with bare ioctls the rows that only a
+//! kernel has.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a trial fails")]
 
 mod irqfd;
@@ -65,8 +66,8 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Returns when every injection that `trigger` has under way on `gsi` is done, with the level of the line unchanged: deassign
-/// flushes the work, and another resample irqfd of the GSI keeps it from being the last.
+/// Returns when every injection that `trigger` has under way on `gsi` is done, with the level of the line unchanged:
+/// deassign flushes the work, and another resample irqfd of the GSI keeps it from being the last.
 fn flush(machine: &Machine, trigger: &EventFd, resample: Option<&EventFd>, gsi: u32) {
     let vm = machine.vm();
     let keeper = (eventfd(), eventfd());

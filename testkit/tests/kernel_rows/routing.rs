@@ -57,8 +57,8 @@ fn rerouted_in_service() -> (Machine, EventFd, EventFd) {
     (machine, trigger, resample)
 }
 
-/// The old pin keeps the level for ever: each EOI brings it again, the source is never told, and deassign, which acts on the
-/// new route, does not lower it.
+/// The old pin keeps the level for ever: each EOI brings it again, the source is never told, and deassign, which acts
+/// on the new route, does not lower it.
 fn row_67() {
     let (mut machine, trigger, resample) = rerouted_in_service();
     for round in 0..100 {
@@ -91,8 +91,8 @@ fn row_68() {
     assert_eq!(machine.accept(), None);
 }
 
-/// Of two GSIs routed to one pin, the last in the table is told of its EOIs. A source on the other is not, and its line stays
-/// high.
+/// Of two GSIs routed to one pin, the last in the table is told of its EOIs. A source on the other is not, and its line
+/// stays high.
 fn row_69() {
     const FIRST: u32 = 30;
     const LAST: u32 = 31;

@@ -88,7 +88,7 @@ pub enum Impossible {
 }
 
 impl Composition {
-    /// Whether it can work. This is the only place that decides it; whoever composes may rely on it.
+    /// Whether the composition can work. This is the only place that decides it.
     ///
     /// # Errors
     /// The first reason why not.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a run is put together from, and which combinations cannot work, and why.
+//! The options of a run.
 //!
 //! The names are those of the command line and of the JSON output.
 
@@ -149,7 +149,7 @@ impl Serialize for DeviceKind {
     }
 }
 
-/// Who takes the guest's stores to its device's doorbell.
+/// What serves the guest's stores to the doorbell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DoorbellPath {
@@ -183,7 +183,7 @@ pub struct Composition {
     pub sharers: usize,
     /// How they wait.
     pub wait: Wait,
-    /// Who takes the stores to the doorbell; `None` when the guest rings none.
+    /// What serves the stores to the doorbell; `None` when the guest rings none.
     pub doorbell: Option<DoorbellPath>,
 }
 

@@ -10,7 +10,8 @@ use std::str::FromStr;
 /// The longest path that the address of a Unix socket has room for, with the zero byte behind it (unix(7)).
 const MOST: usize = 107;
 
-/// The path of a Unix socket. It is never longer than such an address has room for, and so is as easily copied as a PCI address.
+/// The path of a Unix socket. It is never longer than such an address has room for, and so is as easily copied as a PCI
+/// address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SocketPath {
     bytes: [u8; MOST],

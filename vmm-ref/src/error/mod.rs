@@ -86,8 +86,8 @@ pub enum Error {
     /// The connection of the device and the line refused.
     #[error(transparent)]
     Connection(#[from] interrupt_core::forward::Error),
-    /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for an EOI that it was
-    /// told of before that.
+    /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for
+    /// an EOI that it was told of before that.
     #[error(
         "this host ends interrupts at the LAPIC before the handler has run, and a forwarded device would not be told after it; \
          use --controller pic or --irqchip split"

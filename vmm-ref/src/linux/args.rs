@@ -73,7 +73,8 @@ impl FromStr for DiskArg {
     }
 }
 
-/// A size in bytes, whole pages. The lower bound is what a PC has below 1 MiB and a bit; whether the kernel fits is looked at later.
+/// A size in bytes, whole pages. The lower bound is what a PC has below 1 MiB and a bit; whether the kernel fits is
+/// looked at later.
 fn memory(text: &str) -> Result<u64, String> {
     const MAX: u64 = 512 << 30;
     const WAY_OUT: &str = "use a size from 2M to 512G, such as 256M";

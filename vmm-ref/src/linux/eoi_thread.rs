@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::error::{Error, Result};
 use crate::vm::wake::Wake;
 
-/// The thread that hands out the EOIs that the kernel's irqchip reports. With a split irqchip the processors do that themselves, at
-/// the exit of the EOI.
+/// The thread that hands out the EOIs that the kernel's irqchip reports. With a split irqchip the processors do that
+/// themselves, at the exit of the EOI.
 #[derive(Debug)]
 pub(super) struct EoiThread {
     thread: Option<JoinHandle<()>>,

@@ -23,7 +23,7 @@ pub struct Setup {
     pub irqchip: Irqchip,
     /// How a device held its line.
     pub source: Source,
-    /// Who took the stores to the doorbells.
+    /// Whether KVM or the exit path served the stores to the doorbells.
     pub doorbell: DoorbellPath,
     /// The guest's processors.
     pub cpus: u8,

@@ -27,8 +27,8 @@ use crate::vm::exits::{Exits, Unassigned};
 use crate::vm::irqchip::Controllers;
 use crate::vm::kvm::{create_vm, map};
 
-/// Boots the guest with `input` as its keyboard and `output` as its screen, and returns when it has ended, or when SIGINT, SIGTERM or
-/// SIGHUP comes. A terminal is the guest's meanwhile.
+/// Boots the guest with `input` as its keyboard and `output` as its screen, and returns when it has ended, or when
+/// SIGINT, SIGTERM or SIGHUP comes. A terminal is the guest's meanwhile.
 ///
 /// # Errors
 /// When the machine cannot be put together, or a processor cannot go on: its account is the second value then.
@@ -144,8 +144,8 @@ fn processor(kvm: &Kvm, vm: &VmFd, id: u8, cpus: u8, kernel: &Kernel) -> Result<
     Ok(vcpu)
 }
 
-/// The guest is told that there is no 8259. The kernel's pair is there, nobody sets it up, and it would inject vectors of its own: the
-/// one line that leads to both leads to the IOAPIC alone.
+/// The guest is told that there is no 8259. The kernel's pair is there, nobody sets it up, and it would inject vectors
+/// of its own: the one line that leads to both leads to the IOAPIC alone.
 fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
     let mut routing = interrupts.routing();
     let pin = Route::Pin {

@@ -47,12 +47,13 @@ pub struct BootOptions {
     pub irqchip: Irqchip,
     /// How a device holds its line.
     pub source: Source,
-    /// Who takes the stores to the doorbells.
+    /// Whether KVM or the exit path serves the stores to the doorbells.
     pub doorbell: DoorbellPath,
 }
 
-/// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line which they lower
-/// themselves, when the guest acknowledges, is the shorter way; a resample irqfd stays high until the EOI.
+/// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line
+/// which they lower themselves, when the guest acknowledges, is the shorter way; a resample irqfd stays high until the
+/// EOI.
 pub fn default_source(irqchip: Irqchip) -> Source {
     match irqchip {
         Irqchip::Kernel => Source::Line,
@@ -72,7 +73,8 @@ pub struct Prepared {
 /// Reads the files and lays out the guest's memory.
 ///
 /// # Errors
-/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for what the guest cannot be made of, [`Error::Memory`] when there is no memory to be had.
+/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for what the guest cannot be
+/// made of, [`Error::Memory`] when there is no memory to be had.
 pub fn prepare(options: BootOptions) -> Result<Prepared> {
     match (options.irqchip, options.source) {
         (Irqchip::User, _) => return Err(BootError::UserIrqchip.into()),

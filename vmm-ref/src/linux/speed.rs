@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How fast a host's KVM runs a guest's 64-bit code, found by running some.
 //!
-//! Some hosts have no virtualisation in hardware and run what they cannot run otherwise in KVM's instruction emulator, at some 2 million
-//! instructions a second. A kernel executes some thousand million of them until its init.
+//! Some hosts have no virtualisation in hardware and run what they cannot run otherwise in KVM's instruction emulator,
+//! at some 2 million instructions a second. A kernel executes some thousand million of them until its init.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,8 +16,8 @@ use crate::linux::boot::cpu_state as cpu;
 use crate::vm::cpu_thread::EINTR;
 use crate::vm::kvm::{create_vm, map};
 
-/// Below this a stock kernel takes minutes. An emulator makes 2 or 3, a CPU that is itself emulated (`cargo xtask lab`) 10 when it
-/// sees the program for the first time and many times that afterwards.
+/// Below this a stock kernel takes minutes. An emulator makes 2 or 3, a CPU that is itself emulated (`cargo xtask lab`)
+/// 10 when it sees the program for the first time and many times that afterwards.
 pub const ENOUGH_MIPS: f64 = 10.0;
 
 const CODE: u64 = 0x1_0000;
@@ -47,7 +47,8 @@ pub fn measure(kvm: &Kvm) -> Result<f64> {
     let mut vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
     cpu::set_cpuid(kvm, &vcpu, 0, 1)?;
     cpu::start_at(&vcpu, CODE, 0)?;
-    // The first time everything is touched for the first time, and a busy host interrupts any of them: the best one counts.
+    // The first time everything is touched for the first time, and a busy host interrupts any of them: the best one
+    // counts.
     let mut best = 0.0_f64;
     for _ in 0..TRIES {
         let start = Instant::now();

@@ -109,7 +109,8 @@ impl Remote {
         self.0.region_write(BAR, offset, data)
     }
 
-    /// The registers as the guest of the machine that `ending` ends reaches them. An access that fails ends the machine.
+    /// The registers as the guest of the machine that `ending` ends reaches them. An access that fails ends the
+    /// machine.
     pub fn registers(&self, ending: Arc<Ending>) -> RemoteRegisters {
         let bar = self.clone();
         RemoteRegisters { bar, ending }
@@ -150,7 +151,8 @@ pub struct Mapping {
     _device: Arc<VfioDevice>,
 }
 
-// SAFETY: what it points to is a device's registers, which any thread may read and write; it is unmapped by whoever drops it last.
+// SAFETY: what it points to is a device's registers, which any thread may read and write; it is unmapped by whoever
+// drops it last.
 unsafe impl Send for Mapping {}
 // SAFETY: as for Send; each access is one load or store of a register.
 unsafe impl Sync for Mapping {}
@@ -181,7 +183,8 @@ impl Mapping {
     }
 
     fn load(&self, register: usize) -> u32 {
-        // SAFETY: `register` is one of the constants of `guest::edu`: aligned, and within the mapping by the check in `new`.
+        // SAFETY: `register` is one of the constants of `guest::edu`: aligned, and within the mapping by the check in
+        // `new`.
         unsafe { self.register(register).read_volatile() }
     }
 

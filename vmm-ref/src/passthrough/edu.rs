@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin as a thing that can be made to assert.
+//! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin as a thing that can be made to
+//! assert.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};

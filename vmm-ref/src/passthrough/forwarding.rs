@@ -25,8 +25,8 @@ impl Forwarding {
     /// Forwards `interrupt`, which the host calls `irq`, to `line`, in the way that is `wanted`.
     ///
     /// # Errors
-    /// [`Error::Intx`], [`Error::Connection`], [`Error::System`] when there is no thread to be had, and [`Error::Forward`]
-    /// when INTx works, but in another way than the one that is wanted.
+    /// [`Error::Intx`], [`Error::Connection`], [`Error::System`] when there is no thread to be had, and
+    /// [`Error::Forward`] when INTx works, but in another way than the one that is wanted.
     pub fn start(
         interrupt: Arc<dyn DeviceInterrupt>,
         irq: Option<DeviceIrq>,
@@ -134,7 +134,7 @@ fn run(mut relay: Relay) -> vfio_intx::Result<()> {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        // Whoever wants the error calls `stop`.
+        // A caller that wants the error calls `stop`.
         let _ = self.end();
     }
 }

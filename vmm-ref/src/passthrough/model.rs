@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that needs no hardware: `vfio-intx`'s model, with a thread for what the host's kernel does of its own accord.
+//! A device that needs no hardware: `vfio-intx`'s model, with a thread for what the host's kernel does of its own
+//! accord.
 
 use std::fmt;
 use std::io;
@@ -237,8 +238,8 @@ impl fmt::Debug for ModelPin {
     }
 }
 
-/// A pin of a controller in this process with a trigger eventfd, as KVM's irqfds have one: the model's host asserts the pin when it is
-/// signalled.
+/// A pin of a controller in this process with a trigger eventfd, as KVM's irqfds have one: the model's host asserts the
+/// pin when it is signalled.
 #[derive(Debug)]
 pub struct PinIrqfd {
     pin: Arc<dyn LevelSource>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a host can do, each thing found by doing it. KVM's capability bits are not asked: KVM_CAP_IRQFD_RESAMPLE, for one, says 1
-//! on a split irqchip that refuses the request.
+//! What a host can do, each thing found by doing it. KVM's capability bits are not asked: KVM_CAP_IRQFD_RESAMPLE, for
+//! one, says 1 on a split irqchip that refuses the request.
 
 use std::fs::{self, OpenOptions};
 use std::io;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A report as lines for people. Styles are written always; the stream that they go to takes them out where they do not belong.
+//! A report as lines for people. Styles are written always; the stream that they go to takes them out where they do not
+//! belong.
 
 use std::io::{self, Write};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device with a level interrupt: it has a cause for as long as the guest has not served all of its requests.
 //!
-//! The device is written against `interrupt-core` alone. The VMM chooses the source, the notifier and the thread that tells of
-//! EOIs.
+//! The device is written against `interrupt-core` alone. The VMM chooses the source, the notifier and the thread that
+//! tells of EOIs.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,8 +44,8 @@ impl Device {
         self.interrupt.set_level(true)
     }
 
-    /// Lowers the interrupt if all requests are served, and returns whether they are. For the guest's acknowledgement, and
-    /// for an EOI before the listeners are told of it.
+    /// Lowers the interrupt if all requests are served, and returns whether they are. For the guest's acknowledgement,
+    /// and for an EOI before the listeners are told of it.
     ///
     /// # Errors
     /// The source's.

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The device's doorbell: two places, one in port space and one in memory space, each with an eventfd that a store of the guest
-//! signals.
+//! The device's doorbell: two places, one in port space and one in memory space, each with an eventfd that a store of
+//! the guest signals.
 //!
-//! Both are registered on an [`IoeventBus`]. With `--doorbell ioeventfd` that is one on KVM, and what KVM refuses is served from the
-//! exit; with `--doorbell trap` KVM is not asked, and everything is. The guest rings before it takes interrupts: `--count` stores
-//! to each place, every one counted by the guest, by the eventfd, and by the exit path if it exits.
+//! Both are registered on an [`IoeventBus`]. With `--doorbell ioeventfd` that is one on KVM, and what KVM refuses is
+//! served from the exit; with `--doorbell trap` KVM is not asked, and everything is. The guest rings before it takes
+//! interrupts: `--count` stores to each place, every one counted by the guest, by the eventfd, and by the exit path if
+//! it exits.
 //!
-//! **Cost.** The guest reads its time-stamp counter before and after each store. A figure is the median of the difference, in ns
-//! by KVM_GET_TSC_KHZ, and so contains what reading the counter takes. That is measured in the same way with no store in between,
-//! and is reported beside it: some 20 ns where the CPU reads it, some 500 ns where KVM emulates each instruction. The ratio of two
-//! figures is therefore lower than that of the stores alone. The counter needs no fence: each store leaves the guest. Nobody waits on
-//! the eventfds while the guest rings, so waking a device's thread, which both ways have to do, is in neither.
+//! **Cost.** The guest reads its time-stamp counter before and after each store. A figure is the median of the
+//! difference, in ns by KVM_GET_TSC_KHZ, and so contains what reading the counter takes. That is measured in the same
+//! way with no store in between, and is reported beside it: some 20 ns where the CPU reads it, some 500 ns where KVM
+//! emulates each instruction. The ratio of two figures is therefore lower than that of the stores alone. The counter
+//! needs no fence: each store leaves the guest. Nobody waits on the eventfds while the guest rings, so waking a
+//! device's thread, which both ways have to do, is in neither.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,8 +109,8 @@ pub struct DoorbellStats {
 }
 
 impl Doorbell {
-    /// Registers the doorbells on `bus`, and lets the guest of `machine` make `stores` to each when it starts. Only the calling
-    /// thread may [`wait`](Self::wait).
+    /// Registers the doorbells on `bus`, and lets the guest of `machine` make `stores` to each when it starts. Only the
+    /// calling thread may [`wait`](Self::wait).
     ///
     /// # Errors
     /// When the bus rejects the doorbells, or an eventfd or the guest's clock rate cannot be had.
@@ -148,8 +150,8 @@ impl Doorbell {
         })
     }
 
-    /// Returns when the guest has made its stores, when `interrupted` became true and it has made those of the batch, or when it
-    /// has ended.
+    /// Returns when the guest has made its stores, when `interrupted` became true and it has made those of the batch,
+    /// or when it has ended.
     ///
     /// # Errors
     /// [`Error::Guest`] when it stops half-way.
@@ -256,8 +258,8 @@ impl DoorbellStats {
         })
     }
 
-    /// As many signals as stores, and as many exits where each store is to exit. Of the others some may: KVM does not find all
-    /// that it has accepted.
+    /// As many signals as stores, and as many exits where each store is to exit. Of the others some may: KVM does not
+    /// find all that it has accepted.
     fn is_exact(&self) -> bool {
         let exited = match self.path {
             DoorbellPath::Ioeventfd => self.exits <= self.stores,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the thread of the devices waits for EOIs. It lies outside of the devices, because it is a matter of the composition.
+//! How the devices' thread waits for EOIs. The composition chooses the way; the devices do not know it.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -26,8 +26,8 @@ pub struct EoiWait {
 }
 
 enum Path {
-    /// KVM adds 1 to one eventfd for each listener. All listeners of a line are told of each of its EOIs, so that one EOI is as
-    /// many counts as there are listeners.
+    /// KVM adds 1 to one eventfd for each listener. All listeners of a line are told of each of its EOIs, so that one
+    /// EOI is as many counts as there are listeners.
     Eventfd {
         fd: Arc<OwnedFd>,
         listeners: u64,
@@ -69,7 +69,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Makes this and every later wait return 0. The flag is set first: whoever sees the count sees the flag.
+    /// Makes this and every later wait return 0. The flag is set first, so that a thread that sees the count sees
+    /// the flag.
     ///
     /// # Errors
     /// That of writing the eventfd.
@@ -89,7 +90,8 @@ impl Stop {
 }
 
 impl EoiWait {
-    /// Subscribes to each of `subjects`, which are of `gsi`, with the same eventfd, which KVM makes the resamplefd of each of them.
+    /// Subscribes to each of `subjects`, which are of `gsi`, with the same eventfd, which KVM makes the resamplefd of
+    /// each of them.
     ///
     /// # Errors
     /// Those of the notifier, and of making an eventfd.
@@ -229,7 +231,8 @@ impl EoiWait {
         self.stop.is_stopped()
     }
 
-    /// Takes the whole EOIs out of what has been counted; none once it is stopped, because the count of `Stop` is not an EOI.
+    /// Takes the whole EOIs out of what has been counted; none once it is stopped, because the count of `Stop` is not
+    /// an EOI.
     fn take(&mut self) -> u64 {
         if self.stop.is_stopped() {
             return 0;

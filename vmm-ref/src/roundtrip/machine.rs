@@ -75,8 +75,8 @@ impl Machine {
         })
     }
 
-    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]. The guest reaches the registers of a mapped BAR without an exit, and
-    /// those of a remote BAR by exits. A machine has room for one BAR.
+    /// Gives the guest a device's BAR, at [`BAR_ADDRESS`]. The guest reaches the registers of a mapped BAR without an
+    /// exit, and those of a remote BAR by exits. A machine has room for one BAR.
     ///
     /// # Errors
     /// [`Error::Kvm`] with EEXIST for a second mapped BAR, [`Error::Guest`] for a second remote one.
@@ -90,8 +90,8 @@ impl Machine {
                     memory_size: bar.size() as u64,
                     userspace_addr: mapping.address() as u64,
                 };
-                // SAFETY: the range is the mapping that `bar` owns. The owner of the vCPU (`Machine`, then `Running`) owns `bar`
-                // too, and drops it last.
+                // SAFETY: the range is the mapping that `bar` owns. The owner of the vCPU (`Machine`, then `Running`)
+                // owns `bar` too, and drops it last.
                 unsafe { self.vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
             }
             Bar::Remote(remote) => {
@@ -143,8 +143,8 @@ impl Machine {
         }
     }
 
-    /// Gives the guest these doorbells, and calls `batch_made` when it has made a batch of stores. Returns the count of the stores
-    /// that exit.
+    /// Gives the guest these doorbells, and calls `batch_made` when it has made a batch of stores. Returns the count of
+    /// the stores that exit.
     ///
     /// # Errors
     /// [`Error::Guest`] for a second call.
@@ -285,8 +285,8 @@ fn load(image: &Image) -> Result<GuestMemoryMmap> {
     Ok(memory)
 }
 
-/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, a device's BAR at that of GS, and
-/// an x2APIC that the guest may turn on.
+/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, a device's BAR at
+/// that of GS, and an x2APIC that the guest may turn on.
 fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
     const CPUID_FEATURES: u32 = 1;
     const ECX_X2APIC: u32 = 1 << 21;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whose EOI it is that a host reports: the guest's, or its own.
+//! Whether a host reports the guest's EOI, or ends interrupts itself.
 //!
-//! Some hosts end an interrupt when they inject it, and a resamplefd then says nothing of the guest. It cannot be looked up; it
-//! is found by taking the EOI out of the guest's handler and seeing whether one is reported all the same.
+//! Some hosts end an interrupt when they inject it, and a resamplefd then says nothing of the guest. It cannot be
+//! looked up; it is found by taking the EOI out of the guest's handler and seeing whether one is reported all the same.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -40,8 +40,8 @@ impl fmt::Display for EndedBy {
 /// Enough to see that the path works.
 const ROUNDS: u64 = 20;
 
-/// Finds out by two short runs, with the guest's EOI and without it. `interrupted` cuts them short, and the answer is then of
-/// no value.
+/// Finds out by two short runs, with the guest's EOI and without it. `interrupted` cuts them short, and the answer is
+/// then of no value.
 ///
 /// # Errors
 /// As [`run`].

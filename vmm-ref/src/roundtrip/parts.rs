@@ -55,8 +55,8 @@ impl Parts {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is registered.
-    /// Otherwise that of the part that could not be had; nothing is left registered.
+    /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is
+    /// registered. Otherwise that of the part that could not be had; nothing is left registered.
     pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         composition.check()?;
         match composition.device {
@@ -127,8 +127,8 @@ impl Parts {
         })
     }
 
-    /// The forwarder listens to the line for the device. The devices' thread listens besides, by GSI, and is not in the way of either:
-    /// it is how the EOIs are counted and timed.
+    /// The forwarder listens to the line for the device. The devices' thread listens besides, by GSI, and is not in the
+    /// way of either: it is how the EOIs are counted and timed.
     fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
         let label = edu.label().to_owned();

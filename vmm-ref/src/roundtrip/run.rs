@@ -26,15 +26,15 @@ use crate::roundtrip::traffic::{Progress, Traffic};
 use crate::vm::irqchip::Controllers;
 use crate::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
 
-/// How much own time after the handler has run an EOI may come that the handler did not make. A host that ends interrupts by
-/// itself has done so before the handler starts, and the news takes microseconds.
+/// How much own time after the handler has run an EOI may come that the handler did not make. A host that ends
+/// interrupts by itself has done so before the handler starts, and the news takes microseconds.
 const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
 
 /// How long the guest goes on at the end, so that interrupts that nobody raised are taken and counted.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted` becomes
-/// true, or no progress is made any more. The soft machine needs no `kvm`.
+/// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted`
+/// becomes true, or no progress is made any more. The soft machine needs no `kvm`.
 ///
 /// # Errors
 /// When the parts cannot be put together, the guest fails, or a system call does. Lost interrupts are no error but an
@@ -156,7 +156,8 @@ pub(crate) enum Guest {
 }
 
 impl Guest {
-    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its interrupts.
+    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its
+    /// interrupts.
     pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
         let program = Program {
             controller: composition.controller,

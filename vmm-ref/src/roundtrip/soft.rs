@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine without KVM: a bus master that does to the controllers' registers what the embedded guest's program does, and
-//! serves interrupts as its handler does.
+//! A machine without KVM: a bus master that does to the controllers' registers what the embedded guest's program does,
+//! and serves interrupts as its handler does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

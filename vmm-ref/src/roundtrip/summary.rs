@@ -41,9 +41,11 @@ pub enum Outcome {
     Doorbell,
     /// Stopped before its end; nothing lost and nothing spurious until then.
     Interrupted,
-    /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was told.
+    /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was
+    /// told.
     NoEoi,
-    /// The negative control found that the host ends interrupts without the guest: figures of this path are no EOI figures.
+    /// The negative control found that the host ends interrupts without the guest: figures of this path are no EOI
+    /// figures.
     EndedByHost,
 }
 

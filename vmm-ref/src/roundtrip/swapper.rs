@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Changes of path while interrupts flow: every so many round trips, at a random moment of the next one, to a path at random.
+//! Changes of path while interrupts flow: every so many round trips, at a random moment of the next one, to a path at
+//! random.
 
 use std::collections::BTreeMap;
 use std::hint::spin_loop;
@@ -28,7 +29,8 @@ pub struct Account {
     pub swaps: u64,
     /// How often to each.
     pub to: BTreeMap<String, u64>,
-    /// How long a change took from its first step to its last, in us: the interrupt is held back for less. `null` when there was none.
+    /// How long a change took from its first step to its last, in us: the interrupt is held back for less. `null` when
+    /// there was none.
     pub cost_us: Option<Percentiles>,
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What makes the devices want interrupts: one request after the other, each to the next device in turn, each followed through
-//! until its device is told of the EOI and finds its cause gone.
+//! What makes the devices want interrupts: one request after the other, each to the next device in turn, each followed
+//! through until its device is told of the EOI and finds its cause gone.
 //!
-//! There is one request at a time, so that every interrupt has its one assertion. With two on the way, an irqfd's assertion can
-//! reach the line after the handler has served its request together with another one's, and an interrupt that finds nothing
-//! would not be an error.
+//! There is one request at a time, so that every interrupt has its one assertion. With two on the way, an irqfd's
+//! assertion can reach the line after the handler has served its request together with another one's, and an interrupt
+//! that finds nothing would not be an error.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,8 @@ use crate::latency::Latency;
 use crate::roundtrip::device::Device;
 use crate::roundtrip::eoi_wait::EoiWait;
 
-/// The first so many round trips are watched closely, by polling, for [`Traffic::trace`]. They are no part of the latencies.
+/// The first so many round trips are watched closely, by polling, for [`Traffic::trace`]. They are no part of the
+/// latencies.
 pub const WATCHED: u64 = 5;
 
 /// How far the traffic is, for other threads.
@@ -166,7 +167,7 @@ impl Traffic {
             }
             let told = eois.try_wait()?;
             if told == 0 {
-                // Whoever is to bring it may need this CPU.
+                // The thread that brings the EOI may need this CPU.
                 thread::yield_now();
                 continue;
             }
@@ -190,8 +191,8 @@ impl Traffic {
         &self.devices[(self.done % self.devices.len() as u64) as usize]
     }
 
-    /// Tells every device of an EOI, as every sharer of a line is told. Returns whether all requests are served: the answer of
-    /// all devices is "low" then, and low the line is.
+    /// Tells every device of an EOI, as every sharer of a line is told. Returns whether all requests are served: the
+    /// answer of all devices is "low" then, and low the line is.
     fn answer(&self, eois: &EoiWait) -> Result<bool> {
         let mut all_served = true;
         for device in self.devices.iter() {

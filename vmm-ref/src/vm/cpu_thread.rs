@@ -66,8 +66,9 @@ impl Cpu {
             return Ok(());
         };
         self.stop.store(true, Ordering::Release);
-        // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop` and
-        // KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls' exclusive borrow.
+        // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop`
+        // and KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls'
+        // exclusive borrow.
         while !thread.is_finished() {
             thread.thread().unpark();
             // It fails when the thread has just ended.
@@ -83,7 +84,7 @@ impl Cpu {
 
 impl Drop for Cpu {
     fn drop(&mut self) {
-        // Whoever wants the error calls `stop`.
+        // A caller that wants the error calls `stop`.
         let _ = self.join();
     }
 }
@@ -93,7 +94,8 @@ extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 
 /// The thread that plays a processor, for controllers in this process that interrupt the processor.
 ///
-/// A thread that has nothing to do parks. A wake that comes before the thread parks is kept: the park then returns at once.
+/// A thread that has nothing to do parks. A wake that comes before the thread parks is kept: the park then returns at
+/// once.
 #[derive(Clone, Default)]
 pub struct Processor(Arc<OnceLock<Thread>>);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a machine ends, whoever ends it.
+//! How a machine ends, by the guest, by a device or by a signal.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +59,8 @@ impl Ending {
         self.event.wake();
     }
 
-    /// Ends the machine because a device could not do what the guest asked for. A processor returns the first such error.
+    /// Ends the machine because a device could not do what the guest asked for. A processor returns the first such
+    /// error.
     pub fn fail(&self, error: Error) {
         lock(&self.failure).get_or_insert(error);
         self.end(End::Failed);

@@ -16,8 +16,8 @@ mod request {
     ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
 
-/// Gives the CPU the 8259's interrupt, or asks for an exit when it can take one. A request that comes up while the guest runs is
-/// given at its next exit: this guest halts whenever it has served one, which is an exit.
+/// Gives the CPU the 8259's interrupt, or asks for an exit when it can take one. A request that comes up while the
+/// guest runs is given at its next exit: this guest halts whenever it has served one, which is an exit.
 ///
 /// # Errors
 /// As [`interrupt`].

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The interrupt controllers of a machine: which of them there are, who drives their lines, and who tells of their EOIs.
+//! The interrupt controllers of a machine: level sources on their lines, and the notifier of their EOIs.
 
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub enum Controllers {
     User(Arc<UserChips>),
 }
 
-/// The controllers of a PC in this process: each GSI leads to the 8259 pair and to the IOAPIC, and the guest uses one of them.
+/// The controllers of a PC in this process: each GSI leads to the 8259 pair and to the IOAPIC, and the guest uses one
+/// of them.
 #[derive(Debug)]
 pub struct UserChips {
     /// The 8259 pair, whose INTR goes to the processor.
@@ -117,7 +118,7 @@ impl Controllers {
         }
     }
 
-    /// Who tells of EOIs.
+    /// The notifier of the controllers' EOIs.
     pub fn notifier(&self) -> Arc<dyn EoiNotifier> {
         match self {
             Self::Kernel(interrupts) => Arc::new(interrupts.clone()),

@@ -79,8 +79,8 @@ pub(crate) fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the range is a mapping that `memory` owns. Only a running vCPU reaches it through KVM, and whoever holds the
-        // vCPU (`Machine`, then `Running`) holds the memory too and drops it last.
+        // SAFETY: the range is a mapping that `memory` owns. Only a running vCPU reaches it through KVM, and whoever
+        // holds the vCPU (`Machine`, then `Running`) holds the memory too and drops it last.
         unsafe { vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())

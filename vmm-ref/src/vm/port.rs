@@ -10,8 +10,8 @@ use vm_device::bus::{PioAddress, PioAddressOffset};
 use super::ending::Ending;
 use crate::error::Result;
 
-/// A port that calls `on_write` at each write of the guest, whatever the value, on the thread of the processor that writes. An
-/// error ends the machine. A read returns ones.
+/// A port that calls `on_write` at each write of the guest, whatever the value, on the thread of the processor that
+/// writes. An error ends the machine. A read returns ones.
 pub struct Port<F> {
     on_write: F,
     ending: Arc<Ending>,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Telling a guest that has stalled from a host that has no CPU for it.
 //!
-//! A limit on wall-clock time is also a limit on what else the host runs. The limits here are on this process's *own time*:
-//! wall-clock time without the time in which one of its threads was ready and waited for a CPU. On a quiet host the two are equal.
+//! A limit on wall-clock time is also a limit on what else the host runs. The limits here are on this process's *own
+//! time*: wall-clock time without the time in which one of its threads was ready and waited for a CPU. On a quiet host
+//! the two are equal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +39,8 @@ impl StallDetector {
         }
     }
 
-    /// Whether the progress has not changed for the limit. May be called at any rate; it looks at most once in [`INTERVAL`].
+    /// Whether the progress has not changed for the limit. May be called at any rate; it looks at most once in
+    /// [`INTERVAL`].
     pub fn is_stalled(&mut self, progress: u64) -> bool {
         if progress != self.progress {
             (self.progress, self.own) = (progress, Duration::ZERO);
@@ -62,8 +64,8 @@ impl StallDetector {
     }
 }
 
-/// How long each thread of this process has been ready and waited for a CPU. Empty on a kernel without `schedstat`: own time is
-/// then wall-clock time.
+/// How long each thread of this process has been ready and waited for a CPU. Empty on a kernel without `schedstat`: own
+/// time is then wall-clock time.
 fn waited() -> BTreeMap<u32, Duration> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let of = |entry: fs::DirEntry| {

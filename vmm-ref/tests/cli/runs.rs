@@ -103,8 +103,8 @@ pub fn on_the_soft_machine() {
     }
 }
 
-/// On a host that ends interrupts at injection a device is told before the handler has run, and states its level again: there
-/// are more interrupts than requests, but every request is served.
+/// On a host that ends interrupts at injection a device is told before the handler has run, and states its level again:
+/// there are more interrupts than requests, but every request is served.
 pub fn on_the_ioapic_of_any_host() {
     let genuine = Need::GenuineLapicEoi.probe().is_ok();
     for path in [KERNEL[0], KERNEL[2], SPLIT[0], SPLIT[1], SPLIT[2]] {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Any driver at all: whatever is in the table and in the ring, each request that is offered is done, or the device needs a reset.
+//! Any driver at all: whatever is in the table and in the ring, each request that is offered is done, or the device
+//! needs a reset.
 
 use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};

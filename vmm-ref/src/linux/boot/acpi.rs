@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The ACPI tables: what interrupts whom, by which line, and how the machine is switched off.
 //!
-//! The machine is of the hardware-reduced kind (ACPI 6.5, 4.1): no 8259, no PIT and no fixed power-management registers, but a
-//! sleep control register. Each device of the DSDT says of its line that it is **level-triggered and active-high**, by an Extended
-//! Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux takes as it is; what is said nowhere it would take for an ISA edge.
+//! The machine is of the hardware-reduced kind (ACPI 6.5, 4.1): no 8259, no PIT and no fixed power-management
+//! registers, but a sleep control register. Each device of the DSDT says of its line that it is **level-triggered and
+//! active-high**, by an Extended Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux takes as it is; what is said
+//! nowhere it would take for an ISA edge.
 
 use acpi_tables::Aml;
 use acpi_tables::aml;
@@ -26,8 +27,8 @@ const OEM_REVISION: u32 = 1;
 
 const LAPIC_BASE: u32 = 0xfee0_0000;
 
-/// IA-PC boot architecture flags: no VGA, no MSI, no CMOS clock. That there is no keyboard controller (bit 1 clear) keeps Linux
-/// from looking for a keyboard; its reset command works all the same.
+/// IA-PC boot architecture flags: no VGA, no MSI, no CMOS clock. That there is no keyboard controller (bit 1 clear)
+/// keeps Linux from looking for a keyboard; its reset command works all the same.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 
 /// What switches the machine off, in the bits of the sleep control register (ACPI 6.5, 4.8.3.7).

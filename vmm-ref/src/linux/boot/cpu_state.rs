@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's processors: what they say of themselves, and the 64-bit mode in which the first one starts.
 //!
-//! The 64-bit boot protocol (Documentation/x86/boot.rst) wants paging on with the first memory mapped one to one, flat segments with
-//! selectors 0x10 (code) and 0x18 (data), interrupts off, and the boot parameters' address in RSI.
+//! The 64-bit boot protocol (Documentation/x86/boot.rst) wants paging on with the first memory mapped one to one, flat
+//! segments with selectors 0x10 (code) and 0x18 (data), interrupts off, and the boot parameters' address in RSI.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs};

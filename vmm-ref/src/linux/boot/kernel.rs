@@ -120,7 +120,8 @@ fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
     Ok(length)
 }
 
-/// Looks at the beginning of the file: the loaders take some files that have no 64-bit entry, and some that have none at all.
+/// Looks at the beginning of the file: the loaders take some files that have no 64-bit entry, and some that have none
+/// at all.
 fn check(start: &[u8], path: &Path) -> Result<Format, BootError> {
     let not_a_kernel = |reason: &str| BootError::NotAKernel {
         path: path.to_owned(),

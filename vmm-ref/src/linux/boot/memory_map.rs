@@ -45,8 +45,8 @@ pub const SLEEP_CONTROL: u16 = 0x600;
 
 /// The serial port's line, as on every PC.
 pub const SERIAL_GSI: Gsi = Gsi(4);
-/// The line of the first virtio device, and of all with `--share-irq`. The pins from here on are the IOAPIC's alone: no 8259
-/// is wired to them.
+/// The line of the first virtio device, and of all with `--share-irq`. The pins from here on are the IOAPIC's alone: no
+/// 8259 is wired to them.
 pub const FIRST_VIRTIO_GSI: Gsi = Gsi(16);
 /// The pins of the IOAPIC from [`FIRST_VIRTIO_GSI`] on.
 pub const VIRTIO_GSIS: usize = 8;

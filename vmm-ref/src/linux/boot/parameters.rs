@@ -86,8 +86,8 @@ fn place(start: u64, memory_size: u64, limit: u64, size: u64, path: &Path) -> Re
     }
 }
 
-/// Writes what a BIOS has at the reset vector: a jump there resets the machine. Linux makes it, for want of anything better, when
-/// there is no keyboard controller by the ACPI tables.
+/// Writes what a BIOS has at the reset vector: a jump there resets the machine. Linux makes it, for want of anything
+/// better, when there is no keyboard controller by the ACPI tables.
 ///
 /// # Errors
 /// [`BootError::BootParameters`].

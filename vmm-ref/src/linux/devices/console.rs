@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The serial console: a 16550 on a level line, its output on a file of ours, its input from another.
 //!
-//! The chip model knows an interrupt as a push of a button. Its line is a level all the same: it is high while the chip's
-//! identification register names a cause, and that is looked up after each access.
+//! The chip model knows an interrupt as a push of a button. Its line is a level all the same: it is high while the
+//! chip's identification register names a cause, and that is looked up after each access.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -98,7 +98,8 @@ impl Console {
         self.chip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the interrupt the level that the chip has now. Called with the chip's lock held, so that levels keep their order.
+    /// Gives the interrupt the level that the chip has now. Called with the chip's lock held, so that levels keep their
+    /// order.
     fn update_level(&self, chip: &Serial<NoButton, Room, Output>) {
         // The interrupt counts a level that its source refuses, and tries it again at the next event.
         let _ = self

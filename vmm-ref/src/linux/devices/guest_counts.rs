@@ -46,8 +46,8 @@ impl GuestCounts {
     }
 }
 
-/// ` 17:   12   3   IO-APIC   16-fasteoi   virtio0, virtio1`: the kernel's own number, a count for each CPU, the chip, its pin and the
-/// flow, and who has it. Pin and GSI are the same here.
+/// ` 17:   12   3   IO-APIC   16-fasteoi   virtio0, virtio1`: the kernel's own number, a count for each CPU, the chip,
+/// its pin and the flow, and who has it. Pin and GSI are the same here.
 fn parse(line: &str) -> Option<(u32, GuestCount)> {
     let mut words = line.split_whitespace();
     words.next()?.strip_suffix(':')?.parse::<u32>().ok()?;

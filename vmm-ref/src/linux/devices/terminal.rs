@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The terminal while the guest has it.
 //!
-//! Keys go to the guest one by one and are echoed by the guest alone. Ctrl-C stays ours: it ends the run. Ctrl-Z and Ctrl-\ would
-//! leave the terminal as it is now, and go to the guest.
+//! Keys go to the guest one by one and are echoed by the guest alone. Ctrl-C stays ours: it ends the run. Ctrl-Z and
+//! Ctrl-\ would leave the terminal as it is now, and go to the guest.
 //!
-//! Whoever kills this process (SIGKILL) gives it no chance to put the terminal back. A second process does it then, and ends; it has
-//! nothing else to do.
+//! Whoever kills this process (SIGKILL) gives it no chance to put the terminal back. A second process does it then, and
+//! ends; it has nothing else to do.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -47,7 +47,8 @@ impl Drop for GuestTerminal {
     }
 }
 
-/// The process that puts the terminal back when this one cannot. It waits for the end of a pipe whose other end only this process has.
+/// The process that puts the terminal back when this one cannot. It waits for the end of a pipe whose other end only
+/// this process has.
 #[derive(Debug)]
 struct Guard {
     alive: Option<OwnedFd>,
@@ -65,8 +66,8 @@ impl Guard {
         if unsafe { libc::tcgetattr(terminal, &mut before) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the child of a process with threads may only call what is async-signal-safe (signal-safety(7)), which `wait_and_restore`
-        // keeps to; it does not return.
+        // SAFETY: the child of a process with threads may only call what is async-signal-safe (signal-safety(7)), which
+        // `wait_and_restore` keeps to; it does not return.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => wait_and_restore(terminal, &before, ended_fd, alive_fd),
@@ -88,7 +89,8 @@ impl Drop for Guard {
 
 /// The second process: no allocation, no lock, no panic, only calls that are async-signal-safe.
 fn wait_and_restore(terminal: libc::c_int, before: &libc::termios, ended: libc::c_int, alive: libc::c_int) -> ! {
-    // What ends the first process by way of the terminal is not for this one, and neither is being stopped in the background.
+    // What ends the first process by way of the terminal is not for this one, and neither is being stopped in the
+    // background.
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGTTOU] {
         // SAFETY: no handler is installed.
         unsafe { libc::signal(signal, libc::SIG_IGN) };

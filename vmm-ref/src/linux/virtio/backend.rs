@@ -24,7 +24,7 @@ pub trait Backend: fmt::Debug + Send {
     /// Serves one request, and returns how many bytes it wrote into the guest's buffers.
     ///
     /// # Errors
-    /// [`Malformed`]: the chain is no request, and the device needs a reset. What is wrong with a request itself is told to the guest
-    /// in its buffers.
+    /// [`Malformed`]: the chain is no request, and the device needs a reset. What is wrong with a request itself is
+    /// told to the guest in its buffers.
     fn serve(&mut self, memory: &GuestMemoryMmap, chain: &mut Chain) -> Result<u32, Malformed>;
 }

@@ -90,7 +90,8 @@ impl Backend for Block {
         read_only | 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX
     }
 
-    /// Capacity, the largest segment (not offered), and how many segments a request may have beside its header and its status.
+    /// Capacity, the largest segment (not offered), and how many segments a request may have beside its header and its
+    /// status.
     fn configuration(&self) -> Vec<u8> {
         let mut space = self.disk.sectors().to_le_bytes().to_vec();
         space.extend(0_u32.to_le_bytes());

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A descriptor chain that has been looked at: its buffers are in the guest's memory, and what the device reads comes before what it
-//! writes.
+//! A descriptor chain that has been looked at: its buffers are in the guest's memory, and what the device reads comes
+//! before what it writes.
 //!
-//! `virtio-queue` walks a chain no further than the table is long, and ends quietly where a descriptor is not to be had. That end is
-//! told from a proper one by the last descriptor, which then says that there is another.
+//! `virtio-queue` walks a chain no further than the table is long, and ends quietly where a descriptor is not to be
+//! had. That end is told from a proper one by the last descriptor, which then says that there is another.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};

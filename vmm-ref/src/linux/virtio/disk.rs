@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A disk: a raw file or a block device.
 //!
-//! A write that has returned is in the host's page cache: it outlives this process, however that ends. What the guest has flushed is
-//! on stable storage. The file keeps the size that it had: a part that somebody cuts off is an error to the guest, in both directions.
+//! A write that has returned is in the host's page cache: it outlives this process, however that ends. What the guest
+//! has flushed is on stable storage. The file keeps the size that it had: a part that somebody cuts off is an error to
+//! the guest, in both directions.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
@@ -178,8 +179,8 @@ impl Disk {
             // A size is at most an `i64`.
             let offset = at as libc::off_t;
             let done = match direction {
-                // SAFETY: the buffers lie in the mappings of `memory`, which outlives the call. They are the guest's, whose processors
-                // may write them meanwhile: nothing in this process holds a reference to them.
+                // SAFETY: the buffers lie in the mappings of `memory`, which outlives the call. They are the guest's,
+                // whose processors may write them meanwhile: nothing in this process holds a reference to them.
                 Direction::In => unsafe { libc::preadv(fd, left.as_ptr(), count, offset) },
                 // SAFETY: as above.
                 Direction::Out => unsafe { libc::pwritev(fd, left.as_ptr(), count, offset) },

@@ -7,8 +7,9 @@ use interrupt_core::LevelInterrupt;
 
 /// A [`LevelInterrupt`] whose changes are made one after the other.
 ///
-/// A [`LevelInterrupt`] leaves a change to the thread that is at the source already. The guest's acknowledgement must not do
-/// that: the guest goes on to its EOI, would find the line still high, and would take the interrupt once more for nothing.
+/// A [`LevelInterrupt`] leaves a change to the thread that is at the source already. The guest's acknowledgement must
+/// not do that: the guest goes on to its EOI, would find the line still high, and would take the interrupt once more
+/// for nothing.
 #[derive(Debug)]
 pub struct OrderedInterrupt {
     interrupt: LevelInterrupt,

@@ -34,7 +34,8 @@ pub const QUEUE_MAX: u16 = 256;
 /// The size of the window in bytes.
 pub const WINDOW: u64 = 0x200;
 
-/// The offset of the register that the guest writes when there is something in the queue. Its writes are an event of the ioevent bus.
+/// The offset of the register that the guest writes when there is something in the queue. Its writes are an event of
+/// the ioevent bus.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// "virt", and the version of the interface.
@@ -75,7 +76,8 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// The transport of `backend`, with that interrupt. `kick` is a blocking eventfd that each write to [`QUEUE_NOTIFY`] signals.
+    /// The transport of `backend`, with that interrupt. `kick` is a blocking eventfd that each write to
+    /// [`QUEUE_NOTIFY`] signals.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
         interrupt: LevelInterrupt,
@@ -249,7 +251,8 @@ fn set_half(value: &mut u64, select: u32, to: u32) {
     }
 }
 
-/// Registers are accessed as aligned words of 4 bytes (section 4.2.2.2), the configuration in any way. Others read as 0 and are ignored.
+/// Registers are accessed as aligned words of 4 bytes (section 4.2.2.2), the configuration in any way. Others read as 0
+/// and are ignored.
 impl DeviceMmio for Mmio {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! virtio devices (Virtual I/O Device Version 1.2) with one queue each, behind the MMIO transport.
 //!
-//! The guest's processors reach the registers ([`mmio`]); a thread of the device's own serves its queue ([`worker`]) by one of the
-//! [`Backend`](backend::Backend)s. What a guest has made up in its memory is looked at in one place, [`chain`].
+//! The guest's processors reach the registers ([`mmio`]); a thread of the device's own serves its queue ([`worker`]) by
+//! one of the [`Backend`](backend::Backend)s. What a guest has made up in its memory is looked at in one place,
+//! [`chain`].
 
 pub mod backend;
 pub mod block;

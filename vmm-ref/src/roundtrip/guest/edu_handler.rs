@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! QEMU's `edu` device as the guest sees it, and the part of the handler that serves it.
 //!
-//! Its line is high while its interrupt status is not 0. The registers lie in memory that the guest has been given whole, so that
-//! reaching them costs no exit.
+//! Its line is high while its interrupt status is not 0. The registers lie in memory that the guest has been given
+//! whole, so that reaching them costs no exit.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ptr};
@@ -18,7 +18,8 @@ pub(super) fn serve(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.test(eax, eax)?;
     a.jz(nothing)?;
     a.mov(dword_ptr(ACKNOWLEDGE as u32).gs(), eax)?;
-    // On a bus a write is under way for a while after the CPU has gone on; a read comes after it, and the EOI after the read.
+    // On a bus a write is under way for a while after the CPU has gone on; a read comes after it, and the EOI after the
+    // read.
     a.mov(eax, dword_ptr(STATUS as u32).gs())?;
     // The device's next request comes after this word, so that it cannot have merged with the one that is served.
     a.mov(eax, ptr(raised(0) as u32))?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where things are in the guest's memory and port space. The program and the host's view of it are both made from these.
+//! Where things are in the guest's memory and port space. The program and the host's view of it are both made from
+//! these.
 
 /// Size of the guest's memory in bytes, from address 0: all that real mode reaches without segments.
 pub const MEMORY_SIZE: usize = 0x1_0000;
@@ -16,8 +17,8 @@ pub const ACKNOWLEDGE_PORT: u16 = 0x5a0;
 /// A byte written here says that the CPU took a vector that nothing in this machine raises.
 pub const FAULT_PORT: u16 = 0x5af;
 
-/// The device's doorbell in port space: the guest stores 4 bytes here, with any value. It is below 0x100, so that the instruction
-/// holds the port and nothing has to be loaded for it while the store is timed.
+/// The device's doorbell in port space: the guest stores 4 bytes here, with any value. It is below 0x100, so that the
+/// instruction holds the port and nothing has to be loaded for it while the store is timed.
 pub const DOORBELL_PORT: u16 = 0xe0;
 
 /// The device's doorbell in memory space: 4 bytes, any value. FS has its base here.
@@ -38,13 +39,15 @@ pub(super) const STACK: u64 = 0x8000;
 /// Where the program starts.
 pub(super) const CODE: u64 = 0x1000;
 
-/// The status page, whose words are 32 bits wide. What the guest writes and what the host writes lie in different cache lines.
+/// The status page, whose words are 32 bits wide. What the guest writes and what the host writes lie in different cache
+/// lines.
 pub(super) const READY: u64 = 0x3000;
 pub(super) const HANDLER_RUNS: u64 = 0x3040;
 pub(super) const FOUND_NOTHING: u64 = 0x3044;
 pub(super) const STRAY: u64 = 0x3048;
 
-/// Stores to make to each doorbell in the next batch. The host writes it, before the guest starts and when a batch is made.
+/// Stores to make to each doorbell in the next batch. The host writes it, before the guest starts and when a batch is
+/// made.
 pub(super) const BATCH: u64 = 0x3080;
 
 /// Stores made so far to doorbell `n`. The guest writes it.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The embedded guest: a real-mode program that serves level interrupts, and the page of memory through which it and its
-//! devices meet.
+//! The embedded guest: a real-mode program that serves level interrupts, and the page of memory through which it and
+//! its devices meet.
 //!
-//! The page makes a round trip exit-free: a device raises a request by adding 1 to its [`Registers::raised`](status::Registers::raised), the handler
-//! serves it by copying that into [`Registers::serviced`](status::Registers::serviced), and a device that is told of an EOI sees by comparing the two
-//! whether its cause is gone. The handler counts its runs, so that lost and spurious interrupts are found by comparing numbers
-//! and not by guessing.
+//! The page makes a round trip exit-free: a device raises a request by adding 1 to its
+//! [`Registers::raised`](status::Registers::raised), the handler serves it by copying that into
+//! [`Registers::serviced`](status::Registers::serviced), and a device that is told of an EOI sees by comparing the two
+//! whether its cause is gone. The handler counts its runs, so that lost and spurious interrupts are found by comparing
+//! numbers and not by guessing.
 
 pub(crate) mod chips;
 pub(crate) mod edu_handler;

@@ -25,7 +25,8 @@ pub struct Program {
     pub controller: Controller,
     /// How many devices share the line: 1 to `MAX_DEVICES`.
     pub devices: usize,
-    /// Whether the one device is an `edu` at [`BAR_ADDRESS`](super::layout::BAR_ADDRESS), which the handler serves there.
+    /// Whether the one device is an `edu` at [`BAR_ADDRESS`](super::layout::BAR_ADDRESS), which the handler serves
+    /// there.
     pub edu: bool,
     /// Whether the handler writes [`ACKNOWLEDGE_PORT`] before the EOI.
     pub acknowledge: bool,
@@ -38,8 +39,8 @@ pub struct Program {
 /// What the program does between interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// It halts, for two reasons. With an in-kernel irqchip that costs no exit. And where KVM has to emulate every instruction,
-    /// it looks for an interrupt only once in a batch of them, but at once in a halt.
+    /// It halts, for two reasons. With an in-kernel irqchip that costs no exit. And where KVM has to emulate every
+    /// instruction, it looks for an interrupt only once in a batch of them, but at once in a halt.
     Halt,
     /// It spins. On a split irqchip an EOI becomes known when the CPU next enters the guest, and a halted one does not.
     Spin,
@@ -174,8 +175,8 @@ impl Program {
         Ok(())
     }
 
-    /// Both 8259s masked (an uninitialised one would inject a vector of its own for the same GSI), the LAPIC on and deaf to
-    /// them, and the line's pin level-triggered.
+    /// Both 8259s masked (an uninitialised one would inject a vector of its own for the same GSI), the LAPIC on and
+    /// deaf to them, and the line's pin level-triggered.
     fn set_up_ioapic(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         mask_pics(a)?;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Ringing the device's doorbells: the guest's instructions, and the host's view of what they leave.
 //!
-//! The guest makes batches of stores, as many as the host has put down for the next one. It reads its time-stamp counter before
-//! and after each store, and leaves the difference in memory. Then it writes [`BATCH_PORT`]; the exit that this costs is
-//! in no figure, and while it lasts the guest stands still and the host takes the samples.
+//! The guest makes batches of stores, as many as the host has put down for the next one. It reads its time-stamp
+//! counter before and after each store, and leaves the difference in memory. Then it writes [`BATCH_PORT`]; the exit
+//! that this costs is in no figure, and while it lasts the guest stands still and the host takes the samples.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,8 +29,8 @@ pub enum Timed {
 /// In the order of a batch.
 const TIMED: [Timed; TIMED_STEPS] = [Timed::Pio, Timed::Mmio, Timed::Clock];
 
-/// Makes batches of stores until the next one has none. With the word at [`BATCH`] 0, as it is when nobody writes it, there is no
-/// store at all.
+/// Makes batches of stores until the next one has none. With the word at [`BATCH`] 0, as it is when nobody writes it,
+/// there is no store at all.
 pub(super) fn ring(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut batch = a.create_label();
     let mut done = a.create_label();
@@ -84,7 +84,8 @@ impl Ringing {
         })
     }
 
-    /// Lets the next batch have `stores` to each doorbell, [`BATCH_MAX`] at most. With 0 the guest goes on to its interrupts.
+    /// Lets the next batch have `stores` to each doorbell, [`BATCH_MAX`] at most. With 0 the guest goes on to its
+    /// interrupts.
     ///
     /// It is for a guest that has not started, or that stands still in its write to [`BATCH_PORT`].
     pub fn next(&self, stores: u32) {

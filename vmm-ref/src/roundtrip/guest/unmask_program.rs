@@ -9,8 +9,8 @@ use crate::roundtrip::guest::chips::{RTE_LEVEL, RTE_MASKED, mask_pics, redirecti
 use crate::roundtrip::guest::image::Image;
 use crate::roundtrip::guest::layout::{CODE, READY, STACK, raised, serviced};
 
-/// Makes the pin level-triggered and masked, gets ready, waits until register `raised` of device 0 is not 0, unmasks the pin,
-/// sets `serviced` to 1, and halts for good.
+/// Makes the pin level-triggered and masked, gets ready, waits until register `raised` of device 0 is not 0, unmasks
+/// the pin, sets `serviced` to 1, and halts for good.
 ///
 /// # Errors
 /// None in practice; the assembler's error would name the instruction.

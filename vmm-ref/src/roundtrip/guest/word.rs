@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, VolatileMemory as _};
 
-/// An aligned 32-bit word of guest memory. It is looked up once, so that using it on the hot path can neither fail nor cost
-/// more than the access.
+/// An aligned 32-bit word of guest memory. It is looked up once, so that using it on the hot path can neither fail nor
+/// cost more than the access.
 pub struct GuestWord {
     word: NonNull<AtomicU32>,
     /// Keeps the mapping.
     _memory: Arc<GuestMemoryMmap>,
 }
 
-// SAFETY: it is a shared reference to an atomic, which any thread may use and drop; the mapping it keeps alive is Send + Sync.
+// SAFETY: it is a shared reference to an atomic, which any thread may use and drop; the mapping it keeps alive is Send
+// + Sync.
 unsafe impl Send for GuestWord {}
 // SAFETY: as for Send.
 unsafe impl Sync for GuestWord {}
@@ -41,8 +42,8 @@ impl Deref for GuestWord {
     type Target = AtomicU32;
 
     fn deref(&self) -> &AtomicU32 {
-        // SAFETY: `word` came from a reference into the mapping, which vm-memory checked for range and alignment, and the
-        // mapping is never moved or unmapped while `_memory` is held. All access through it is atomic.
+        // SAFETY: `word` came from a reference into the mapping, which vm-memory checked for range and alignment, and
+        // the mapping is never moved or unmapped while `_memory` is held. All access through it is atomic.
         unsafe { self.word.as_ref() }
     }
 }
