@@ -132,12 +132,12 @@ impl Control {
 }
 
 /// Why INTx could not be taken to where it has to be.
-enum Fault {
+enum StepError {
     Step(Arc<interrupt_core::Error>),
     NoRelay,
 }
 
-impl From<interrupt_core::Error> for Fault {
+impl From<interrupt_core::Error> for StepError {
     fn from(error: interrupt_core::Error) -> Self {
         Self::Step(Arc::new(error))
     }
@@ -268,11 +268,11 @@ impl StateMachine {
         })
     }
 
-    fn error(&self, operation: &'static str, fault: Fault, control: &mut Control) -> Error {
+    fn error(&self, operation: &'static str, fault: StepError, control: &mut Control) -> Error {
         let device = self.device.label().to_owned();
         match fault {
-            Fault::NoRelay => Error::NoRelay { operation, device },
-            Fault::Step(source) => {
+            StepError::NoRelay => Error::NoRelay { operation, device },
+            StepError::Step(source) => {
                 // For those who ask later.
                 if control.wiring == Wiring::Off {
                     control.reason = Reason::Failed(Arc::clone(&source));
@@ -333,14 +333,14 @@ impl StateMachine {
     }
 
     /// Takes INTx to where it has to be. On an error INTx is where it was, or off.
-    fn settle(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+    fn settle(&self, control: &mut Control) -> std::result::Result<(), StepError> {
         let (target, reason) = self.target(control);
         let line = match &control.desired.line {
             Some((line, _)) if target != Wiring::Off => line.clone(),
             _ => {
                 let no_relay = matches!(reason, Reason::NoRelay);
                 self.off(control, reason);
-                return if no_relay { Err(Fault::NoRelay) } else { Ok(()) };
+                return if no_relay { Err(StepError::NoRelay) } else { Ok(()) };
             }
         };
         let settled = self.settle_on(control, &line, target, reason);
@@ -354,7 +354,7 @@ impl StateMachine {
         line: &GuestLine,
         target: Wiring,
         reason: Reason,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), StepError> {
         if control.stays() {
             match self.change_path(control, line, target) {
                 None => {}
@@ -392,7 +392,7 @@ impl StateMachine {
         control: &mut Control,
         path: Path,
         error: interrupt_core::Error,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), StepError> {
         log::warn!("INTx of {}: {path} failed: {error}", self.device.label());
         let error = Arc::new(error);
         control.fallbacks += 1;
@@ -462,7 +462,7 @@ impl StateMachine {
     // ---- the steps between the wirings ----
 
     /// Any -> Quiesced. On an error Off.
-    fn quiesce(&self, control: &mut Control) -> std::result::Result<(), Fault> {
+    fn quiesce(&self, control: &mut Control) -> std::result::Result<(), StepError> {
         let quiesced = match control.wiring {
             Wiring::Quiesced => return Ok(()),
             Wiring::Off => self.set_up(control).and_then(|()| self.silence()),
@@ -482,7 +482,7 @@ impl StateMachine {
         if let Err(error) = quiesced {
             let error = Arc::new(error);
             self.off(control, Reason::Failed(Arc::clone(&error)));
-            return Err(Fault::Step(error));
+            return Err(StepError::Step(error));
         }
         self.force_deassert(control);
         control.wiring = Wiring::Quiesced;
@@ -527,7 +527,7 @@ impl StateMachine {
     }
 
     /// Quiesced -> Relay, unmasked. On an error Off.
-    fn open_relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), Fault> {
+    fn open_relay(&self, control: &mut Control, line: &GuestLine) -> std::result::Result<(), StepError> {
         control.wiring = Wiring::Relay;
         control.swaps += 1;
         let opened = self
@@ -540,10 +540,10 @@ impl StateMachine {
             .map_err(|error| self.give_up(control, error))
     }
 
-    fn give_up(&self, control: &mut Control, error: interrupt_core::Error) -> Fault {
+    fn give_up(&self, control: &mut Control, error: interrupt_core::Error) -> StepError {
         let error = Arc::new(error);
         self.off(control, Reason::Failed(Arc::clone(&error)));
-        Fault::Step(error)
+        StepError::Step(error)
     }
 
     /// Unmasks a device that signals the relay, at any price: a device that has just been set up is not masked.
@@ -787,7 +787,7 @@ impl StateMachine {
             if current && lost {
                 self.off(control, Reason::Failed(Arc::clone(&error)));
             }
-            self.error("relay", Fault::Step(error), control)
+            self.error("relay", StepError::Step(error), control)
         })
     }
 

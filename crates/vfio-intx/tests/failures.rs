@@ -17,7 +17,7 @@ use common::rows::{MOMENTS, Moment};
 use common::world::World;
 use interrupt_core::forward::{DeviceInterrupt, GuestLine, InterruptInfo, Path, Producer};
 use interrupt_core::testing::{ManualNotifier, RecordingSource};
-use interrupt_core::{Delivery, EoiNotifier, Error as LineError, Gsi, LevelSource, Listener, SourceKey};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, SourceKey};
 use vfio_intx::irq_set::{IrqInfo, IrqSet, MSI, flags};
 use vfio_intx::{Error, Intx, IntxState, ModelIntx, Reason, State};
 
@@ -689,13 +689,7 @@ fn labels_reach_the_status() {
         format!("{:?}", world.intx),
         "INTx of model: split kick on gsi 10 (irqfd): connected so"
     );
-    assert!(matches!(
-        world.intx.status().last_error.as_deref(),
-        None | Some(LineError::Device { .. })
-    ));
     assert!(world.intx.status().last_error.is_none());
-    let trigger = new_eventfd();
-    assert!(trigger.as_fd().try_clone_to_owned().is_ok());
 }
 
 /// A mask and an unmask of a device whose other end is gone are errors, of a device that masks itself and of one that pulses.

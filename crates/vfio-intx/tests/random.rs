@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use std::os::fd::AsFd;
 use std::time::Duration;
 use vfio_intx::irq_set::{IrqSet, MSI};
-use vfio_intx::{ModelIntx, State};
+use vfio_intx::{ModelIntx, Reason, State};
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -24,6 +24,8 @@ enum Op {
     /// Line (0 or 1) and kind (0 to 3), or nowhere.
     Route(Option<(usize, usize)>),
     Mask(bool),
+    /// The connection is to take this path, or the best.
+    Path(Option<Path>),
     /// The guest writes the bit; the state machine hears of it before or after the device does.
     DisIntx {
         set: bool,
@@ -53,6 +55,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(Op::Disable),
         4 => prop::option::weighted(0.8, (0..2usize, 0..4usize)).prop_map(Op::Route),
         1 => any::<bool>().prop_map(Op::Mask),
+        2 => prop::option::of(prop::sample::select(vec![Path::Relay, Path::KernelLoop])).prop_map(Op::Path),
         1 => any::<(bool, bool)>().prop_map(|(set, device_first)| Op::DisIntx { set, device_first }),
         1 => Just(Op::Reset),
         1 => any::<bool>().prop_map(Op::Msi),
@@ -73,6 +76,8 @@ fn ops() -> impl Strategy<Value = Op> {
 struct Machine {
     world: World<Arc<ModelIntx>>,
     in_service: [bool; 2],
+    /// INTx and MSI were asked for at a time when VFIO has the other.
+    msi_met_intx: bool,
     message: std::os::fd::OwnedFd,
 }
 
@@ -81,6 +86,7 @@ impl Machine {
         Self {
             world: World::soft(device),
             in_service: [false; 2],
+            msi_met_intx: false,
             message: common::new_eventfd(),
         }
     }
@@ -110,6 +116,7 @@ impl Machine {
                 let line = to.map(|(line, kind)| self.guest_line(line, kind));
                 drop(self.world.route(line));
             }
+            Op::Path(only) => drop(world.connection.restrict(only)),
             Op::Mask(true) => drop(world.intx.mask()),
             Op::Mask(false) => drop(world.intx.unmask()),
             Op::DisIntx { set, device_first } => {
@@ -123,11 +130,11 @@ impl Machine {
             Op::Msi(true) => {
                 drop(world.intx.enter_msi());
                 let request = IrqSet::trigger(Some(self.message.as_fd()));
-                drop(world.rig.set_irqs(&IrqSet { index: MSI, ..request }));
+                self.msi_met_intx |= world.rig.set_irqs(&IrqSet { index: MSI, ..request }).is_err();
             }
             Op::Msi(false) => {
                 let request = IrqSet::disable();
-                drop(world.rig.set_irqs(&IrqSet { index: MSI, ..request }));
+                self.msi_met_intx |= world.rig.set_irqs(&IrqSet { index: MSI, ..request }).is_err();
                 drop(world.intx.leave_msi());
             }
             Op::Raise(bits) => world.rig.raise(bits),
@@ -193,37 +200,46 @@ impl Machine {
         }
     }
 
-    /// The guest looks at everything until nothing more comes.
+    /// The guest ends what it has begun and looks at everything until nothing more comes. Nobody mends anything: INTx is asked
+    /// only to end a mask that it was asked for.
     fn check_at_the_end(mut self) {
         self.world.rig.refuse(0, 0, 0);
         for line in 0..2 {
             self.apply(Op::Eoi(line));
             self.apply(Op::MaskPin(line, false));
         }
-        self.apply(Op::DisIntx {
-            set: false,
-            device_first: true,
-        });
-        self.apply(Op::Mask(false));
-        self.apply(Op::Msi(false));
-        let world = &mut self.world;
-        if world.route(Some(world.guest.a.kernel())).is_err() {
-            world.route(Some(world.guest.a.kernel())).unwrap();
+        let saved = self.world.intx.save();
+        if saved.disintx {
+            self.apply(Op::DisIntx {
+                set: false,
+                device_first: true,
+            });
         }
-        let state = world.intx.enable().unwrap();
-        assert!(
-            [State::Carried(Path::Relay), State::Carried(Path::KernelLoop)].contains(&state),
-            "{}",
-            world.intx.status()
-        );
+        if saved.masked {
+            self.apply(Op::Mask(false));
+        }
+        let world = &mut self.world;
         for _ in 0..8 {
             world.settle();
             world.guest_step();
         }
-        assert_eq!(world.rig.status(), 0, "lost: {:?} {:?}", world.intx, world.rig);
-        assert!(!world.rig.is_masked(), "masked: {:?} {:?}", world.intx, world.rig);
-        assert!(!world.guest.a.is_high() && !world.guest.b.is_high());
-        world.works(2);
+        let status = world.intx.status();
+        let what = format!("{status}: {:?}, {:?}", world.rig, world.connection);
+        match (status.state, status.reason) {
+            (State::Carried(_), _) => {
+                assert_eq!(world.rig.status(), 0, "lost: {what}");
+                assert!(!world.rig.is_masked(), "masked: {what}");
+                world.works(2);
+            }
+            (State::Masked, _) => panic!("nobody masks it: {what}"),
+            (State::Disabled, Reason::NotEnabled) => assert!(!saved.enabled, "{what}"),
+            (State::Disabled, Reason::Msi) => assert!(saved.msi, "{what}"),
+            // The connection says why there is no line, or INTx what has failed.
+            (State::Disabled, Reason::NoLine) => assert_eq!(world.connection.path(), None, "{what}"),
+            (State::Disabled, Reason::Failed(_)) => assert!(world.rig.refused() > 0 || self.msi_met_intx, "{what}"),
+            (State::Disabled, _) => panic!("no reason: {what}"),
+        }
+        assert!(!world.any_line_is_high(), "{what}");
     }
 }
 
@@ -265,7 +281,7 @@ proptest! {
             match op {
                 // What the guest, the event loop and the kernel do, and changes that leave it enabled and routed.
                 Op::Raise(_) | Op::Accept(_) | Op::Serve(_) | Op::Eoi(_) | Op::ForeignEoi(_) | Op::MaskPin(..)
-                | Op::RunRelay | Op::RunKernel | Op::Route(Some(_)) | Op::Reset => machine.apply(op),
+                | Op::RunRelay | Op::RunKernel | Op::Route(Some(_)) | Op::Path(_) | Op::Reset => machine.apply(op),
                 Op::Mask(_) => {
                     machine.apply(Op::Mask(true));
                     machine.apply(Op::Mask(false));
