@@ -13,8 +13,8 @@ const ENXIO: i32 = 6;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A step at the device or at the line failed, and there was no other way. `state` is where INTx is now; it works, or is
-    /// disabled, and is not left masked.
+    /// A step at the device or at the line failed, and there was no other way. `state` is where INTx is now; it works,
+    /// or is disabled, and is not left masked.
     #[error("{operation} INTx of {device}: {source}; it is now in state: {state}")]
     Step {
         /// What was asked for.
@@ -44,8 +44,8 @@ pub enum Error {
         /// The device's label.
         device: String,
     },
-    /// A saved state that cannot be one of this device, or is restored at the wrong time. `errno` is EINVAL. Nothing has
-    /// changed.
+    /// A saved state that cannot be one of this device, or is restored at the wrong time. `errno` is EINVAL. Nothing
+    /// has changed.
     #[error("restore INTx of {device}: {reason}")]
     Saved {
         /// The device's label.

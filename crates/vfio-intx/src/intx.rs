@@ -18,14 +18,15 @@ use crate::status::{State, Status};
 /// The INTx of one device: a [`Producer`], which a [`Connection`](interrupt_core::forward::Connection) leads to a
 /// line of the guest.
 ///
-/// The VMM says what it wants of INTx (enabled, masked, in MSI mode), the connection which line and path; each operation
-/// returns the [`State`] that follows. When a direct path fails, INTx falls to its relay, and is disabled when the relay cannot
-/// be had. INTx is never masked with nobody to unmask it, and [`status`](Self::status) says where it is and why. While INTx is
-/// disabled because a step failed, each operation tries again, and can return the errors of [`enable`](Self::enable).
+/// The VMM says what it wants of INTx (enabled, masked, in MSI mode), the connection which line and path; each
+/// operation returns the [`State`] that follows. When a direct path fails, INTx falls to its relay, and is disabled
+/// when the relay cannot be had. INTx is never masked with nobody to unmask it, and [`status`](Self::status) says where
+/// it is and why. While INTx is disabled because a step failed, each operation tries again, and can return the errors
+/// of [`enable`](Self::enable).
 ///
-/// All methods may be called from any thread; one at a time takes effect. They make system calls, and some wait for the line's
-/// notifier: none is for the path of an interrupt. None may be called from within a callback of the line, or a method of the
-/// line or the device.
+/// All methods may be called from any thread; one at a time takes effect. They make system calls, and some wait for the
+/// line's notifier: none is for the path of an interrupt. None may be called from within a callback of the line, or a
+/// method of the line or the device.
 ///
 /// Dropping it disables INTx. Use one `Intx` for a device: VFIO gives the interrupt to whoever sets the last trigger.
 pub struct Intx {
@@ -33,8 +34,8 @@ pub struct Intx {
 }
 
 impl Intx {
-    /// The INTx of `device`, disabled and not connected, and the relay that an event loop has to run for it. A VMM whose lines
-    /// all have a direct path can drop the relay.
+    /// The INTx of `device`, disabled and not connected, and the relay that an event loop has to run for it. A VMM
+    /// whose lines all have a direct path can drop the relay.
     ///
     /// # Errors
     /// [`Error::NoInterrupt`] when the device has no INTx (ENODEV), or one that cannot signal an eventfd (ENOTTY);
@@ -68,8 +69,8 @@ impl Intx {
     /// Enables INTx. An enabled INTx that fell back to the relay tries its direct path once more.
     ///
     /// # Errors
-    /// [`Error::NoRelay`]; [`Error::Step`] with the error of the subscription to the line or of the device. INTx is disabled
-    /// then.
+    /// [`Error::NoRelay`]; [`Error::Step`] with the error of the subscription to the line or of the device. INTx is
+    /// disabled then.
     pub fn enable(&self) -> Result<State> {
         self.machine.change("enable", |control| {
             control.desired.enabled = true;
@@ -87,8 +88,8 @@ impl Intx {
     }
 
     /// Masks INTx on the guest's behalf, or on the VMM's own: the line goes low and stays low. What the device asserts
-    /// meanwhile comes up at the unmask, if the device still asserts it then; a pulse is kept. The mask is a flag and not a
-    /// count.
+    /// meanwhile comes up at the unmask, if the device still asserts it then; a pulse is kept. The mask is a flag and
+    /// not a count.
     ///
     /// # Errors
     /// [`Error::Step`] when the device is gone, or refuses all that would hold it back. INTx is disabled then.
@@ -105,8 +106,9 @@ impl Intx {
             .change("unmask", |control| control.desired.guest_mask = false)
     }
 
-    /// Follows a write of Interrupt Disable in the command register, by the guest or by the VMM. The VMM passes the write on
-    /// to the device itself, before or after. While the bit is set the line is low, as that of a PCI device is.
+    /// Follows a write of Interrupt Disable in the command register, by the guest or by the VMM. The VMM passes the
+    /// write on to the device itself, before or after. While the bit is set the line is low, as that of a PCI device
+    /// is.
     ///
     /// # Errors
     /// As [`mask`](Self::mask) and [`unmask`](Self::unmask).
@@ -116,7 +118,8 @@ impl Intx {
         })
     }
 
-    /// Disables INTx because the device is to use MSI or MSI-X: VFIO sets up one kind at a time. Enable those after this.
+    /// Disables INTx because the device is to use MSI or MSI-X: VFIO sets up one kind at a time. Enable those after
+    /// this.
     ///
     /// # Errors
     /// As [`disable`](Self::disable).
@@ -137,10 +140,11 @@ impl Intx {
         })
     }
 
-    /// Resets the device by calling `reset`, with INTx disabled meanwhile, so that no interrupt from before is seen after.
+    /// Resets the device by calling `reset`, with INTx disabled meanwhile, so that no interrupt from before is seen
+    /// after.
     ///
-    /// Interrupt Disable and a [`mask`](Self::mask) stay as they are: VFIO_DEVICE_RESET restores the command register. A VMM
-    /// that clears Interrupt Disable in the register, as QEMU does before a reset, says so by
+    /// Interrupt Disable and a [`mask`](Self::mask) stay as they are: VFIO_DEVICE_RESET restores the command register.
+    /// A VMM that clears Interrupt Disable in the register, as QEMU does before a reset, says so by
     /// [`set_disintx`](Self::set_disintx), within `reset` or around it.
     ///
     /// # Errors
@@ -157,8 +161,8 @@ impl Intx {
     }
 
     /// Sets the host's name of this interrupt, for explicit forwarding
-    /// ([`Registry::forward`](interrupt_core::forward::Registry::forward)) and for forwarding by the host. Before INTx is
-    /// connected.
+    /// ([`Registry::forward`](interrupt_core::forward::Registry::forward)) and for forwarding by the host. Before INTx
+    /// is connected.
     pub fn set_irq(&self, irq: Option<DeviceIrq>) {
         self.machine.with(|control| control.irq = irq);
     }
@@ -187,12 +191,12 @@ impl Intx {
         })
     }
 
-    /// Restores what was saved, on an `Intx` that is not enabled. It can be connected before or after. A device that asserts
-    /// its level signals it at once.
+    /// Restores what was saved, on an `Intx` that is not enabled. It can be connected before or after. A device that
+    /// asserts its level signals it at once.
     ///
     /// # Errors
-    /// [`Error::Saved`] for a state of another version, a pending pulse of a device with a level, or when INTx is enabled
-    /// already; and those of [`enable`](Self::enable).
+    /// [`Error::Saved`] for a state of another version, a pending pulse of a device with a level, or when INTx is
+    /// enabled already; and those of [`enable`](Self::enable).
     pub fn restore(&self, saved: &IntxState) -> Result<State> {
         let IntxState {
             version,
@@ -252,11 +256,12 @@ impl Intx {
     }
 }
 
-/// A stop on the line that INTx is on leaves an interrupt that is under way alone. What is asked of INTx between stop and start
-/// (enable, mask, Interrupt Disable) is kept and holds after the start.
+/// A stop on the line that INTx is on leaves an interrupt that is under way alone. What is asked of INTx between stop
+/// and start (enable, mask, Interrupt Disable) is kept and holds after the start.
 ///
-/// A path that fails at the start leaves INTx on the relay and is reported; the connection then tries the next path. A path that
-/// fails later, when INTx is unmasked say, leaves it on the relay as well, and the connection notices when it is next asked.
+/// A path that fails at the start leaves INTx on the relay and is reported; the connection then tries the next path. A
+/// path that fails later, when INTx is unmasked say, leaves it on the relay as well, and the connection notices when it
+/// is next asked.
 impl Producer for Intx {
     fn label(&self) -> &str {
         self.machine.device.label()

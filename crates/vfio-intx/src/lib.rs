@@ -4,22 +4,24 @@
 //! * [`Intx`] is the VMM's handle of one device's INTx, and the producer's end of a
 //!   [`Connection`](interrupt_core::forward::Connection), which decides by which path INTx goes to its line.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
-//! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO device's file
-//!   descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, `ModelIntx` (feature
-//!   `testing`) for tests.
+//! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO
+//!   device's file descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, `ModelIntx`
+//!   (feature `testing`) for tests.
 //!
 //! # An interrupt that comes while something changes
 //!
-//! INTx is a level: as long as the device asserts, an interrupt that could not be carried further is signalled again at the
-//! next unmask, and every change of wiring ends with an unmask. A signal that was under way through the old wires is dropped
-//! there. A device that does not mask itself has no such level; its signals are kept until they can be carried.
+//! INTx is a level: as long as the device asserts, an interrupt that could not be carried further is signalled again at
+//! the next unmask, and every change of wiring ends with an unmask. A signal that was under way through the old wires
+//! is dropped there. A device that does not mask itself has no such level; its signals are kept until they can be
+//! carried.
 //!
-//! A processor that has been sent an interrupt (a LAPIC with the vector in its IRR) takes the interrupt also after the line has
-//! fallen, as on hardware.
+//! A processor that has been sent an interrupt (a LAPIC with the vector in its IRR) takes the interrupt also after the
+//! line has fallen, as on hardware.
 //!
 //! # Sources
 //!
-//! Linux, `drivers/vfio/pci/vfio_pci_intrs.c` and `virt/kvm/eventfd.c`; the order of steps is that of QEMU's `hw/vfio/pci.c`.
+//! Linux, `drivers/vfio/pci/vfio_pci_intrs.c` and `virt/kvm/eventfd.c`; the order of steps is that of QEMU's
+//! `hw/vfio/pci.c`.
 //!
 //! # Example
 //!
@@ -27,6 +29,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+mod carrier;
 mod device;
 mod error;
 mod eventfd;

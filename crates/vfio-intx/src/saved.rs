@@ -3,8 +3,9 @@
 
 /// The part of an [`Intx`](crate::Intx) that a snapshot keeps.
 ///
-/// It says what the guest and the VMM have asked for, and not how INTx was wired: that follows from the line and the device
-/// at the place of restore. A level is not in it either: the device has it, and states it when INTx is set up again.
+/// It says what the guest and the VMM have asked for, and not how INTx was wired: that follows from the line and the
+/// device at the place of restore. A level is not in it either: the device has it, and states it when INTx is set up
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]

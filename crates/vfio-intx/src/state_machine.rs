@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The owner of an INTx's state: what is desired of INTx, how INTx is wired, and the steps between the wirings.
 //!
-//! [`StateMachine::target`] alone decides where INTx has to be; [`StateMachine::settle`] alone takes it there. Each change but
-//! one goes through [`Wiring::Quiesced`]: the device signals the relay, which carries nothing, and the line is low. A device
-//! with a level is unmasked as the last step of every way out, so that it signals again what it asserted meanwhile. QEMU's
-//! INTx code has the same order (`hw/vfio/pci.c`: mask, lower, rewire, unmask). The exception is a change of path on one line,
-//! which goes through [`Wiring::Held`] and leaves an interrupt that is under way alone.
+//! [`StateMachine::target`] alone decides where INTx has to be; [`StateMachine::settle`] alone takes it there. Each
+//! change but one goes through [`Wiring::Quiesced`]: the device signals the relay, which carries nothing, and the line
+//! is low. A device with a level is unmasked as the last step of every way out, so that it signals again what it
+//! asserted meanwhile. QEMU's INTx code has the same order (`hw/vfio/pci.c`: mask, lower, rewire, unmask). The
+//! exception is a change of path on one line, which goes through [`Wiring::Held`] and leaves an interrupt that is under
+//! way alone.
 //!
-//! [`Control::wiring`] always names the farthest place that the device may have reached: it is written before the first step
-//! towards a wiring. Every step that fails therefore has one way out: quiesce, then the relay, or disabled (laws 7 and 15).
+//! [`Control::wiring`] always names the farthest place that the device may have reached: it is written before the first
+//! step towards a wiring. Every step that fails therefore has one way out: quiesce, then the relay, or disabled (laws 7
+//! and 15).
 
 use std::any::Any;
 use std::io;
@@ -21,11 +23,11 @@ use interrupt_core::forward::{
 };
 use interrupt_core::{EoiGuard, Listener};
 
+use crate::carrier::level::LevelRelay;
+use crate::carrier::pulse::PulseRelay;
+use crate::carrier::{AtEoi, Carrier, RelayError, RelayStep, Wires};
 use crate::error::{Error, Result};
 use crate::eventfd;
-use crate::relay::level::LevelRelay;
-use crate::relay::pulse::PulseRelay;
-use crate::relay::wires::{AtEoi, Carrier, RelayError, RelayStep, Wires};
 use crate::status::{Reason, State, Status};
 
 const EBUSY: i32 = 16;
@@ -58,8 +60,8 @@ enum Wiring {
     HandOver(Path),
     /// The device signals the line, and the line's EOI the device.
     Direct(Path),
-    /// The path changes on this line, from this one. The device signals the relay, which takes note and carries nothing. An
-    /// interrupt that is under way on the line stays so, and its EOI is kept.
+    /// The path changes on this line, from this one. The device signals the relay, which takes note and carries
+    /// nothing. An interrupt that is under way on the line stays so, and its EOI is kept.
     Held(Path),
 }
 
@@ -85,8 +87,8 @@ pub(crate) struct Control {
     pub(crate) failed: Option<Arc<interrupt_core::Error>>,
     wiring: Wiring,
     reason: Reason,
-    /// The line that INTx is wired to, and the subscription of the EOI eventfd to its EOIs. One eventfd serves all paths, so
-    /// that no EOI finds nobody while the path changes.
+    /// The line that INTx is wired to, and the subscription of the EOI eventfd to its EOIs. One eventfd serves all
+    /// paths, so that no EOI finds nobody while the path changes.
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger of ours. It may have one although INTx is off, when it refused to give the trigger up.
     set_up: bool,
@@ -189,8 +191,8 @@ impl StateMachine {
     /// Runs `act` on the state. This is the only place that takes the lock; what `act` discards is dropped after it.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Control) -> R) -> R {
         let (result, discarded) = {
-            // A holder panics only when a line, a notifier or a device does. The wiring is written down as it is reached,
-            // and the next operation goes on from there.
+            // A holder panics only when a line, a notifier or a device does. The wiring is written down as it is
+            // reached, and the next operation goes on from there.
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             let result = act(&mut control);
             (result, std::mem::take(&mut control.discarded))
@@ -199,8 +201,8 @@ impl StateMachine {
         result
     }
 
-    /// Changes what is desired, and takes INTx to where that puts it. When that fails and INTx still works as before, the
-    /// desire is as before, too. When INTx is disabled the desire stands, and the next operation tries again.
+    /// Changes what is desired, and takes INTx to where that puts it. When that fails and INTx still works as before,
+    /// the desire is as before, too. When INTx is disabled the desire stands, and the next operation tries again.
     pub(crate) fn change(&self, operation: &'static str, change: impl FnOnce(&mut Control)) -> Result<State> {
         self.with(|control| {
             let mut desired = control.desired.clone();
@@ -423,8 +425,8 @@ impl StateMachine {
         }
     }
 
-    /// Makes `line` the one that INTx is wired to, keeping the subscription when there is no new one. The old subscription
-    /// ends after the new one has begun.
+    /// Makes `line` the one that INTx is wired to, keeping the subscription when there is no new one. The old
+    /// subscription ends after the new one has begun.
     fn attach(control: &mut Control, line: GuestLine, subscription: Option<EoiGuard>) {
         match (subscription, control.attached.take()) {
             (Some(guard), old) => {
@@ -626,12 +628,13 @@ impl StateMachine {
         control.reason = reason;
     }
 
-    // A change of path on one line. Nothing is lowered, masked or signalled again that need not be: an interrupt that is under
-    // way stays under way, and its EOI unmasks the device by whichever path there is when it comes. That makes the change
-    // cheap, since lowering a resample irqfd takes it away and puts it back; and exact, since an assertion on top of an
-    // interrupt that the guest is about to end would run the guest's handler for nothing.
+    // A change of path on one line. Nothing is lowered, masked or signalled again that need not be: an interrupt that
+    // is under way stays under way, and its EOI unmasks the device by whichever path there is when it comes. That makes
+    // the change cheap, since lowering a resample irqfd takes it away and puts it back; and exact, since an assertion
+    // on top of an interrupt that the guest is about to end would run the guest's handler for nothing.
 
-    /// Takes INTx to `target` on the line that it is wired to, if there is a short way. On an error INTx is somewhere on it.
+    /// Takes INTx to `target` on the line that it is wired to, if there is a short way. On an error INTx is somewhere
+    /// on it.
     fn change_path(&self, control: &mut Control, line: &GuestLine, target: Wiring) -> Option<Step> {
         if control.wiring == target {
             return Some(Ok(()));
@@ -656,8 +659,8 @@ impl StateMachine {
         } else {
             let prepared = level.prepare();
             prepared.map_err(|error| os("read(relay's eventfd)", line, error))?;
-            // Not masked first: what the device signals now has not been on the line, and what it signalled before is. A mask
-            // would hide which.
+            // Not masked first: what the device signals now has not been on the line, and what it signalled before is.
+            // A mask would hide which.
             self.signal_relay()?;
             self.device.set_unmask(None)?;
         }

@@ -32,8 +32,8 @@ impl fmt::Display for State {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The path is the one that INTx was connected by. [`Connection::explain`](interrupt_core::forward::Connection::explain)
-    /// says why that path was chosen.
+    /// The path is the one that INTx was connected by.
+    /// [`Connection::explain`](interrupt_core::forward::Connection::explain) says why that path was chosen.
     Connected,
     /// Not enabled.
     NotEnabled,
@@ -49,8 +49,8 @@ pub enum Reason {
     GuestMask,
     /// Interrupt Disable is set in the device's command register.
     DisIntx,
-    /// The path that INTx was connected by has failed, and the relay carries INTx instead. The path is tried again when INTx
-    /// is enabled (again), connected, reset, or comes back from MSI.
+    /// The path that INTx was connected by has failed, and the relay carries INTx instead. The path is tried again when
+    /// INTx is enabled (again), connected, reset, or comes back from MSI.
     FellBack {
         /// The path that failed.
         from: Path,

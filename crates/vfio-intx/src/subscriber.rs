@@ -31,11 +31,11 @@ impl Relay {
     }
 }
 
-/// Runs the relay in an event-manager. When the [`Intx`](crate::Intx) has been dropped the relay takes its eventfds out of the
-/// event-manager and does nothing any more; the subscriber itself has to be removed by the VMM.
+/// Runs the relay in an event-manager. When the [`Intx`](crate::Intx) has been dropped the relay takes its eventfds out
+/// of the event-manager and does nothing any more; the subscriber itself has to be removed by the VMM.
 ///
-/// An event-manager has no channel for errors: those of [`Relay::wait`] are logged. When the eventfds cannot be added, only
-/// direct paths are possible from then on.
+/// An event-manager has no channel for errors: those of [`Relay::wait`] are logged. When the eventfds cannot be added,
+/// only direct paths are possible from then on.
 impl MutEventSubscriber for Relay {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let Some(signal) = Signal::from_number(events.data().into()) else {

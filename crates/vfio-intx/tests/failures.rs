@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Bad input and failing steps on the model device: what the caller is told, and that the interrupt works afterwards or is
-//! disabled, and is never left masked.
+//! Bad input and failing steps on the model device: what the caller is told, and that the interrupt works afterwards or
+//! is disabled, and is never left masked.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
@@ -134,8 +134,8 @@ fn a_pulse_is_kept_while_the_wires_change() {
             world.settle();
         }
         world.rests();
-        // A line that is left with a pulse pending may be in service there, and the EOI of that is not to be taken for one of
-        // the next: the handler runs once more than needed.
+        // A line that is left with a pulse pending may be in service there, and the EOI of that is not to be taken for
+        // one of the next: the handler runs once more than needed.
         let spurious = u32::from(moment == "rerouted");
         assert_eq!((world.served, world.spurious), (1, spurious), "{moment}");
     }
@@ -692,7 +692,8 @@ fn labels_reach_the_status() {
     assert!(world.intx.status().last_error.is_none());
 }
 
-/// A mask and an unmask of a device whose other end is gone are errors, of a device that masks itself and of one that pulses.
+/// A mask and an unmask of a device whose other end is gone are errors, of a device that masks itself and of one that
+/// pulses.
 #[test]
 fn a_mask_of_a_device_that_is_gone_is_an_error() {
     for device in [level, pulse] {
@@ -733,8 +734,8 @@ fn what_msi_still_holds_is_enabled_later() {
     world.works(3);
 }
 
-/// The relay goes while it carries an interrupt, and INTx is connected by a direct path: because the relay was to hand over, or
-/// because it stood in for a direct path that had failed.
+/// The relay goes while it carries an interrupt, and INTx is connected by a direct path: because the relay was to hand
+/// over, or because it stood in for a direct path that had failed.
 #[test]
 fn without_its_relay_a_direct_path_is_taken_at_once() {
     for (moment, fell_back) in MOMENTS.into_iter().flat_map(|moment| [(moment, false), (moment, true)]) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The conformance list, part E, with the model device and a real KVM: irqfds, the kernel's IOAPIC or one in this process, and a
-//! guest's EOI that signals the eventfd which unmasks the device.
+//! The conformance list, part E, with the model device and a real KVM: irqfds, the kernel's IOAPIC or one in this
+//! process, and a guest's EOI that signals the eventfd which unmasks the device.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -74,8 +74,8 @@ fn main() -> ExitCode {
         .run()
 }
 
-/// The message of a split kick goes to a LAPIC that is not there, and KVM drops it. The guest then gives the entry a LAPIC that is
-/// there, at once or by way of a mask: the IOAPIC tells the pin's listeners, which unmasks the device.
+/// The message of a split kick goes to a LAPIC that is not there, and KVM drops it. The guest then gives the entry a
+/// LAPIC that is there, at once or by way of a mask: the IOAPIC tells the pin's listeners, which unmasks the device.
 fn what_an_absent_lapic_swallowed_is_signalled_again() {
     const ABSENT: u8 = 9;
     for by_mask in [false, true] {

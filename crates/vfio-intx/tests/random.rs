@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random sequences of everything that can be asked for and everything that can happen, steps that fail included. After each
-//! sequence, with the guest willing to look: never masked with nobody to unmask, and no assertion lost.
+//! Random sequences of everything that can be asked for and everything that can happen, steps that fail included. After
+//! each sequence, with the guest willing to look: never masked with nobody to unmask, and no assertion lost.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
@@ -107,8 +107,8 @@ impl Machine {
 
     fn apply(&mut self, op: Op) {
         let world = &mut self.world;
-        // An operation may fail when a step is refused, or when it is asked for at the wrong time; what holds afterwards is
-        // checked at the end.
+        // An operation may fail when a step is refused, or when it is asked for at the wrong time; what holds
+        // afterwards is checked at the end.
         match op {
             Op::Enable => drop(world.intx.enable()),
             Op::Disable => drop(world.intx.disable()),
@@ -200,8 +200,8 @@ impl Machine {
         }
     }
 
-    /// The guest ends what it has begun and looks at everything until nothing more comes. Nobody mends anything: INTx is asked
-    /// only to end a mask that it was asked for.
+    /// The guest ends what it has begun and looks at everything until nothing more comes. Nobody mends anything: INTx
+    /// is asked only to end a mask that it was asked for.
     fn check_at_the_end(mut self) {
         self.world.rig.refuse(0, 0, 0);
         for line in 0..2 {
@@ -243,7 +243,8 @@ impl Machine {
     }
 }
 
-/// More with PROPTEST_CASES. Failures are shrunk and printed; keeping them in a file is for whoever adds the regression test.
+/// More with PROPTEST_CASES. Failures are shrunk and printed; keeping them in a file is for whoever adds the regression
+/// test.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
@@ -266,8 +267,8 @@ proptest! {
         machine.check_at_the_end();
     }
 
-    /// The state machine alone: enabled on a path from the start and never asked again, so that a loss cannot be mended by
-    /// the final check's own operations.
+    /// The state machine alone: enabled on a path from the start and never asked again, so that a loss cannot be mended
+    /// by the final check's own operations.
     #[test]
     fn a_path_that_nobody_touches_recovers_by_itself(
         kind in 0..4usize,

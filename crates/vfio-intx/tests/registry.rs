@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! INTx in a registry: what a change of path leaves alone, what comes in the middle of one, and every part replaced while interrupts
-//! flow on threads.
+//! INTx in a registry: what a change of path leaves alone, what comes in the middle of one, and every part replaced
+//! while interrupts flow on threads.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
@@ -240,9 +240,9 @@ fn a_path_that_fails_gives_way_and_the_explanation_says_so() {
     }
 }
 
-/// Row 132. One step fails, of the device or of the line, at any moment of an interrupt, in a change of path or at the EOI that the
-/// change waits for. Nobody calls INTx or the connection after that: the interrupt is served, the next one too, and the status says where
-/// INTx is.
+/// Row 132. One step fails, of the device or of the line, at any moment of an interrupt, in a change of path or at the
+/// EOI that the change waits for. Nobody calls INTx or the connection after that: the interrupt is served, the next one
+/// too, and the status says where INTx is.
 #[test]
 fn any_failing_step_of_a_change_mends_itself() {
     const ENOMEM: i32 = 12;
@@ -504,8 +504,8 @@ fn storm() -> u32 {
     }
 }
 
-/// A part of the way of an interrupt is replaced every so often, at any moment, while a device, a kernel, a relay and a guest go on on
-/// threads of their own.
+/// A part of the way of an interrupt is replaced every so often, at any moment, while a device, a kernel, a relay and a
+/// guest go on on threads of their own.
 fn replaced_in_the_storm(
     replace: impl Fn(&Registry, &mut Option<Registration>, u32, &TestLine, &TestLine),
 ) -> (u32, u32) {
@@ -592,7 +592,8 @@ fn the_forwarder_is_replaced_in_the_storm() {
     assert_eq!(spurious, 0);
 }
 
-/// A line that an interrupt is under way on is left: it falls, and a guest that had begun with it finds the device served on the other.
+/// A line that an interrupt is under way on is left: it falls, and a guest that had begun with it finds the device
+/// served on the other.
 fn at_most_one_each(what: &str, (replaced, spurious): (u32, u32)) {
     println!("{replaced} changes of {what}, {spurious} handler runs for nothing");
     assert!(

@@ -176,8 +176,8 @@ fn on_threads(event_loop: Loop, device: Arc<ModelIntx>, count: u32, swap_every: 
             }
         }
     });
-    // Each raise was one handler run that found it. None was run for nothing, unless the line was changed, when an interrupt
-    // that the processor had accepted is one.
+    // Each raise was one handler run that found it. None was run for nothing, unless the line was changed, when an
+    // interrupt that the processor had accepted is one.
     assert_eq!(served.into_inner(), count);
     if swaps == 0 {
         assert_eq!(spurious.into_inner(), 0);

@@ -27,7 +27,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connects one [`Producer`] and one [`Consumer`] by the best path that both can do, and changes the path when asked to.
+/// Connects one [`Producer`] and one [`Consumer`] by the best path that both can do, and changes the path when asked
+/// to.
 ///
 /// The connection alone decides ([`decide`]). It stops both ends around every change, and can explain its choice.
 /// Either end can be missing, and can be replaced at any time. Dropping the connection disconnects the ends.
@@ -48,9 +49,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Locks
 /// The ends' methods are called one at a time, under the connection's own lock. A method of an end must not wait for
-/// another thread that uses the same connection. When a method of an end uses the connection itself, the call is refused
-/// ([`Error::Reentrant`]); a [`Registration`](super::Registration) that is dropped there ends with the operation that
-/// called the method. No end is dropped under the lock.
+/// another thread that uses the same connection. When a method of an end uses the connection itself, the call is
+/// refused ([`Error::Reentrant`]); a [`Registration`](super::Registration) that is dropped there ends with the
+/// operation that called the method. No end is dropped under the lock.
 pub struct Connection {
     state: Mutex<State>,
     inside: Mutex<Inside>,
@@ -138,7 +139,8 @@ impl Connection {
         self.with(|state| state.replace_consumer(consumer))?
     }
 
-    /// Decides again, because an end's abilities have changed or because a failed path may work by now. Returns the path.
+    /// Decides again, because an end's abilities have changed or because a failed path may work by now. Returns the
+    /// path.
     ///
     /// # Errors
     /// [`Error::Connect`], [`Error::NoPath`], [`Error::Reentrant`].
@@ -385,9 +387,9 @@ impl State {
         }
     }
 
-    /// One attempt, in the bracket of irqbypass: stop the producer, stop the consumer, change, start the consumer, start
-    /// the producer. On an error either nothing has changed, because a stop was refused, or the ends are disconnected and
-    /// neither is stopped.
+    /// One attempt, in the bracket of irqbypass: stop the producer, stop the consumer, change, start the consumer,
+    /// start the producer. On an error either nothing has changed, because a stop was refused, or the ends are
+    /// disconnected and neither is stopped.
     fn change_to(&mut self, path: Path, producer: &dyn Producer, consumer: &dyn Consumer) -> crate::Result<()> {
         self.stop(producer, consumer)?;
         if let Some(old) = self.path.take() {

@@ -33,9 +33,9 @@ pub trait DeviceInterrupt: fmt::Debug + Send + Sync {
     /// [`Error::Device`](crate::Error::Device) when the device has no such interrupt or cannot be asked.
     fn info(&self) -> Result<InterruptInfo>;
 
-    /// Sets the eventfd that the device signals, or takes it away. A first trigger enables the interrupt; `None` disables
-    /// it, and clears the unmask eventfd too. Exchanging one trigger for another keeps the mask; a signal that arrives in
-    /// between goes to one of the two.
+    /// Sets the eventfd that the device signals, or takes it away. A first trigger enables the interrupt; `None`
+    /// disables it, and clears the unmask eventfd too. Exchanging one trigger for another keeps the mask; a signal that
+    /// arrives in between goes to one of the two.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device); the trigger is then what it was before.
@@ -55,8 +55,8 @@ pub trait DeviceInterrupt: fmt::Debug + Send + Sync {
     /// [`Error::Device`](crate::Error::Device), with EINVAL when there is no trigger.
     fn mask(&self) -> Result<()>;
 
-    /// Unmasks the interrupt. When the device still holds its level it signals the trigger again and, when automasked, is
-    /// masked again. Unmasking an unmasked interrupt does nothing.
+    /// Unmasks the interrupt. When the device still holds its level it signals the trigger again and, when automasked,
+    /// is masked again. Unmasking an unmasked interrupt does nothing.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device), with EINVAL when there is no trigger.

@@ -30,8 +30,8 @@ impl fmt::Display for Side {
 pub struct ProducerState {
     /// The path that carries the interrupt; `None` while no path does.
     pub path: Option<Path>,
-    /// Why the interrupt is held back, if it is: masked on the guest's behalf, or not enabled. When that ends, the interrupt
-    /// takes the path that it was connected by.
+    /// Why the interrupt is held back, if it is: masked on the guest's behalf, or not enabled. When that ends, the
+    /// interrupt takes the path that it was connected by.
     pub held: Option<String>,
     /// A mask holds the interrupt back.
     pub masked: bool,
@@ -41,11 +41,12 @@ pub struct ProducerState {
     pub failed: Option<String>,
 }
 
-/// The device's end of a connection: an interrupt. A [`Connection`](super::Connection) calls its methods one at a time, under
-/// the connection's lock.
+/// The device's end of a connection: an interrupt. A [`Connection`](super::Connection) calls its methods one at a time,
+/// under the connection's lock.
 ///
-/// A change of path is a bracket: the connection stops the producer, then the consumer; it changes the path; it starts the
-/// consumer, then the producer. What the device asserts between stop and start is not lost: the start signals a level again.
+/// A change of path is a bracket: the connection stops the producer, then the consumer; it changes the path; it starts
+/// the consumer, then the producer. What the device asserts between stop and start is not lost: the start signals a
+/// level again.
 pub trait Producer: fmt::Debug + Send + Sync {
     /// The interrupt's name, for people.
     fn label(&self) -> &str;
@@ -56,15 +57,16 @@ pub trait Producer: fmt::Debug + Send + Sync {
     /// Where the interrupt is now.
     fn state(&self) -> ProducerState;
 
-    /// Holds the interrupt back: after this, nothing more reaches the consumer until [`start`](Self::start). A second stop
-    /// does nothing.
+    /// Holds the interrupt back: after this, nothing more reaches the consumer until [`start`](Self::start). A second
+    /// stop does nothing.
     ///
     /// # Errors
     /// When the device cannot be held back. The connection then calls [`start`](Self::start), and
     /// [`disconnect`](Self::disconnect) if that fails too.
     fn stop(&self) -> Result<()>;
 
-    /// Leads the interrupt to `consumer` by `path`, from the next [`start`](Self::start) on, and away from the consumer before.
+    /// Leads the interrupt to `consumer` by `path`, from the next [`start`](Self::start) on, and away from the consumer
+    /// before.
     ///
     /// # Errors
     /// When the path, the line or the device refuses. The producer is as it was, and still stopped.
@@ -81,8 +83,8 @@ pub trait Producer: fmt::Debug + Send + Sync {
     fn start(&self) -> Result<()>;
 }
 
-/// The guest's end of a connection: a line. A [`Connection`](super::Connection) calls its methods one at a time, under the
-/// connection's lock.
+/// The guest's end of a connection: a line. A [`Connection`](super::Connection) calls its methods one at a time, under
+/// the connection's lock.
 pub trait Consumer: fmt::Debug + Send + Sync {
     /// The line.
     fn line(&self) -> &GuestLine;
@@ -90,8 +92,8 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// What the line can do now.
     fn info(&self) -> ConsumerInfo;
 
-    /// Makes ready for a change. The producer is stopped: nothing more comes from it. An interrupt that is under way on the
-    /// line stays so; a producer that leaves the line lowers its contribution itself.
+    /// Makes ready for a change. The producer is stopped: nothing more comes from it. An interrupt that is under way on
+    /// the line stays so; a producer that leaves the line lowers its contribution itself.
     ///
     /// # Errors
     /// When no change is possible now.
@@ -100,7 +102,8 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// Prepares for interrupts by `path`.
     ///
     /// # Errors
-    /// When the path cannot be had; EAGAIN when it cannot be had while the interrupt is masked or active. Nothing has changed.
+    /// When the path cannot be had; EAGAIN when it cannot be had while the interrupt is masked or active. Nothing has
+    /// changed.
     fn connect(&self, path: Path, producer: &dyn Producer) -> Result<()>;
 
     /// Ends what [`connect`](Self::connect) prepared. Works at any time.

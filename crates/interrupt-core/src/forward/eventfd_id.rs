@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The kernel's number of an eventfd. A dup() has the same number; another eventfd behind a reused file descriptor has not.
+/// The kernel's number of an eventfd. A dup() has the same number; another eventfd behind a reused file descriptor has
+/// not.
 ///
-/// The kernel reuses the number once the eventfd is closed. Keep the eventfd open while the number is registered; a level
-/// source does so with its trigger.
+/// The kernel reuses the number once the eventfd is closed. Keep the eventfd open while the number is registered; a
+/// level source does so with its trigger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventfdId(pub u64);
 

@@ -8,7 +8,8 @@ use super::connection::{Connection, Request, State};
 use super::{DeviceIrq, Error, Path, Registry, Result};
 use crate::Gsi;
 
-/// Which interrupts go to which lines: the proposal's `kvm_vfio_dev_irq`. Interrupt `start + n` of `index` goes to `gsis[n]`.
+/// Which interrupts go to which lines: the proposal's `kvm_vfio_dev_irq`. Interrupt `start + n` of `index` goes to
+/// `gsis[n]`.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardIrq<'a> {
     /// The size that the caller takes the structure to have, in bytes, with its GSIs.
@@ -45,7 +46,8 @@ impl<'a> ForwardIrq<'a> {
     /// The interrupts, each with its line.
     ///
     /// # Errors
-    /// [`Error::Malformed`]: `argsz` without room for the GSIs, no interrupt, more than there are numbers, not one line for each.
+    /// [`Error::Malformed`]: `argsz` without room for the GSIs, no interrupt, more than there are numbers, not one line
+    /// for each.
     pub fn irqs(&self) -> Result<impl Iterator<Item = (DeviceIrq, Gsi)> + use<'a>> {
         let malformed = |what: String| Err(Error::Malformed(what));
         let needed = u64::from(Self::HEADER) + 4 * u64::from(self.count);
@@ -81,13 +83,13 @@ struct Ordered {
 }
 
 impl Registry {
-    /// Forwards these interrupts: each takes the best path to its line. The call works before the interrupt is enabled, and
-    /// before the line is registered; the request then holds for the line when the line comes. For an interrupt that is
-    /// forwarded already it does nothing.
+    /// Forwards these interrupts: each takes the best path to its line. The call works before the interrupt is enabled,
+    /// and before the line is registered; the request then holds for the line when the line comes. For an interrupt
+    /// that is forwarded already it does nothing.
     ///
     /// # Errors
-    /// * [`Error::Malformed`], EINVAL: the request, an interrupt that the device has not registered, or a line that is not the
-    ///   line registered for the interrupt.
+    /// * [`Error::Malformed`], EINVAL: the request, an interrupt that the device has not registered, or a line that is
+    ///   not the line registered for the interrupt.
     /// * [`Error::UnknownDevice`], EBADF.
     /// * [`Error::NotIdle`], EAGAIN: one of the interrupts is masked, or in service.
     /// * [`Error::Connect`], [`Error::NoPath`]: one of the interrupts has no path better than the relay.

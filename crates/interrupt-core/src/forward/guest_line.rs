@@ -8,16 +8,16 @@ use crate::{EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource};
 
 /// A line of the guest: a device's contribution to the line, and the notifier of the line's EOIs.
 ///
-/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](crate::LoweredBy::Eoi), as a resample irqfd is). A source that
-/// only the device lowers is still high when the controller samples the line at the EOI, before any listener is told, and
-/// the guest's handler runs once too often.
+/// The source must be lowered by the EOI ([`LoweredBy::Eoi`](crate::LoweredBy::Eoi), as a resample irqfd is). A source
+/// that only the device lowers is still high when the controller samples the line at the EOI, before any listener is
+/// told, and the guest's handler runs once too often.
 ///
-/// A kernel loop and a split kick have the same wires: the device signals the source's trigger eventfd, and the notifier
-/// signals the device's unmask eventfd. The constructor says where the notifier is. [`decide`](crate::forward::decide)
-/// chooses the path.
+/// A kernel loop and a split kick have the same wires: the device signals the source's trigger eventfd, and the
+/// notifier signals the device's unmask eventfd. The constructor says where the notifier is.
+/// [`decide`](crate::forward::decide) chooses the path.
 ///
-/// With KVM's in-kernel irqchip, `source` is a resample irqfd of `kvm_irqfd::KvmInterrupts`, which is the `notifier`; on a
-/// split irqchip, `source` is an irqfd on the pin's GSI and `notifier` the userspace IOAPIC.
+/// With KVM's in-kernel irqchip, `source` is a resample irqfd of `kvm_irqfd::KvmInterrupts`, which is the `notifier`;
+/// on a split irqchip, `source` is an irqfd on the pin's GSI and `notifier` the userspace IOAPIC.
 #[derive(Clone)]
 pub struct GuestLine {
     source: Arc<dyn LevelSource>,
@@ -29,8 +29,8 @@ pub struct GuestLine {
 }
 
 impl GuestLine {
-    /// A line of an in-kernel irqchip. The kernel signals the listener's eventfd, as it does a resamplefd. The subscription
-    /// is to the EOIs of the source, by its key.
+    /// A line of an in-kernel irqchip. The kernel signals the listener's eventfd, as it does a resamplefd. The
+    /// subscription is to the EOIs of the source, by its key.
     pub fn kernel(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>) -> Self {
         Self {
             scope: source.key().into(),
@@ -41,8 +41,8 @@ impl GuestLine {
         }
     }
 
-    /// A line of a split irqchip. The trigger eventfd is an irqfd, and the userspace IOAPIC signals the listener's eventfd.
-    /// The subscription is to the EOIs of the GSI, because the IOAPIC does not know the source.
+    /// A line of a split irqchip. The trigger eventfd is an irqfd, and the userspace IOAPIC signals the listener's
+    /// eventfd. The subscription is to the EOIs of the GSI, because the IOAPIC does not know the source.
     pub fn split(source: Arc<dyn LevelSource>, ioapic: Arc<dyn EoiNotifier>) -> Self {
         Self {
             scope: source.gsi().into(),
@@ -53,8 +53,8 @@ impl GuestLine {
         }
     }
 
-    /// A line to which this process carries every interrupt, and from which it carries every EOI, for the stated reason. It
-    /// works with any source whose key the notifier knows, also without a trigger eventfd.
+    /// A line to which this process carries every interrupt, and from which it carries every EOI, for the stated
+    /// reason. It works with any source whose key the notifier knows, also without a trigger eventfd.
     pub fn relay(source: Arc<dyn LevelSource>, notifier: Arc<dyn EoiNotifier>, reason: &str) -> Self {
         Self {
             scope: source.key().into(),

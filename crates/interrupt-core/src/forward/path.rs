@@ -45,7 +45,8 @@ pub struct ProducerInfo {
     pub interrupt: InterruptInfo,
     /// An event loop runs its relay.
     pub relay: bool,
-    /// The host's name of the interrupt, for a device of the host. Explicit forwarding and host forwarding need the name.
+    /// The host's name of the interrupt, for a device of the host. Explicit forwarding and host forwarding need the
+    /// name.
     pub irq: Option<DeviceIrq>,
 }
 

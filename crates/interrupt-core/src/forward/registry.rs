@@ -10,8 +10,8 @@ use super::ends::Side;
 use super::{Consumer, Error, EventfdId, Explanation, Producer, Result};
 use crate::sync::Mutex;
 
-/// A table of [`Connection`]s between devices and lines, by the eventfd that the two share. Clones are handles to the same
-/// table.
+/// A table of [`Connection`]s between devices and lines, by the eventfd that the two share. Clones are handles to the
+/// same table.
 ///
 /// ```
 /// use std::sync::Arc;

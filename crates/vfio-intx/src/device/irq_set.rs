@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The two requests through which a VFIO device's interrupt is asked and told: `VFIO_DEVICE_GET_IRQ_INFO`'s answer and
-//! `VFIO_DEVICE_SET_IRQS` (Linux, `include/uapi/linux/vfio.h`). What INTx needs of them, for a device behind an ioctl and
-//! for the model alike.
+//! `VFIO_DEVICE_SET_IRQS` (Linux, `include/uapi/linux/vfio.h`). What INTx needs of them, for a device behind an ioctl
+//! and for the model alike.
 
 use std::fmt;
 use std::io;
@@ -59,13 +59,13 @@ pub struct IrqInfo {
 impl IrqInfo {
     /// What this means for INTx of `device`.
     ///
-    /// Only AUTOMASKED makes a level of it: without, a signal says that something happened, and nothing says when it is over.
-    /// A server that reports EVENTFD alone may accept MASK and UNMASK and do nothing (libvfio-user's does), so the bits
-    /// decide, and never what a request answered.
+    /// Only AUTOMASKED makes a level of it: without, a signal says that something happened, and nothing says when it is
+    /// over. A server that reports EVENTFD alone may accept MASK and UNMASK and do nothing (libvfio-user's does), so
+    /// the bits decide, and never what a request answered.
     ///
     /// # Errors
-    /// [`Error::Device`] with ENODEV when the device has no INTx pin, or the host gave it none (`count` 0); with ENOTTY when
-    /// the interrupt cannot signal an eventfd.
+    /// [`Error::Device`] with ENODEV when the device has no INTx pin, or the host gave it none (`count` 0); with ENOTTY
+    /// when the interrupt cannot signal an eventfd.
     pub fn interrupt(self, device: &str) -> Result<InterruptInfo> {
         let refuse = |operation, errno| {
             Err(Error::Device {
@@ -105,8 +105,8 @@ pub enum Data<'a> {
     Eventfd(Option<BorrowedFd<'a>>),
 }
 
-/// One `VFIO_DEVICE_SET_IRQS` request. The constructors make those that INTx needs; the fields are public so that others,
-/// also wrong ones, can be written down.
+/// One `VFIO_DEVICE_SET_IRQS` request. The constructors make those that INTx needs; the fields are public so that
+/// others, also wrong ones, can be written down.
 #[derive(Clone, Copy, Debug)]
 pub struct IrqSet<'a> {
     /// The size of the request in bytes: [`IrqSet::HEADER`] and the data.
@@ -143,8 +143,8 @@ impl<'a> IrqSet<'a> {
         }
     }
 
-    /// Sets the eventfd that INTx signals, which enables INTx; or, with `None`, takes the eventfd of an enabled INTx away
-    /// and leaves INTx enabled.
+    /// Sets the eventfd that INTx signals, which enables INTx; or, with `None`, takes the eventfd of an enabled INTx
+    /// away and leaves INTx enabled.
     pub fn trigger(eventfd: Option<BorrowedFd<'a>>) -> Self {
         Self::new(flags::ACTION_TRIGGER, 1, Data::Eventfd(eventfd))
     }

@@ -2,8 +2,9 @@
 //! A device with an INTx that needs no hardware: the VFIO side as the kernel's `vfio-pci` behaves (Linux 6.9 and later,
 //! `drivers/vfio/pci/vfio_pci_intrs.c`, `drivers/vfio/vfio_main.c`), and a device side of three registers.
 //!
-//! What the kernel does on its own, the model does when it is asked to, because it has no thread: whoever plays the kernel
-//! calls [`ModelIntx::poll_unmask`] or [`ModelIntx::wait_unmask`]. Everything else happens within the call that causes it.
+//! What the kernel does on its own, the model does when it is asked to, because it has no thread: whoever plays the
+//! kernel calls [`ModelIntx::poll_unmask`] or [`ModelIntx::wait_unmask`]. Everything else happens within the call that
+//! causes it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -101,8 +102,8 @@ impl ModelIntx {
         Self::with_info(label, IrqInfo { flags, count: 1 })
     }
 
-    /// A device as libvfio-user shows one: EVENTFD alone. Each [`raise`](Self::raise) is one signal; mask, unmask and the
-    /// unmask eventfd are accepted and do nothing.
+    /// A device as libvfio-user shows one: EVENTFD alone. Each [`raise`](Self::raise) is one signal; mask, unmask and
+    /// the unmask eventfd are accepted and do nothing.
     pub fn pulse(label: impl Into<String>) -> Self {
         let flags = flags::INFO_EVENTFD;
         Self::with_info(label, IrqInfo { flags, count: 1 })
@@ -164,8 +165,8 @@ impl ModelIntx {
         }
     }
 
-    /// `VFIO_DEVICE_RESET`: the status is 0 afterwards. `vfio-pci` saves and restores the command register, so that Interrupt
-    /// Disable is what it was, and keeps the interrupt that is set up.
+    /// `VFIO_DEVICE_RESET`: the status is 0 afterwards. `vfio-pci` saves and restores the command register, so that
+    /// Interrupt Disable is what it was, and keeps the interrupt that is set up.
     pub fn reset(&self) {
         self.state().status = 0;
     }
@@ -179,14 +180,14 @@ impl ModelIntx {
 
     // ---- the kernel's part ----
 
-    /// Looks at the unmask eventfd once, as the kernel does when it is written: drains it and unmasks. Says whether it was
-    /// signalled.
+    /// Looks at the unmask eventfd once, as the kernel does when it is written: drains it and unmasks. Says whether it
+    /// was signalled.
     pub fn poll_unmask(&self) -> bool {
         self.state().poll_unmask()
     }
 
-    /// Waits for the unmask eventfd for at most `timeout` and then does as [`poll_unmask`](Self::poll_unmask). Without an
-    /// unmask eventfd it returns false at once.
+    /// Waits for the unmask eventfd for at most `timeout` and then does as [`poll_unmask`](Self::poll_unmask). Without
+    /// an unmask eventfd it returns false at once.
     ///
     /// It holds a duplicate while it waits, and no lock.
     pub fn wait_unmask(&self, timeout: Duration) -> bool {
@@ -207,8 +208,8 @@ impl ModelIntx {
     /// # Errors
     /// * ENODEV: the device is gone. Also whatever [`refuse`](Self::refuse) asked for.
     /// * EINVAL: `argsz` below the header or without room for the data; an index that is not there; `start` and `count`
-    ///   beyond the index; unknown flags; not exactly one data type; a file that is no eventfd; mask, unmask or signal while
-    ///   INTx is not enabled; INTx while MSI is enabled and the reverse; disabling what is not enabled.
+    ///   beyond the index; unknown flags; not exactly one data type; a file that is no eventfd; mask, unmask or signal
+    ///   while INTx is not enabled; INTx while MSI is enabled and the reverse; disabling what is not enabled.
     /// * ENOTTY: not exactly one action; mask by eventfd; an action that the index does not have.
     /// * EBUSY: an unmask eventfd while one is set.
     pub fn set_irqs(&self, request: &IrqSet<'_>) -> io::Result<()> {
@@ -238,8 +239,8 @@ impl ModelIntx {
         }
     }
 
-    /// Makes `times` requests of any kind fail with `errno`, after `skip` further ones. VFIO_DEVICE_GET_IRQ_INFO is a request
-    /// too. A refused request changes nothing.
+    /// Makes `times` requests of any kind fail with `errno`, after `skip` further ones. VFIO_DEVICE_GET_IRQ_INFO is a
+    /// request too. A refused request changes nothing.
     pub fn refuse(&self, skip: usize, times: usize, errno: i32) {
         self.state().refusal = Refusal { skip, times, errno };
     }
@@ -337,8 +338,8 @@ impl State {
         Err(errno(refusal.errno))
     }
 
-    /// The interrupt handler: masks and then signals, if the line is high and nothing holds it back. The one place where
-    /// a level turns into a signal, but for the unmask.
+    /// The interrupt handler: masks and then signals, if the line is high and nothing holds it back. The one place
+    /// where a level turns into a signal, but for the unmask.
     fn evaluate(&mut self) {
         match &mut self.mode {
             Mode::Intx(intx) if self.status != 0 && !intx.masked && !self.disintx => intx.masked = true,
@@ -434,8 +435,8 @@ impl State {
                     return Err(errno(EBUSY));
                 }
                 intx.unmask = Some(fd);
-                // A count that waits in it is honoured at once. The kernel leaves it there until the next signal; here it has to
-                // go, since a look at the eventfd could not tell it from a new one.
+                // A count that waits in it is honoured at once. The kernel leaves it there until the next signal; here
+                // it has to go, since a look at the eventfd could not tell it from a new one.
                 self.poll_unmask();
             }
         }

@@ -37,11 +37,11 @@ struct RawIrqSet {
 const _: () = assert!(std::mem::offset_of!(RawIrqSet, data) == size_of::<vfio::vfio_irq_set>());
 const _: () = assert!(size_of::<vfio::vfio_irq_set>() == IrqSet::HEADER as usize);
 
-/// The INTx of a VFIO device: anything whose file descriptor is one, above all `Arc<vfio_ioctls::VfioDevice>` of whichever
-/// version the VMM has.
+/// The INTx of a VFIO device: anything whose file descriptor is one, above all `Arc<vfio_ioctls::VfioDevice>` of
+/// whichever version the VMM has.
 ///
-/// It makes the ioctls itself, because vfio-ioctls 0.10 drops their errno and can neither mask nor take an unmask eventfd
-/// away. It keeps no state, and does not disable the interrupt when it is dropped: [`Intx`](crate::Intx) does.
+/// It makes the ioctls itself, because vfio-ioctls 0.10 drops their errno and can neither mask nor take an unmask
+/// eventfd away. It keeps no state, and does not disable the interrupt when it is dropped: [`Intx`](crate::Intx) does.
 pub struct VfioIntx<D> {
     label: String,
     device: D,
@@ -66,15 +66,16 @@ impl<D: AsRawFd + Send + Sync> VfioIntx<D> {
     /// Asks `VFIO_DEVICE_GET_IRQ_INFO` of INTx.
     ///
     /// # Errors
-    /// The kernel's: EINVAL for a device that is not PCI, ENODEV for one that is gone, ENOTTY for a file that is no device.
+    /// The kernel's: EINVAL for a device that is not PCI, ENODEV for one that is gone, ENOTTY for a file that is no
+    /// device.
     pub fn irq_info(&self) -> io::Result<IrqInfo> {
         let mut info = vfio::vfio_irq_info {
             argsz: size_of::<vfio::vfio_irq_info>() as u32,
             index: INTX,
             ..Default::default()
         };
-        // SAFETY: the request takes a `vfio_irq_info`, and reads and writes `argsz` bytes of it, which is its size. On a
-        // file that is no VFIO device the number means nothing, and the kernel answers ENOTTY.
+        // SAFETY: the request takes a `vfio_irq_info`, and reads and writes `argsz` bytes of it, which is its size. On
+        // a file that is no VFIO device the number means nothing, and the kernel answers ENOTTY.
         let outcome = unsafe { libc::ioctl(self.device.as_raw_fd(), VFIO_DEVICE_GET_IRQ_INFO, &raw mut info) };
         errno(outcome)?;
         Ok(IrqInfo {
@@ -103,8 +104,8 @@ impl<D: AsRawFd + Send + Sync> VfioIntx<D> {
         if raw.argsz as usize > size_of::<RawIrqSet>() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        // SAFETY: the request takes a `vfio_irq_set` with data behind it, of `argsz` bytes together, which the check above
-        // keeps within `raw`; the kernel only reads. It holds references of its own to eventfds that it keeps.
+        // SAFETY: the request takes a `vfio_irq_set` with data behind it, of `argsz` bytes together, which the check
+        // above keeps within `raw`; the kernel only reads. It holds references of its own to eventfds that it keeps.
         let outcome = unsafe { libc::ioctl(self.device.as_raw_fd(), VFIO_DEVICE_SET_IRQS, &raw const raw) };
         errno(outcome)
     }

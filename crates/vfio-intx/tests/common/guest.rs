@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's end of a test, and one in software: controller pins with a mask and an in-service bit, and sources that have a
-//! trigger eventfd, as an irqfd has.
+//! The guest's end of a test, and one in software: controller pins with a mask and an in-service bit, and sources that
+//! have a trigger eventfd, as an irqfd has.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,8 +45,8 @@ pub trait Guest {
     fn eoi(&mut self, line: LineId);
     /// The guest masks or unmasks the pin.
     fn set_masked(&mut self, line: LineId, masked: bool);
-    /// Whether an interrupt that has been sent to the processor, and not been taken yet, stays when its line falls, as it does in
-    /// a LAPIC.
+    /// Whether an interrupt that has been sent to the processor, and not been taken yet, stays when its line falls, as
+    /// it does in a LAPIC.
     fn keeps_what_was_sent(&self) -> bool;
     /// Whether an interrupt can be sent while the one before is in service, to be taken after it.
     fn sends_during_service(&self) -> bool {
@@ -268,7 +268,8 @@ impl TestLine {
     }
 }
 
-/// A source whose trigger eventfd somebody else than the source's owner watches: the kernel's part is [`poll`](Self::poll).
+/// A source whose trigger eventfd somebody else than the source's owner watches: the kernel's part is
+/// [`poll`](Self::poll).
 pub struct Irqfd {
     source: LineSource<GuestPin>,
     trigger: OwnedFd,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest on KVM with a full irqchip: sources are resample irqfds on two pins of the kernel's IOAPIC. The processor is moved by
-//! hand ("accept mode"), so that the guest's EOI is its own also where the host would end interrupts as it injects them.
+//! A guest on KVM with a full irqchip: sources are resample irqfds on two pins of the kernel's IOAPIC. The processor is
+//! moved by hand ("accept mode"), so that the guest's EOI is its own also where the host would end interrupts as it
+//! injects them.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,8 +23,8 @@ pub struct KvmGuest {
     machine: Machine,
 }
 
-/// Keeps one VM for as long as the process lives: with the last one KVM disables virtualisation on every CPU, and enables it
-/// again with the next.
+/// Keeps one VM for as long as the process lives: with the last one KVM disables virtualisation on every CPU, and
+/// enables it again with the next.
 pub fn keep_kvm_on() {
     static STAYS: OnceLock<Arc<VmFd>> = OnceLock::new();
     STAYS.get_or_init(|| Arc::clone(Machine::full().vm()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the tests of this crate share: a guest with two interrupt lines, and the rows of the conformance list, which run on
-//! any device that a [`Rig`] can drive.
+//! What the tests of this crate share: a guest with two interrupt lines, and the rows of the conformance list, which
+//! run on any device that a [`Rig`] can drive.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 

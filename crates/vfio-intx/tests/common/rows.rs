@@ -117,7 +117,8 @@ pub fn row_96_full_loop<R: Rig, G: Guest>(new: impl Fn() -> (R, G), count: u32) 
     }
 }
 
-/// The negative control of every EOI here: a handler that acknowledges its device and does not end the interrupt gets no other.
+/// The negative control of every EOI here: a handler that acknowledges its device and does not end the interrupt gets
+/// no other.
 pub fn without_an_eoi_nothing_more_comes<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &state in states(&new) {
         let mut world = start(&new, state);
@@ -200,7 +201,8 @@ impl Moment {
         u32::from(sent && self.owed() > 0)
     }
 
-    /// The line has been lowered for good: takes what has been sent before, with a handler that does not look at the device.
+    /// The line has been lowered for good: takes what has been sent before, with a handler that does not look at the
+    /// device.
     fn take_what_was_sent<R: Rig, G: Guest>(self, world: &mut World<R, G>) {
         world.settle();
         if self.may_have_been_sent(&world.guest) > 0 && !self.in_service() && world.guest.accept(A) {
@@ -251,8 +253,8 @@ pub fn row_98_disable_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) 
     }
 }
 
-/// 99: a route change at any moment, between any two paths: the old line goes low, and what the device asserts comes up on the
-/// new one, once.
+/// 99: a route change at any moment, between any two paths: the old line goes low, and what the device asserts comes up
+/// on the new one, once.
 pub fn row_99_route_change_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &from in states(&new) {
         for &to in states(&new) {
@@ -332,8 +334,8 @@ fn registered<R: Rig, G: Guest>(
     (world, registry, device, line)
 }
 
-/// 99, by a registry: as above, and exact. What is under way on the line stays under way; the guest's handler runs once for it, and
-/// never for nothing.
+/// 99, by a registry: as above, and exact. What is under way on the line stays under way; the guest's handler runs once
+/// for it, and never for nothing.
 pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &best in states(&new) {
         let direct = match best {
@@ -374,7 +376,8 @@ pub fn registry_changes_path_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (
     }
 }
 
-/// 127: either side leaves at any moment, and comes back: the line is low meanwhile, and what the device asserts is delivered.
+/// 127: either side leaves at any moment, and comes back: the line is low meanwhile, and what the device asserts is
+/// delivered.
 pub fn either_side_leaves_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &best in states(&new) {
         let path = match best {
@@ -526,8 +529,8 @@ pub fn a_reset_keeps_interrupt_disable<R: Rig, G: Guest>(new: impl Fn() -> (R, G
     }
 }
 
-/// Masked on the guest's behalf or by Interrupt Disable at any moment: the line is low and stays low, whatever else the line's
-/// sharers end; afterwards what is asserted is delivered.
+/// Masked on the guest's behalf or by Interrupt Disable at any moment: the line is low and stays low, whatever else the
+/// line's sharers end; afterwards what is asserted is delivered.
 pub fn held_at_any_moment<R: Rig, G: Guest>(new: impl Fn() -> (R, G)) {
     for &state in states(&new) {
         let path = state;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The rows of the conformance list, part E, that are about VFIO itself: what a device's interrupt does when it is asked. The
-//! model has to answer as the kernel.
+//! The rows of the conformance list, part E, that are about VFIO itself: what a device's interrupt does when it is
+//! asked. The model has to answer as the kernel.
 
 use std::os::fd::AsFd;
 

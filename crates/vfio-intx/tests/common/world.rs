@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine: a device, its INTx, the relay, two lines of a guest, and what the kernel does in between, all of which one
-//! thread moves on, one step at a time.
+//! A machine: a device, its INTx, the relay, two lines of a guest, and what the kernel does in between, all of which
+//! one thread moves on, one step at a time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -146,7 +146,8 @@ impl<R: Rig, G: Guest> World<R, G> {
             world.guest_step();
             world.served > before
         });
-        // A relay unmasks only now; raised before that, the device would be signalled again instead of interrupting its host.
+        // A relay unmasks only now; raised before that, the device would be signalled again instead of interrupting its
+        // host.
         self.pump();
     }
 

@@ -72,8 +72,8 @@ pub fn second() -> Arc<Edu> {
     Edu::at_rest(&EDU, SECOND)
 }
 
-/// How often the host's kernel has handled the INTx of the first edu: its row of /proc/interrupts, which is only shown there
-/// while INTx is set up.
+/// How often the host's kernel has handled the INTx of the first edu: its row of /proc/interrupts, which is only shown
+/// there while INTx is set up.
 pub fn host_interrupts() -> u64 {
     let read = |path: String| fs::read_to_string(path).unwrap();
     let irq = read(format!("/sys/bus/pci/devices/{FIRST}/irq"));
@@ -122,8 +122,8 @@ impl Edu {
         self.device.region_write(CONFIG, &command.to_le_bytes(), COMMAND);
     }
 
-    /// What VFIO_DEVICE_RESET leaves: vfio-pci cannot reset this device (no FLR, on the root bus), and edu's status is cleared
-    /// instead. The command register stays as it is: vfio-pci restores it.
+    /// What VFIO_DEVICE_RESET leaves: vfio-pci cannot reset this device (no FLR, on the root bus), and edu's status is
+    /// cleared instead. The command register stays as it is: vfio-pci restores it.
     pub fn reset(&self) {
         self.device.reset();
         self.write(ACKNOWLEDGE, u32::MAX);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The conformance list, part E, with a real PCI device behind the kernel's vfio-pci: QEMU's `edu`, in the lab. The guest is
-//! one in software, or one on the lab's KVM: with a full irqchip, where the whole of a kernel loop is the kernel's, and with a split
-//! one.
+//! The conformance list, part E, with a real PCI device behind the kernel's vfio-pci: QEMU's `edu`, in the lab. The
+//! guest is one in software, or one on the lab's KVM: with a full irqchip, where the whole of a kernel loop is the
+//! kernel's, and with a split one.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "../common/mod.rs"]
@@ -136,8 +136,8 @@ fn every_interrupt_was_the_hosts_too(body: impl FnOnce(), count: u32) {
 /// A file that is not open, which only a kernel can be shown.
 fn closed_eventfd() {
     let edu = first();
-    // SAFETY: no file of this process has this number (its limit is lower), so that nobody's is borrowed; the kernel takes a
-    // number and says EBADF.
+    // SAFETY: no file of this process has this number (its limit is lower), so that nobody's is borrowed; the kernel
+    // takes a number and says EBADF.
     let closed = unsafe { BorrowedFd::borrow_raw(1 << 28) };
     let refused = |request: IrqSet<'_>| edu.set_irqs(&request).unwrap_err().raw_os_error();
     assert_eq!(refused(IrqSet::trigger(Some(closed))), Some(9));

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The relay's event loop: what wakes it, and what it watches.
 
-pub(crate) mod level;
-pub(crate) mod pulse;
-pub(crate) mod wires;
-
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -39,13 +35,14 @@ impl Signal {
 
 /// Carries interrupts to the line and EOIs to the device while no direct path does.
 ///
-/// An event loop has to run it all the time: as an event-manager subscriber (feature `event-manager`), or on a thread of the
-/// VMM's own that calls [`wait`](Self::wait). It starts no thread. While a direct path carries INTx it sleeps. Dropping it
-/// leaves only the direct paths: an INTx that is connected by a direct path takes it at once, and another is disabled.
+/// An event loop has to run it all the time: as an event-manager subscriber (feature `event-manager`), or on a thread
+/// of the VMM's own that calls [`wait`](Self::wait). It starts no thread. While a direct path carries INTx it sleeps.
+/// Dropping it leaves only the direct paths: an INTx that is connected by a direct path takes it at once, and another
+/// is disabled.
 ///
-/// One relayed interrupt takes four system calls with a source that is an irqfd, and five with one that is lowered by a system
-/// call: two waits, one to assert, one to lower, one to unmask. The eventfds are watched edge-triggered, so that none is
-/// read. Nothing is allocated.
+/// One relayed interrupt takes four system calls with a source that is an irqfd, and five with one that is lowered by a
+/// system call: two waits, one to assert, one to lower, one to unmask. The eventfds are watched edge-triggered, so that
+/// none is read. Nothing is allocated.
 pub struct Relay {
     pub(crate) machine: Arc<StateMachine>,
     /// The event loop watches the EOI eventfd.
@@ -85,12 +82,14 @@ impl Relay {
     /// # }
     /// ```
     ///
-    /// A signal to the thread ends the wait early. Use either this or an event-manager for one relay, not both. In another
-    /// event loop, watch the relay's file descriptor ([`AsFd`]) for input, and wait with a timeout of 0 when it is ready.
+    /// A signal to the thread ends the wait early. Use either this or an event-manager for one relay, not both. In
+    /// another event loop, watch the relay's file descriptor ([`AsFd`]) for input, and wait with a timeout of 0 when it
+    /// is ready.
     ///
     /// # Errors
-    /// * [`Error::Step`] when a signal could not be carried. The state machine has dealt with it: INTx has been set up from
-    ///   scratch when the device would not be unmasked, and disabled when the line would not be asserted. Wait again.
+    /// * [`Error::Step`] when a signal could not be carried. The state machine has dealt with it: INTx has been set up
+    ///   from scratch when the device would not be unmasked, and disabled when the line would not be asserted. Wait
+    ///   again.
     /// * [`Error::Os`] when the system refuses the wait, or a change of what is watched. The next wait tries again.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
         let timeout = timeout
@@ -164,8 +163,8 @@ impl Relay {
         Ok(true)
     }
 
-    /// Has the event loop watch the EOI eventfd or not, as the wires need it: `change` adds or removes a signal. What fails
-    /// is tried again by the next call.
+    /// Has the event loop watch the EOI eventfd or not, as the wires need it: `change` adds or removes a signal. What
+    /// fails is tried again by the next call.
     pub(crate) fn watch(&mut self, change: impl FnOnce(&Self, Signal, bool) -> io::Result<()>) -> io::Result<()> {
         let watch = self.machine.wires().watches_eoi();
         if watch != self.watching_eoi {

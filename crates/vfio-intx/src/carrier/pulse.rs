@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use interrupt_core::forward::DeviceInterrupt;
 use interrupt_core::{Delivery, LevelSource, SourceKey};
 
-use super::wires::{AtEoi, Carrier, RelayError, RelayStep, Wires};
+use super::{AtEoi, Carrier, RelayError, RelayStep, Wires};
 use crate::eventfd;
 
 /// See the [module](self).
@@ -19,7 +19,8 @@ pub(crate) struct PulseRelay {
     last: Mutex<Option<SourceKey>>,
     /// The line is asserted and its EOI has not been seen.
     pending: AtomicBool,
-    /// The device pulsed when the guest may have looked at the device already: the EOI is followed by another assertion.
+    /// The device pulsed when the guest may have looked at the device already: the EOI is followed by another
+    /// assertion.
     again: AtomicBool,
     /// The line may be in service from before the wires were changed.
     unsure: AtomicBool,
@@ -51,13 +52,14 @@ impl Carrier for PulseRelay {
             return Ok(());
         }
         if self.pending.swap(true, Ordering::Relaxed) {
-            // The guest may have looked at the device before this pulse, and the EOI that ends its look is still to come.
+            // The guest may have looked at the device before this pulse, and the EOI that ends its look is still to
+            // come.
             self.again.store(true, Ordering::Relaxed);
             return Ok(());
         }
         let delivery = line.assert().map_err(self.wires.error(RelayStep::Assert))?;
-        // Another sharer's interrupt may be in service, the pin may be masked, or the line may be in service since before
-        // the wires were changed: whether the guest still looks at this device before the next EOI is not known.
+        // Another sharer's interrupt may be in service, the pin may be masked, or the line may be in service since
+        // before the wires were changed: whether the guest still looks at this device before the next EOI is not known.
         if matches!(delivery, Delivery::Pending | Delivery::Coalesced) || self.unsure.swap(false, Ordering::Relaxed) {
             self.again.store(true, Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use interrupt_core::LevelSource;
 use interrupt_core::forward::DeviceInterrupt;
 
-use super::wires::{AtEoi, Carrier, RelayError, RelayStep, Wires};
+use super::{AtEoi, Carrier, RelayError, RelayStep, Wires};
 use crate::eventfd;
 
 /// See the [module](self).
@@ -49,8 +49,8 @@ impl LevelRelay {
         self.wires.close()
     }
 
-    /// Ends [`pause`](Self::pause). Returns whether the event loop was told of something meanwhile. While an interrupt is
-    /// under way that was its EOI, because the device has masked itself.
+    /// Ends [`pause`](Self::pause). Returns whether the event loop was told of something meanwhile. While an interrupt
+    /// is under way that was its EOI, because the device has masked itself.
     pub(crate) fn go_on(&self, line: Arc<dyn LevelSource>, hand_over: bool) -> io::Result<bool> {
         self.hand_over.store(hand_over, Ordering::Relaxed);
         self.wires.set(line, || Ok(()))?;
@@ -69,8 +69,8 @@ impl LevelRelay {
         Ok(eventfd::drain(&self.wires.trigger)? | self.wires.take_missed())
     }
 
-    /// Carries to a line that a direct path has served: an interrupt of that path may be in service, and its EOI unmasks
-    /// the device, also an EOI that has come already. Returns whether the device has signalled since
+    /// Carries to a line that a direct path has served: an interrupt of that path may be in service, and its EOI
+    /// unmasks the device, also an EOI that has come already. Returns whether the device has signalled since
     /// [`prepare`](Self::prepare).
     pub(crate) fn take_over(&self, line: Arc<dyn LevelSource>) -> io::Result<bool> {
         let signalled = self.wires.set(line, || {

@@ -2,8 +2,11 @@
 //! What the event loop and the state machine share: the three eventfds, and the line that signals are carried to.
 //!
 //! The event loop never waits for a change of wiring: it takes the line only when the line is free. A signal that comes
-//! during a change is noted as missed. Every change ends with an unmask, at which a device with a level signals again; for a
-//! pulse the note makes the signal again.
+//! during a change is noted as missed. Every change ends with an unmask, at which a device with a level signals again;
+//! for a pulse the note makes the signal again.
+
+pub(crate) mod level;
+pub(crate) mod pulse;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +18,8 @@ use interrupt_core::{Error, LevelSource};
 
 use crate::eventfd;
 
-/// A relay: carries the device's signals to the line, and the line's EOIs to the device. One for a level, one for pulses.
+/// A relay: carries the device's signals to the line, and the line's EOIs to the device. One for a level, one for
+/// pulses.
 pub(crate) trait Carrier: std::fmt::Debug + Send + Sync {
     /// The eventfds and the line.
     fn wires(&self) -> &Wires;
@@ -77,8 +81,8 @@ pub(crate) struct Wires {
     line: RwLock<Option<Arc<dyn LevelSource>>>,
     /// A signal came while there was no line.
     missed: AtomicBool,
-    /// The wires were changed: epoll may have handed out a signal from before, and the next signal counts only if its eventfd
-    /// has a count. In steady state no eventfd is read.
+    /// The wires were changed: epoll may have handed out a signal from before, and the next signal counts only if its
+    /// eventfd has a count. In steady state no eventfd is read.
     recheck_trigger: AtomicBool,
     recheck_eoi: AtomicBool,
     opening: AtomicUsize,
@@ -173,8 +177,8 @@ impl Wires {
         Ok(prepared)
     }
 
-    /// Carries nothing any more. When it returns the event loop is not carrying either. The caller drops the line when it
-    /// holds no lock.
+    /// Carries nothing any more. When it returns the event loop is not carrying either. The caller drops the line when
+    /// it holds no lock.
     #[must_use]
     pub(crate) fn close(&self) -> Option<Arc<dyn LevelSource>> {
         self.line.write().unwrap_or_else(PoisonError::into_inner).take()
