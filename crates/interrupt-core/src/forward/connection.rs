@@ -276,6 +276,11 @@ impl State {
             self.discard(refused);
             // The error to report is that of the new line. When this fails too, the explanation says so.
             let _ = self.reconsider();
+            if self.path.is_none() {
+                // Neither line has a path, and the producer is still wired to the old line, stopped or not.
+                producer.disconnect();
+                let _ = old.start();
+            }
         } else {
             // Nothing comes to the old line any more that a refusal could hold back.
             let _ = old.start();

@@ -51,11 +51,12 @@ fn open_files() -> usize {
 }
 
 /// The wirings that a sequence begins with.
-pub const WIRINGS: [(&str, LineKind, Option<Path>); 4] = [
+pub const WIRINGS: [(&str, LineKind, Option<Path>); 5] = [
     ("relay", LineKind::Kernel, Some(Path::Relay)),
     ("kernel loop", LineKind::Kernel, None),
     ("split kick", LineKind::Split, None),
     ("pulses", LineKind::Kernel, None),
+    ("own connection", LineKind::Kernel, None),
 ];
 
 /// How far an interrupt has come when a sequence begins.
@@ -120,7 +121,7 @@ pub struct Search {
 
 fn start(wiring: usize) -> World {
     let (name, kind, only) = WIRINGS[wiring];
-    let mut world = World::new(name == "pulses");
+    let mut world = World::new(name == "pulses", name == "own connection");
     for op in [
         Op::DeviceComes,
         Op::LineComes(kind),

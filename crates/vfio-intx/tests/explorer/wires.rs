@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt_core::forward::{Consumer, DeviceInterrupt, EventfdId, Path, Registration, Registry};
+use interrupt_core::forward::{Connection, Consumer, DeviceInterrupt, EventfdId, Path, Registration, Registry};
 use vfio_intx::{Intx, IntxState, Relay, State};
 
 const ID: EventfdId = EventfdId(1);
@@ -19,22 +19,36 @@ pub enum Answer {
     Refused,
 }
 
+/// What connects INTx to its line. Fields go in this order.
+enum Link {
+    Registry {
+        device: Option<Registration>,
+        line: Option<Registration>,
+        registry: Registry,
+    },
+    Own(Option<Connection>),
+}
+
 /// Fields go in this order.
 pub struct Wires {
-    device: Option<Registration>,
-    line: Option<Registration>,
-    registry: Registry,
+    link: Link,
     intx: Arc<Intx>,
     relay: Option<Relay>,
 }
 
 impl Wires {
-    pub fn new(device: Arc<dyn DeviceInterrupt>) -> Self {
+    /// In a registry, or in a connection of the VMM's own.
+    pub fn new(device: Arc<dyn DeviceInterrupt>, own_connection: bool) -> Self {
         let (intx, relay) = Intx::new(device).unwrap();
         Self {
-            device: None,
-            line: None,
-            registry: Registry::default(),
+            link: match own_connection {
+                true => Link::Own(None),
+                false => Link::Registry {
+                    device: None,
+                    line: None,
+                    registry: Registry::default(),
+                },
+            },
             intx: Arc::new(intx),
             relay: Some(relay),
         }
@@ -86,26 +100,60 @@ impl Wires {
     }
 
     pub fn add_device(&mut self) -> bool {
-        self.device = self.registry.add_producer(ID, self.intx.clone()).ok();
-        self.device.is_some()
+        match &mut self.link {
+            Link::Registry { device, registry, .. } => {
+                *device = registry.add_producer(ID, self.intx.clone()).ok();
+                device.is_some()
+            }
+            Link::Own(connection) => {
+                *connection = Some(Connection::new(self.intx.clone()));
+                true
+            }
+        }
     }
 
     pub fn remove_device(&mut self) {
-        self.device = None;
+        match &mut self.link {
+            Link::Registry { device, .. } => *device = None,
+            Link::Own(connection) => *connection = None,
+        }
     }
 
-    pub fn add_line(&mut self, line: Arc<dyn Consumer>) -> bool {
-        self.line = self.registry.add_consumer(ID, line).ok();
-        self.line.is_some()
+    /// Without success a line that was there before is kept.
+    pub fn add_line(&mut self, new: Arc<dyn Consumer>) -> bool {
+        match &mut self.link {
+            Link::Registry { line, registry, .. } => {
+                *line = registry.add_consumer(ID, new).ok();
+                line.is_some()
+            }
+            Link::Own(connection) => {
+                let connected = connection.as_ref().map(|connection| connection.set_consumer(Some(new)));
+                matches!(connected, Some(Ok(_)))
+            }
+        }
     }
 
     pub fn remove_line(&mut self) {
-        self.line = None;
+        match &mut self.link {
+            Link::Registry { line, .. } => *line = None,
+            Link::Own(connection) => {
+                // Leaving cannot be refused.
+                drop(connection.as_ref().map(|connection| connection.set_consumer(None)));
+            }
+        }
     }
 
     pub fn restrict(&self, only: Option<Path>) -> bool {
-        let connection = self.registry.connection(ID);
-        connection.is_ok_and(|connection| connection.restrict(only).is_ok())
+        match &self.link {
+            Link::Registry { registry, .. } => {
+                let connection = registry.connection(ID);
+                connection.is_ok_and(|connection| connection.restrict(only).is_ok())
+            }
+            Link::Own(connection) => {
+                let connection = connection.as_ref();
+                connection.is_some_and(|connection| connection.restrict(only).is_ok())
+            }
+        }
     }
 
     /// Runs the relay for what there is to do now.
@@ -128,13 +176,20 @@ impl Wires {
         self.intx.status().state
     }
 
-    /// What the registry says when it is asked.
+    /// What the connection says when it is asked.
     pub fn path(&self) -> Option<Path> {
-        self.registry.explain().first().and_then(|pair| pair.path)
+        match &self.link {
+            Link::Registry { registry, .. } => registry.explain().first().and_then(|pair| pair.path),
+            Link::Own(connection) => connection.as_ref().and_then(|connection| connection.explain().path),
+        }
     }
 
     /// All that the two say, for people.
     pub fn say(&self) -> String {
-        format!("{}; {:?}", self.intx.status(), self.registry)
+        let connection: &dyn std::fmt::Debug = match &self.link {
+            Link::Registry { registry, .. } => registry,
+            Link::Own(connection) => connection,
+        };
+        format!("{}; {connection:?}", self.intx.status())
     }
 }

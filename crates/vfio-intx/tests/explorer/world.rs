@@ -106,6 +106,8 @@ pub struct World {
     pub lines: [TestLine; 2],
     pub faults: Arc<Faults>,
     pub pulses: bool,
+    /// The VMM has a connection of its own, and no registry.
+    pub own_connection: bool,
     pub asked: Asked,
     /// An operation answered with an error.
     pub refused: bool,
@@ -129,14 +131,14 @@ pub struct Gone {
 
 impl World {
     /// With a device that pulses, or one that holds its level.
-    pub fn new(pulses: bool) -> Self {
+    pub fn new(pulses: bool, own_connection: bool) -> Self {
         let model = if pulses {
             ModelIntx::pulse("pulsing model")
         } else {
             ModelIntx::new("model")
         };
         let (model, faults) = (Arc::new(model), Arc::new(Faults::default()));
-        let wires = Wires::new(Self::device(&model, &faults));
+        let wires = Wires::new(Self::device(&model, &faults), own_connection);
         let lines = [10, 11].map(|gsi| TestLine::new(gsi, &faults));
         Self {
             wires,
@@ -144,6 +146,7 @@ impl World {
             lines,
             faults,
             pulses,
+            own_connection,
             asked: Asked {
                 enabled: false,
                 masked: false,
@@ -187,8 +190,10 @@ impl World {
             Op::DisIntx(disable) | Op::DisIntxFirst(disable) => asked.disintx != disable,
             Op::EnterMsi => !asked.msi,
             Op::LeaveMsi | Op::LeaveMsiEarly => asked.msi,
-            Op::Restrict(only) => asked.only != only && (asked.device || asked.line.is_some()),
+            Op::Restrict(only) => asked.only != only && (asked.device || !self.own_connection && asked.line.is_some()),
             Op::LineLeaves => asked.line.is_some(),
+            // A connection of the VMM's own takes a line in another one's place.
+            Op::LineComes(kind) if self.own_connection => asked.device && asked.line != Some(kind),
             Op::LineComes(_) => asked.line.is_none(),
             Op::DeviceLeaves => asked.device,
             Op::DeviceComes => !asked.device,
@@ -330,8 +335,10 @@ impl World {
                 }
             }
             Op::Restrict(only) => {
-                if wires.restrict(only) {
-                    asked.only = only;
+                match wires.restrict(only) {
+                    true => asked.only = only,
+                    // The request stands for the next line.
+                    false => self.refused = true,
                 }
             }
             Op::LineLeaves => {
@@ -350,11 +357,18 @@ impl World {
                     line,
                     faults: Arc::clone(&self.faults),
                 };
-                asked.line = wires.add_line(Arc::new(line)).then_some(kind);
+                match wires.add_line(Arc::new(line)) {
+                    true => asked.line = Some(kind),
+                    false if self.own_connection => {}
+                    false => asked.line = None,
+                }
             }
             Op::DeviceLeaves => {
                 wires.remove_device();
                 asked.device = false;
+                if self.own_connection {
+                    (asked.line, asked.only) = (None, None);
+                }
             }
             Op::DeviceComes => asked.device = wires.add_device(),
             Op::DropRelay => wires.drop_relay(),
@@ -420,7 +434,7 @@ impl World {
         if asked.masked {
             self.wires.drop_relay();
         }
-        self.wires = Wires::new(Self::device(&self.model, &self.faults));
+        self.wires = Wires::new(Self::device(&self.model, &self.faults), self.own_connection);
         self.asked = Asked {
             enabled: false,
             masked: false,
