@@ -443,9 +443,12 @@ fn an_event_manager_is_left_clean() {
 
 /// Every operation, and every failure of every step, gives back what it took.
 fn no_fd_is_left_open() {
-    let all = |device: &Arc<ModelIntx>| {
+    let all = |device: &Arc<ModelIntx>, fails: Option<usize>| {
         let guest = SoftGuest::new();
         let (intx, relay) = Intx::new(device.clone()).unwrap();
+        if let Some(step) = fails {
+            device.refuse(step, 1, 12);
+        }
         let (intx, connection) = connection(intx);
         for line in [
             guest.a.relay(),
@@ -471,13 +474,12 @@ fn no_fd_is_left_open() {
         (status.fallbacks, device.is_enabled())
     };
     // Once for what the process opens on first use.
-    all(&level());
+    all(&level(), None);
     let before = open_fds();
     let mut fallbacks = 0;
     for step in 0..60 {
         let device = level();
-        device.refuse(step, 1, 12);
-        let (fell_back, enabled) = all(&device);
+        let (fell_back, enabled) = all(&device, Some(step));
         fallbacks += fell_back;
         assert!(!enabled, "step {step}: torn down");
         drop(device);
