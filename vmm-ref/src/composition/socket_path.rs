@@ -59,26 +59,3 @@ impl fmt::Debug for SocketPath {
         self.path().fmt(f)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_read_as_it_is_written() {
-        for text in ["/run/edu.sock".to_owned(), "e".repeat(MOST)] {
-            assert_eq!(text.parse::<SocketPath>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn what_no_socket_can_have_is_refused_in_one_line() {
-        assert!(
-            "".parse::<SocketPath>()
-                .unwrap_err()
-                .contains("vfio-user:/run/edu.sock")
-        );
-        let error = "e".repeat(MOST + 1).parse::<SocketPath>().unwrap_err();
-        assert!(error.contains("107") && error.contains("108"), "{error}");
-    }
-}
