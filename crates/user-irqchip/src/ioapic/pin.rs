@@ -106,11 +106,11 @@ impl IoapicPin {
     /// The guest writes half of the entry. The output is told before this returns.
     pub(super) fn write(&self, half: Half, value: u32) -> AfterWrite {
         let _writes = lock(&self.shared.writes);
-        let mut locked = self.lock();
-        let entry = self.whole(locked.pin).written(half, value);
-        self.exchange(entry);
+        let entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed)).written(half, value);
         if entry.is_masked() {
             // A masked pin sends nothing, whatever the output knows.
+            let mut locked = self.lock();
+            self.exchange(entry);
             let program = self.program(&mut locked, entry, None);
             drop(locked);
             if program.is_some_and(|program| self.tell(program).is_err()) {
@@ -122,16 +122,28 @@ impl IoapicPin {
         if message.is_none() {
             self.shared.counters.illegal_entries.count();
         }
+        // An error of the output is counted, and there is nobody to return it to.
+        let unmasks = self.masked.load(Ordering::Relaxed) && pack(message) == self.message.load(Ordering::Relaxed);
+        // The pin is still masked here, and sends nothing while the output is told.
+        if unmasks && self.tell(Program { message, masked: false }).is_ok() {
+            let mut locked = self.lock();
+            self.exchange(entry);
+            locked.pin = locked.pin.written(entry, Output::default()).told(message.is_some());
+            let is_heard = locked.or.has_listeners();
+            return locked.step(|state| state.after_write(is_heard));
+        }
+        let mut locked = self.lock();
+        self.exchange(entry);
         let program = self.program(&mut locked, entry, message);
-        let changed = program.is_some();
-        if let Some(program) = program {
+        if let Some(program) = program.filter(|_| !unmasks) {
             drop(locked);
-            // The error is counted, and there is nobody to return it to.
             let told = self.tell(program).is_ok();
             locked = self.lock();
-            locked.pin = locked.pin.told(told.then_some(program.message.is_some()));
+            if told {
+                locked.pin = locked.pin.told(program.message.is_some());
+            }
         }
-        let changed = changed && locked.or.has_listeners();
+        let changed = program.is_some() && locked.or.has_listeners();
         locked.step(|state| state.after_write(changed))
     }
 
@@ -151,7 +163,9 @@ impl IoapicPin {
             drop(locked);
             let told = self.tell(program).is_ok();
             locked = self.lock();
-            locked.pin = locked.pin.told(told.then_some(program.message.is_some()));
+            if told {
+                locked.pin = locked.pin.told(program.message.is_some());
+            }
         }
         let sent = locked.step(PinState::settled);
         drop((locked, writes));
@@ -278,8 +292,9 @@ impl IoapicPin {
         drop(locked);
         let masked = entry.is_masked();
         let told = self.tell(Program { message, masked });
-        let mut locked = self.lock();
-        locked.pin = locked.pin.told(told.is_ok().then_some(message.is_some()));
+        if told.is_ok() {
+            self.step(|state| (state.told(message.is_some()), ()));
+        }
         told
     }
 }

@@ -190,10 +190,10 @@ impl PinState {
         self.has(MOVED)
     }
 
-    /// The output has been told, and knows whether the pin has a message. `None`: the output refused, and the pin waits for
-    /// the next write of its entry.
-    pub(super) fn told(self, has_message: Option<bool>) -> Self {
-        has_message.map_or(self, |has_message| self.with(STALE, false).with(ROUTED, has_message))
+    /// The output has been told, and knows whether the pin has a message. Without this call the pin waits for the next write of
+    /// its entry.
+    pub(super) fn told(self, has_message: bool) -> Self {
+        self.with(STALE, false).with(ROUTED, has_message)
     }
 
     /// The output refused to be told of a masked pin: the pin sends nothing before the output has been told of it unmasked.
