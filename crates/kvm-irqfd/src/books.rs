@@ -86,8 +86,9 @@ impl Books {
         }))
     }
 
-    /// Runs `change` under the lock. Nothing that a caller owns is dropped or signalled there: `change` is only borrowed, so
-    /// that what it captures outlives the lock, and what it takes out of the books goes through [`Afterwards`].
+    /// Runs `change` under the lock. Nothing that a caller owns is dropped or signalled there: `change` is only
+    /// borrowed, so that what it captures outlives the lock, and what it takes out of the books goes through
+    /// [`Afterwards`].
     pub(crate) fn with<R>(&self, mut change: impl FnMut(&mut State) -> R) -> R {
         let (result, afterwards) = {
             // The state is whole wherever a panic could come from: only std's collections are called under the lock.
@@ -96,7 +97,8 @@ impl Books {
             (result, std::mem::take(&mut state.afterwards))
         };
         for told in &afterwards.ask {
-            // An eventfd that KVM has taken as a resamplefd refuses a write when it is full: then it is signalled already.
+            // An eventfd that KVM has taken as a resamplefd refuses a write when it is full: then it is signalled
+            // already.
             drop(told.eventfd.signal());
         }
         result
@@ -130,7 +132,8 @@ impl Books {
         entered.map(|((), token)| token)
     }
 
-    /// Checks a new use of a GSI, enters it with `add`, and makes the watch that it needs. After an error nothing is entered.
+    /// Checks a new use of a GSI, enters it with `add`, and makes the watch that it needs. After an error nothing is
+    /// entered.
     fn enter<R>(
         &self,
         gsi: Gsi,
@@ -195,7 +198,8 @@ impl Books {
         });
     }
 
-    /// Lowers what an irqfd asserts. The others of the line are asked for their levels, since KVM keeps one assertion for all.
+    /// Lowers what an irqfd asserts. The others of the line are asked for their levels, since KVM keeps one assertion
+    /// for all.
     pub(crate) fn lower(&self, gsi: Gsi, token: u64) -> Result<()> {
         self.with(|state| {
             let pin_masked = state.is_pin_masked(gsi);
@@ -264,8 +268,8 @@ impl State {
         Ok(())
     }
 
-    /// Whether a GSI leads to where a use of this kind needs it: to a pin, to a pin whose EOIs KVM reports to this GSI, and to
-    /// no pin that another GSI drives (law 2).
+    /// Whether a GSI leads to where a use of this kind needs it: to a pin, to a pin whose EOIs KVM reports to this GSI,
+    /// and to no pin that another GSI drives (law 2).
     fn check_route(&self, gsi: Gsi, kind: BindingKind, drives: bool) -> Result<()> {
         let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
         if self.routes.is_unrouted(gsi) {

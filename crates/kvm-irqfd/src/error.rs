@@ -35,11 +35,12 @@ pub enum Reason {
     /// The VM has no vGIC, or its vGIC is not initialised yet (aarch64). EAGAIN.
     #[error("the vGIC is not initialised; do that first (KVM_DEV_ARM_VGIC_CTRL_INIT), with all vCPUs made")]
     NotInitialised,
-    /// The irqchip is split: the IOAPIC is in userspace, and KVM refuses resample irqfds and has no pins to drive. EINVAL.
+    /// The irqchip is split: the IOAPIC is in userspace, and KVM refuses resample irqfds and has no pins to drive.
+    /// EINVAL.
     #[error("the irqchip is split, so the line and its EOI belong to the userspace IOAPIC")]
     SplitIrqchip,
-    /// The irqchip is not split, or the GSI is not reserved for the userspace IOAPIC, so that KVM would not report its EOI.
-    /// EINVAL.
+    /// The irqchip is not split, or the GSI is not reserved for the userspace IOAPIC, so that KVM would not report its
+    /// EOI. EINVAL.
     #[error("not a pin of a userspace IOAPIC; KVM reports the EOI of reserved GSIs only")]
     NotSplit,
     /// The GSI has no route: KVM would accept the GSI and swallow every signal. EINVAL.
@@ -48,8 +49,8 @@ pub enum Reason {
     /// The GSI is routed to an MSI: an MSI has no level to hold and no EOI to report. EINVAL.
     #[error("the GSI is routed to an MSI, which has neither a level nor an EOI")]
     MsiRoute,
-    /// A later GSI is routed to the same pin, and KVM reports the pin's EOI to the later GSI only: a resample irqfd here
-    /// would never fire and its line would stay high. EINVAL.
+    /// A later GSI is routed to the same pin, and KVM reports the pin's EOI to the later GSI only: a resample irqfd
+    /// here would never fire and its line would stay high. EINVAL.
     #[error(
         "the GSI reports no EOI: {by} is routed to the same pin {pin} of the {chip}, and KVM tells only the last one"
     )]
@@ -72,8 +73,8 @@ pub enum Reason {
         /// The line that drives the pin.
         by: Gsi,
     },
-    /// The GSI is used in a way that excludes the new use: KVM keeps one assertion for all edge irqfds and KVM_IRQ_LINE of a
-    /// GSI, so that an edge would destroy a held level. EBUSY.
+    /// The GSI is used in a way that excludes the new use: KVM keeps one assertion for all edge irqfds and KVM_IRQ_LINE
+    /// of a GSI, so that an edge would destroy a held level. EBUSY.
     #[error("the GSI is used by {has}, which excludes {wants} on it")]
     MixedUse {
         /// What is there.
@@ -93,7 +94,8 @@ pub enum Reason {
     /// The eventfd was made with EFD_SEMAPHORE: KVM would consume one count a wake-up and leave the rest. EINVAL.
     #[error("the eventfd is a semaphore (EFD_SEMAPHORE), of which KVM would leave counts behind")]
     Semaphore,
-    /// The eventfd would be both the trigger of an irqfd and told of EOIs: each EOI would raise the next interrupt. EINVAL.
+    /// The eventfd would be both the trigger of an irqfd and told of EOIs: each EOI would raise the next interrupt.
+    /// EINVAL.
     #[error("the eventfd would be a trigger and be told of EOIs; every EOI would raise an interrupt")]
     TriggerIsResample,
     /// The route is one that KVM would refuse, or take and get wrong. EINVAL.
@@ -111,9 +113,10 @@ pub enum Reason {
     /// The system refused, and everything is as before. The errno is the system's.
     #[error("{0}")]
     Os(io::Error),
-    /// The operation is done, but KVM refused to take back an irqfd or a level that was taken off the line for it. What is
-    /// signalled meanwhile waits in the trigger. The next assertion by this process and the next change of the line try
-    /// again; [`GsiCounts::refused`](crate::GsiCounts::refused) says how many irqfds are off. The errno is the system's.
+    /// The operation is done, but KVM refused to take back an irqfd or a level that was taken off the line for it. What
+    /// is signalled meanwhile waits in the trigger. The next assertion by this process and the next change of the line
+    /// try again; [`GsiCounts::refused`](crate::GsiCounts::refused) says how many irqfds are off. The errno is the
+    /// system's.
     #[error("done, but the line is not back yet, which the next assertion tries: {0}")]
     Refused(io::Error),
 }

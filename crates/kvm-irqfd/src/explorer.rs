@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An explorer of failures: every sequence of operations up to a depth, with each step that the kernel can refuse refused
-//! once, on the real books over a scripted kernel with real eventfds.
+//! An explorer of failures: every sequence of operations up to a depth, with each step that the kernel can refuse
+//! refused once, on the real books over a scripted kernel with real eventfds.
 //!
 //! `KVM_IRQFD_EXPLORE_DEPTH` is the number of operations; see [`DEPTH`].
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -678,7 +678,8 @@ fn every_sequence_with_every_step_refused() {
     let current = Arc::new(Mutex::new(String::new()));
     let at = Arc::clone(&current);
     let explorer = std::thread::spawn(move || {
-        // SAFETY: the thread gets a table of fds of its own, and uses no fd that another thread opens or closes meanwhile.
+        // SAFETY: the thread gets a table of fds of its own, and uses no fd that another thread opens or closes
+        // meanwhile.
         unsafe { unshare_unsafe(UnshareFlags::FILES) }.unwrap();
         let (mut sequences, mut runs) = (0, 0);
         let mut left = vec![vec![]];

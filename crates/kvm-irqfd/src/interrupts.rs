@@ -26,13 +26,14 @@ use crate::source::{self, EdgeIrqfd};
 /// The interrupts of one VM. Everything that injects by GSI goes through this: it owns the routing table and the lines,
 /// because KVM's own answers cannot be relied on (a deassign never fails, an assign checks no GSI).
 ///
-/// Make one for each VM, after the irqchip; nothing else may then call KVM_IRQFD, KVM_IRQ_LINE or KVM_SET_GSI_ROUTING on that
-/// VM. Clones are handles to the same. See the [crate documentation](crate) for an example.
+/// Make one for each VM, after the irqchip; nothing else may then call KVM_IRQFD, KVM_IRQ_LINE or KVM_SET_GSI_ROUTING
+/// on that VM. Clones are handles to the same. See the [crate documentation](crate) for an example.
 ///
-/// Where /proc is not mounted, as in the jail of a VMM, the kernel does not say which eventfd a descriptor stands for. Each
-/// eventfd of the caller is then taken to be a different one: [`Reason::AlreadyBound`](crate::Reason::AlreadyBound) and
-/// [`Reason::TriggerIsResample`](crate::Reason::TriggerIsResample) are not found, KVM's EBUSY for a second irqfd remains, and
-/// an fd that is no eventfd is KVM's EINVAL.
+/// Where /proc is not mounted, as in the jail of a VMM, the kernel does not say which eventfd a descriptor stands for.
+/// Each eventfd of the caller is then taken to be a different one:
+/// [`Reason::AlreadyBound`](crate::Reason::AlreadyBound) and
+/// [`Reason::TriggerIsResample`](crate::Reason::TriggerIsResample) are not found, KVM's EBUSY for a second irqfd
+/// remains, and an fd that is no eventfd is KVM's EINVAL.
 #[derive(Clone)]
 pub struct KvmInterrupts {
     vm: Arc<VmFd>,
@@ -45,12 +46,14 @@ pub struct KvmInterrupts {
 pub struct GsiCounts {
     /// Assertions by sources of this process. Signals that others write to a trigger are not seen.
     pub asserted: u64,
-    /// EOIs and other resamples that [`KvmInterrupts::dispatch`] has served. Those that KVM tells an eventfd are not seen.
+    /// EOIs and other resamples that [`KvmInterrupts::dispatch`] has served. Those that KVM tells an eventfd are not
+    /// seen.
     pub served: u64,
-    /// How often the irqfds were deassigned and assigned again: for a new route, for an irqfd that went, for a level that was
-    /// withdrawn.
+    /// How often the irqfds were deassigned and assigned again: for a new route, for an irqfd that went, for a level
+    /// that was withdrawn.
     pub reassigned: u64,
-    /// How many irqfds are off now because KVM refused to take them back: see [`Reason::Refused`](crate::Reason::Refused).
+    /// How many irqfds are off now because KVM refused to take them back: see
+    /// [`Reason::Refused`](crate::Reason::Refused).
     pub refused: usize,
 }
 
@@ -65,8 +68,8 @@ impl KvmInterrupts {
         Self::build(vm, SPLIT_PINS, Routes::initial)
     }
 
-    /// The same for a vGIC with `spis` shared interrupts, whose GSIs are 0 to `spis`-1; [`new`](Self::new) takes the vGIC to
-    /// have [`GIC_SPIS`](crate::GIC_SPIS), which is what KVM gives it.
+    /// The same for a vGIC with `spis` shared interrupts, whose GSIs are 0 to `spis`-1; [`new`](Self::new) takes the
+    /// vGIC to have [`GIC_SPIS`](crate::GIC_SPIS), which is what KVM gives it.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -109,8 +112,8 @@ impl KvmInterrupts {
         self.books.with(|state| state.routes.clone())
     }
 
-    /// What has happened on `gsi`; `None` when nothing uses it. This waits for a change of configuration that is under way,
-    /// and no signal waits for this.
+    /// What has happened on `gsi`; `None` when nothing uses it. This waits for a change of configuration that is under
+    /// way, and no signal waits for this.
     pub fn counts(&self, gsi: Gsi) -> Option<GsiCounts> {
         let (counts, line) = self.books.with(|state| {
             let line = state.lines.get(&gsi)?;
@@ -131,12 +134,12 @@ impl KvmInterrupts {
         Routing::new(&self.books)
     }
 
-    /// A level source on a resample irqfd (KVM_IRQFD_FLAG_RESAMPLE), with a trigger of its own: asserting is one write to an
-    /// eventfd, by anybody who has it, and KVM lowers the line at the EOI. The write is asynchronous for a pin: KVM drives
-    /// the pin from a work queue.
+    /// A level source on a resample irqfd (KVM_IRQFD_FLAG_RESAMPLE), with a trigger of its own: asserting is one write
+    /// to an eventfd, by anybody who has it, and KVM lowers the line at the EOI. The write is asynchronous for a pin:
+    /// KVM drives the pin from a work queue.
     ///
-    /// Dropping the source deassigns the irqfd and lowers what it asserts. Other sources of the line are asked for their
-    /// levels then, because KVM keeps one assertion for all resample irqfds of a GSI.
+    /// Dropping the source deassigns the irqfd and lowers what it asserts. Other sources of the line are asked for
+    /// their levels then, because KVM keeps one assertion for all resample irqfds of a GSI.
     ///
     /// # Errors
     /// As [`resample_source_with`](Self::resample_source_with).
@@ -144,9 +147,9 @@ impl KvmInterrupts {
         self.level_source(BindingKind::Resample, gsi, label.into(), None)
     }
 
-    /// The same with the caller's eventfd as the trigger, which a device in another process, VFIO or vhost may signal. A count
-    /// that is pending in the eventfd is discarded: make the device signal again after this, if it may have signalled before
-    /// (VFIO does at an unmask).
+    /// The same with the caller's eventfd as the trigger, which a device in another process, VFIO or vhost may signal.
+    /// A count that is pending in the eventfd is discarded: make the device signal again after this, if it may have
+    /// signalled before (VFIO does at an unmask).
     ///
     /// # Errors
     /// See [`Reason`](crate::Reason):
@@ -166,13 +169,13 @@ impl KvmInterrupts {
         self.level_source(BindingKind::Resample, gsi, label.into(), Some(trigger))
     }
 
-    /// A level source on a split irqchip whose trigger is an irqfd on the pin's own GSI: a signal reaches the guest without this
-    /// process, by the level-triggered message that the userspace IOAPIC has routed there. While the pin is masked or has no
-    /// route, a signal waits in the trigger.
+    /// A level source on a split irqchip whose trigger is an irqfd on the pin's own GSI: a signal reaches the guest
+    /// without this process, by the level-triggered message that the userspace IOAPIC has routed there. While the pin
+    /// is masked or has no route, a signal waits in the trigger.
     ///
-    /// The signal passes the IOAPIC by, whose remote IRR stays clear: a signal during the guest's handler gives one more run
-    /// of the handler. The source is therefore for devices that signal once for each EOI, as an automasked VFIO INTx does. The
-    /// EOI notifier of the source is the userspace IOAPIC, by GSI.
+    /// The signal passes the IOAPIC by, whose remote IRR stays clear: a signal during the guest's handler gives one
+    /// more run of the handler. The source is therefore for devices that signal once for each EOI, as an automasked
+    /// VFIO INTx does. The EOI notifier of the source is the userspace IOAPIC, by GSI.
     ///
     /// # Errors
     /// As [`split_source_with`](Self::split_source_with).
@@ -214,8 +217,8 @@ impl KvmInterrupts {
         }
     }
 
-    /// A level source over KVM_IRQ_LINE: synchronous, and lowered by the device alone. An assertion answers what became of the
-    /// level. All such sources of a GSI share one [`Line`](interrupt_core::Line), whose OR the ioctl states.
+    /// A level source over KVM_IRQ_LINE: synchronous, and lowered by the device alone. An assertion answers what became
+    /// of the level. All such sources of a GSI share one [`Line`](interrupt_core::Line), whose OR the ioctl states.
     ///
     /// # Errors
     /// See [`Reason`](crate::Reason):
@@ -235,8 +238,8 @@ impl KvmInterrupts {
         EdgeIrqfd::new(&self.books, gsi, self.trigger(gsi, None)?)
     }
 
-    /// An edge irqfd, on a pin or on an MSI route, that is triggered by the caller's eventfd. A count that is pending in the
-    /// eventfd is discarded.
+    /// An edge irqfd, on a pin or on an MSI route, that is triggered by the caller's eventfd. A count that is pending
+    /// in the eventfd is discarded.
     ///
     /// # Errors
     /// See [`Reason`](crate::Reason):
@@ -249,17 +252,17 @@ impl KvmInterrupts {
         EdgeIrqfd::new(&self.books, gsi, self.trigger(gsi, Some(trigger))?)
     }
 
-    /// Waits for EOIs that this process is to serve, at most for `timeout` (or without a limit), serves them, and returns how
-    /// many it served. 0 says that the time was up or that a signal came.
+    /// Waits for EOIs that this process is to serve, at most for `timeout` (or without a limit), serves them, and
+    /// returns how many it served. 0 says that the time was up or that a signal came.
     ///
-    /// Callbacks are called here, and the levels of KVM_IRQ_LINE sources are driven again here where KVM may have forgotten
-    /// them. A VM that uses neither, because its listeners are eventfds and its sources irqfds, need not call this. Otherwise a
-    /// thread of the caller calls this, in a loop, or whenever the fd of [`AsFd`] is readable, with a timeout of zero. Several
-    /// threads may.
+    /// Callbacks are called here, and the levels of KVM_IRQ_LINE sources are driven again here where KVM may have
+    /// forgotten them. A VM that uses neither, because its listeners are eventfds and its sources irqfds, need not call
+    /// this. Otherwise a thread of the caller calls this, in a loop, or whenever the fd of [`AsFd`] is readable, with a
+    /// timeout of zero. Several threads may.
     ///
     /// # Errors
-    /// [`interrupt_core::Error::Os`] from epoll, or the first error of a listener or of a level that could not be driven. All
-    /// EOIs were served.
+    /// [`interrupt_core::Error::Os`] from epoll, or the first error of a listener or of a level that could not be
+    /// driven. All EOIs were served.
     pub fn dispatch(&self, timeout: Option<Duration>) -> interrupt_core::Result<usize> {
         self.books.dispatcher.dispatch(timeout)
     }
@@ -297,11 +300,12 @@ impl AsFd for KvmInterrupts {
 /// lowers the line nor makes an interrupt. The one exception is an eventfd by the key of a KVM_IRQ_LINE source, which
 /// [`dispatch`](KvmInterrupts::dispatch) signals. A callback is called by `dispatch`.
 ///
-/// A listener by GSI hears of the EOIs of every source of the GSI, whichever come and go. A GSI without a listener has none.
+/// A listener by GSI hears of the EOIs of every source of the GSI, whichever come and go. A GSI without a listener has
+/// none.
 ///
 /// A listener is asked for its level, as at an EOI, also when irqfds of its line were taken off together: at
-/// [`LevelSource::force_deassert`], when one of several sources goes, and when the route changes. Who counts EOIs counts those
-/// too.
+/// [`LevelSource::force_deassert`], when one of several sources goes, and when the route changes. Who counts EOIs
+/// counts those too.
 impl EoiNotifier for KvmInterrupts {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
         eoi::subscribe(&self.books, subject, listener)

@@ -3,8 +3,8 @@
 //!
 //! [`KvmInterrupts`] takes a VM's `VmFd` and hands out
 //!
-//! * level sources, as [`LevelSource`](interrupt_core::LevelSource): on a resample irqfd, whose line KVM lowers at the EOI; on
-//!   KVM_IRQ_LINE; and on a split irqchip, for which [`KvmInterrupts`] is also the userspace IOAPIC's
+//! * level sources, as [`LevelSource`](interrupt_core::LevelSource): on a resample irqfd, whose line KVM lowers at the
+//!   EOI; on KVM_IRQ_LINE; and on a split irqchip, for which [`KvmInterrupts`] is also the userspace IOAPIC's
 //!   [`MsiOutput`](interrupt_core::MsiOutput);
 //! * [`EdgeIrqfd`]: a pulse on a pin, or an MSI, with a mask that keeps what is signalled meanwhile;
 //! * an EOI notifier, for one source by its key or for a GSI whoever drives it: [`KvmInterrupts`] itself is the
@@ -12,11 +12,13 @@
 //! * [`Routing`]: a change of the GSI routing table;
 //! * [`KvmVfio`]: the KVM-VFIO device, with the forwarding that was proposed for it.
 //!
-//! KVM accepts much that then does not work: a GSI that leads nowhere, a resample irqfd on an MSI, an edge irqfd and a level on
-//! one GSI, a deassign of something that was never assigned. What KVM would get wrong is refused here with a typed [`Error`].
+//! KVM accepts much that then does not work: a GSI that leads nowhere, a resample irqfd on an MSI, an edge irqfd and a
+//! level on one GSI, a deassign of something that was never assigned. What KVM would get wrong is refused here with a
+//! typed [`Error`].
 //!
-//! On aarch64 the controller is a GIC: GSI *n* is SPI *n*, interrupt ID 32+*n*, and whatever is about a split irqchip is refused by
-//! KVM. There the vGIC has to be initialised first; KVM answers EAGAIN before that, and so does this crate.
+//! On aarch64 the controller is a GIC: GSI *n* is SPI *n*, interrupt ID 32+*n*, and whatever is about a split irqchip
+//! is refused by KVM. There the vGIC has to be initialised first; KVM answers EAGAIN before that, and so does this
+//! crate.
 //!
 //! No thread is started. What has to be done in this process at an EOI is done by the thread that calls
 //! [`KvmInterrupts::dispatch`].

@@ -89,7 +89,8 @@ fn signal(binding: &Binding, trigger: &Eventfd, how: fn(&Eventfd) -> io::Result<
     binding.mend()
 }
 
-/// A level source over KVM_IRQ_LINE: synchronous, without the work-queue hop of an irqfd, and lowered by the device alone.
+/// A level source over KVM_IRQ_LINE: synchronous, without the work-queue hop of an irqfd, and lowered by the device
+/// alone.
 struct IrqLineSource {
     // First: the source ends its assertion before the books let go of the line.
     source: LineSource<IrqLinePin>,
@@ -137,9 +138,9 @@ impl fmt::Debug for IrqLineSource {
     }
 }
 
-/// An edge irqfd, on a pin or on an MSI route: each signal of its eventfd is an event of its own. Several signals before the
-/// guest takes the first are one interrupt. A signal while the guest has masked a pin of the in-kernel IOAPIC is lost, as on
-/// hardware; on a pin of a userspace IOAPIC (split irqchip) the signal waits for the unmask.
+/// An edge irqfd, on a pin or on an MSI route: each signal of its eventfd is an event of its own. Several signals
+/// before the guest takes the first are one interrupt. A signal while the guest has masked a pin of the in-kernel
+/// IOAPIC is lost, as on hardware; on a pin of a userspace IOAPIC (split irqchip) the signal waits for the unmask.
 ///
 /// [`mask`](Self::mask) and [`unmask`](Self::unmask) are the mask and pending bits of an MSI or MSI-X vector: what is
 /// signalled while the irqfd is masked is one interrupt at the unmask.
@@ -166,8 +167,9 @@ impl EdgeIrqfd {
     /// Raises the interrupt.
     ///
     /// # Errors
-    /// [`Reason::Os`](crate::Reason::Os) when the eventfd cannot be written. [`Reason::Refused`](crate::Reason::Refused) when
-    /// KVM had refused to take the irqfd back and refuses again: the signal waits.
+    /// [`Reason::Os`](crate::Reason::Os) when the eventfd cannot be written.
+    /// [`Reason::Refused`](crate::Reason::Refused) when KVM had refused to take the irqfd back and refuses again: the
+    /// signal waits.
     pub fn signal(&self) -> Result<()> {
         signal(&self.binding, &self.trigger, Eventfd::signal)
     }
@@ -178,12 +180,12 @@ impl EdgeIrqfd {
         drop(self.set_masked(true));
     }
 
-    /// Ends [`mask`](Self::mask), and raises one interrupt if the eventfd was signalled meanwhile; a message is injected before
-    /// this returns.
+    /// Ends [`mask`](Self::mask), and raises one interrupt if the eventfd was signalled meanwhile; a message is
+    /// injected before this returns.
     ///
     /// # Errors
-    /// [`Reason::Refused`](crate::Reason::Refused) when KVM refuses to take the irqfd back. What was signalled waits, and the
-    /// next [`signal`](Self::signal) or `unmask` tries again.
+    /// [`Reason::Refused`](crate::Reason::Refused) when KVM refuses to take the irqfd back. What was signalled waits,
+    /// and the next [`signal`](Self::signal) or `unmask` tries again.
     pub fn unmask(&self) -> Result<()> {
         self.set_masked(false)
     }

@@ -11,41 +11,42 @@ use crate::interrupts::KvmInterrupts;
 use crate::routing;
 use crate::routing::table::Route;
 
-/// Gives a VM the LAPICs in the kernel, and reserves GSIs 0 to `pins`-1 for a userspace IOAPIC: for those, and for no other, KVM
-/// raises KVM_EXIT_IOAPIC_EOI when a level-triggered vector is ended. Before the first vCPU is made.
+/// Gives a VM the LAPICs in the kernel, and reserves GSIs 0 to `pins`-1 for a userspace IOAPIC: for those, and for no
+/// other, KVM raises KVM_EXIT_IOAPIC_EOI when a level-triggered vector is ended. Before the first vCPU is made.
 ///
 /// # Errors
-/// [`Reason::Os`](crate::Reason::Os): EINVAL when KVM has no split irqchip or takes no such number of pins, EEXIST when there is an irqchip
-/// already.
+/// [`Reason::Os`](crate::Reason::Os): EINVAL when KVM has no split irqchip or takes no such number of pins, EEXIST when
+/// there is an irqchip already.
 pub fn enable_split_irqchip(vm: &VmFd, pins: u32) -> Result<()> {
     const OPERATION: &str = "KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)";
     enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(pins), OPERATION)
 }
 
-/// Whether a guest can keep its LAPIC's EOIs from being broadcast to the IOAPIC (directed EOI, bit 12 of the spurious vector
-/// register). A guest that does so ends the interrupt at the IOAPIC's own EOI register, version 0x20.
+/// Whether a guest can keep its LAPIC's EOIs from being broadcast to the IOAPIC (directed EOI, bit 12 of the spurious
+/// vector register). A guest that does so ends the interrupt at the IOAPIC's own EOI register, version 0x20.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EoiBroadcast {
     /// The LAPIC offers suppression, and suppressing works: the userspace IOAPIC must have an EOI register.
     Suppressible,
-    /// The LAPIC does not offer suppression. Every EOI of a level-triggered vector is an exit. For an IOAPIC of version 0x11.
+    /// The LAPIC does not offer suppression. Every EOI of a level-triggered vector is an exit. For an IOAPIC of version
+    /// 0x11.
     Always,
 }
 
-/// Chooses what a split irqchip does, and returns whether KVM has the choice. Without a choice KVM offers suppression and then
-/// ignores it, which gives interrupt storms with guests that rely on suppression. After [`enable_split_irqchip`] and before the
-/// first vCPU.
+/// Chooses what a split irqchip does, and returns whether KVM has the choice. Without a choice KVM offers suppression
+/// and then ignores it, which gives interrupt storms with guests that rely on suppression. After
+/// [`enable_split_irqchip`] and before the first vCPU.
 ///
-/// `false` is the answer of a kernel from before early 2026, and of an irqchip that is all in the kernel, which cannot be made
-/// suppressible. The VM is then as it was: the userspace IOAPIC should be one of version 0x11.
+/// `false` is the answer of a kernel from before early 2026, and of an irqchip that is all in the kernel, which cannot
+/// be made suppressible. The VM is then as it was: the userspace IOAPIC should be one of version 0x11.
 ///
 /// The other flags of KVM_CAP_X2APIC_API stay as they are, since KVM adds the new flags to those it has.
 ///
 /// # Errors
 /// [`Reason::Os`](crate::Reason::Os) when KVM refuses for another reason.
 pub fn set_eoi_broadcast(vm: &VmFd, broadcast: EoiBroadcast) -> Result<bool> {
-    // KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST and KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST, which kvm-bindings does not have
-    // yet.
+    // KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST and KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST, which kvm-bindings does
+    // not have yet.
     const ENABLE: u64 = 1 << 2;
     const DISABLE: u64 = 1 << 3;
     let flags = match broadcast {
@@ -68,8 +69,8 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Re
     vm.enable_cap(&cap).map_err(|error| Error::vm(operation, error))
 }
 
-/// The messages of a userspace IOAPIC go to the LAPICs in the kernel: the route of each pin is kept on the pin's own GSI, where
-/// KVM looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
+/// The messages of a userspace IOAPIC go to the LAPICs in the kernel: the route of each pin is kept on the pin's own
+/// GSI, where KVM looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
 impl MsiOutput for KvmInterrupts {
     fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
         let message = for_kvm(message);

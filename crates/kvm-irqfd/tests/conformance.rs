@@ -17,15 +17,15 @@ use testkit::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 mod common;
 use common::{eventfd, taken};
 
-/// Rows that put KVM_IRQ_LINE and a resample irqfd on one GSI, which this crate refuses, or that ask the kernel twice for the
-/// level it has already. tests/library.rs has what the crate does instead.
+/// Rows that put KVM_IRQ_LINE and a resample irqfd on one GSI, which this crate refuses, or that ask the kernel twice
+/// for the level it has already. tests/library.rs has what the crate does instead.
 const ELSEWHERE: [&str; 2] = [
     "row_46_bound_while_a_plain_line_is_in_service",
     "row_50_delivery_status_of_a_plain_line",
 ];
 
-/// How long an interrupt is looked for before it is made sure that none is on its way, which takes several ioctls that wait for
-/// every CPU.
+/// How long an interrupt is looked for before it is made sure that none is on its way, which takes several ioctls that
+/// wait for every CPU.
 const LOOK: Duration = Duration::from_micros(500);
 
 fn main() -> ExitCode {
@@ -176,8 +176,8 @@ impl Rig for LibraryRig {
     }
 }
 
-/// Waits for the injections that are on their way. The deassign is what flushes them, and an exchange of the listener, or of
-/// the irqfd, contains one. No guest runs meanwhile, so that no EOI is missed.
+/// Waits for the injections that are on their way. The deassign is what flushes them, and an exchange of the listener,
+/// or of the irqfd, contains one. No guest runs meanwhile, so that no EOI is missed.
 trait Settle {
     fn settle(&self);
 }

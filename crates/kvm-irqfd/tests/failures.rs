@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What happens when a step fails, when two things happen at once, and when the adopter's circumstances are unusual, on real
-//! KVM. Rows are those of docs/conformance.md.
+//! What happens when a step fails, when two things happen at once, and when the adopter's circumstances are unusual, on
+//! real KVM. Rows are those of docs/conformance.md.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::os::fd::OwnedFd;
@@ -289,8 +289,8 @@ fn row_138_line_listener_then_trigger() {
     assert_eq!(refused.unwrap_err().errno(), Some(22));
 }
 
-/// Gives `refused` a callback that owns a source, the guard of another subscription and the notifier. It is dropped once, and no
-/// lock is held then: what it owns takes every lock of the VM when it goes.
+/// Gives `refused` a callback that owns a source, the guard of another subscription and the notifier. It is dropped
+/// once, and no lock is held then: what it owns takes every lock of the VM when it goes.
 fn row_141_refused(refused: &dyn Fn(&KvmInterrupts, Listener)) {
     struct Owned {
         source: Option<Arc<dyn LevelSource>>,
@@ -373,7 +373,8 @@ fn row_143_full_and_blocking() {
     assert_eq!(taken(&other), 1, "and again");
 }
 
-/// A KVM_IRQ_LINE source on a line that has a listener takes an fd, so that its level can be stated again after an unmask.
+/// A KVM_IRQ_LINE source on a line that has a listener takes an fd, so that its level can be stated again after an
+/// unmask.
 fn row_144_irq_line() {
     let (_machine, interrupts) = full();
     let told = eventfd();
@@ -552,7 +553,8 @@ fn row_133_concurrent_rounds() {
 
 type Tried = Result<Box<dyn std::any::Any>, Option<i32>>;
 
-/// Tries `make` with every limit of fds up to the one that it needs. With each smaller one it is refused, and leaves nothing.
+/// Tries `make` with every limit of fds up to the one that it needs. With each smaller one it is refused, and leaves
+/// nothing.
 fn with_every_limit(what: &str, interrupts: &KvmInterrupts, make: &dyn Fn() -> Tried) {
     const EMFILE: i32 = 24;
     let before = (fds(), format!("{interrupts:?}"));

@@ -47,7 +47,8 @@ fn level(vector: u8) -> Msi {
     }
 }
 
-/// The vector that comes within a second: what waited in a trigger goes through the kernel's work queue when it is let through.
+/// The vector that comes within a second: what waited in a trigger goes through the kernel's work queue when it is let
+/// through.
 fn accept(machine: &mut Machine) -> Option<u8> {
     machine.accept_within(Duration::from_secs(1))
 }

@@ -20,8 +20,8 @@ use crate::line::irqfd::Told;
 /// What to do when an eventfd is signalled.
 type Action = Arc<dyn Fn() -> interrupt_core::Result<()> + Send + Sync>;
 
-/// An epoll instance over eventfds that this process serves. They are watched edge-triggered: every signal is an edge, so
-/// that none of them needs to be read.
+/// An epoll instance over eventfds that this process serves. They are watched edge-triggered: every signal is an edge,
+/// so that none of them needs to be read.
 pub(crate) struct Dispatcher {
     epoll: OwnedFd,
     /// Sorted by token.

@@ -9,8 +9,8 @@ use interrupt_core::{Gsi, Listeners};
 
 use crate::line::irq_line::IrqLine;
 
-/// The callbacks that listen to one GSI, and the line that KVM_IRQ_LINE drives there, if there is one now. Callbacks outlive
-/// lines.
+/// The callbacks that listen to one GSI, and the line that KVM_IRQ_LINE drives there, if there is one now. Callbacks
+/// outlive lines.
 pub(crate) struct Resampled {
     gsi: Gsi,
     pub(crate) listeners: Listeners,

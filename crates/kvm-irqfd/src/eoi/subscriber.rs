@@ -8,8 +8,9 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::interrupts::KvmInterrupts;
 
-/// Calls [`KvmInterrupts::dispatch`] whenever there is an EOI that is this process's to serve: `manager.add_subscriber(..)` with a
-/// clone. Callbacks are called on the event-manager's thread, and must not wait for it.
+/// Calls [`KvmInterrupts::dispatch`] whenever there is an EOI that is this process's to serve:
+/// `manager.add_subscriber(..)` with a clone. Callbacks are called on the event-manager's thread, and must not wait for
+/// it.
 ///
 /// What goes wrong is logged, because an event-manager has nobody to tell.
 impl MutEventSubscriber for KvmInterrupts {

@@ -18,8 +18,8 @@ pub enum WaitMode {
     /// Poll until the event: the shortest wait, and a whole CPU.
     Spin,
     /// Poll for a short time, then sleep. The time follows from how long the last waits took, is never longer than
-    /// [`Waiter::MAX_POLL`], and is none while polling does not bring the event sooner, which is the case when the one who is to
-    /// bring it needs this CPU.
+    /// [`Waiter::MAX_POLL`], and is none while polling does not bring the event sooner, which is the case when the one
+    /// who is to bring it needs this CPU.
     Adaptive,
 }
 
@@ -73,7 +73,8 @@ impl Waiter {
         self.mode
     }
 
-    /// Waits for the eventfd to be signalled, takes its counter and returns it. To end a wait early, signal the eventfd.
+    /// Waits for the eventfd to be signalled, takes its counter and returns it. To end a wait early, signal the
+    /// eventfd.
     ///
     /// The eventfd may be blocking or not; a blocking one saves a `poll` call when it comes to sleeping.
     ///
@@ -140,11 +141,11 @@ impl Waiter {
 
     /// Takes the outcome of a wait into account.
     fn learn(&mut self, window: Duration, took: Duration) {
-        // Polling has not reached it: whoever waits this long is idle, and sleeps at once next time. A sleep that was made for
-        // learning says nothing of that.
+        // Polling has not reached it: whoever waits this long is idle, and sleeps at once next time. A sleep that was
+        // made for learning says nothing of that.
         self.idle = took > Self::MAX_POLL && (self.idle || window > Duration::ZERO);
-        // Such a wait counts as one at the end of what polling reaches: it may be that nothing was to come, or that polling has
-        // kept the one who was to bring it from this CPU.
+        // Such a wait counts as one at the end of what polling reaches: it may be that nothing was to come, or that
+        // polling has kept the one who was to bring it from this CPU.
         let counted = took.min(Self::MAX_POLL);
         if window == Duration::ZERO {
             self.blocked.add(counted);
@@ -185,7 +186,8 @@ fn sleep(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    /// One wait, which takes `asleep` when the thread sleeps at once, and `awake` when it polls first. Whether it polled.
+    /// One wait, which takes `asleep` when the thread sleeps at once, and `awake` when it polls first. Whether it
+    /// polled.
     fn polls(waiter: &mut Waiter, asleep: Duration, awake: impl Fn(Duration) -> Duration) -> bool {
         let window = waiter.window();
         let polled = window > Duration::ZERO;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Eventfds: the conversion between vmm-sys-util's `EventFd`, which kvm-ioctls and VMMs take, and std's `OwnedFd`, which
+//! Eventfds: the conversion between vmm-sys-util's `EventFd`, which kvm-ioctls and VMMs take, and std's `OwnedFd`,
+//! which
 //! [`Listener`](interrupt_core::Listener), sockets and rustix take; vmm-sys-util has no conversion of its own.
 
 use std::collections::BTreeMap;
@@ -45,8 +46,8 @@ pub fn into_owned(event: EventFd) -> OwnedFd {
 /// An eventfd as this crate keeps it.
 pub(crate) struct Eventfd {
     fd: EventFd,
-    /// The kernel's number of the eventfd itself, which duplicates share and which a recycled fd number does not. `None`
-    /// where /proc is not mounted.
+    /// The kernel's number of the eventfd itself, which duplicates share and which a recycled fd number does not.
+    /// `None` where /proc is not mounted.
     id: Option<u64>,
     /// Whether the eventfd is a semaphore; `None` where the kernel does not say (before Linux 6.5, or without /proc).
     semaphore: Option<bool>,
@@ -128,8 +129,8 @@ impl Eventfd {
         take(self.as_fd())
     }
 
-    /// Whether a read takes one count of several. Where the kernel does not say, this tries with two counts of its own, so
-    /// that the caller must have claimed the eventfd as a trigger, whose counts are discarded anyway.
+    /// Whether a read takes one count of several. Where the kernel does not say, this tries with two counts of its own,
+    /// so that the caller must have claimed the eventfd as a trigger, whose counts are discarded anyway.
     fn is_semaphore(&self) -> io::Result<bool> {
         if let Some(semaphore) = self.semaphore {
             return Ok(semaphore);
@@ -154,8 +155,8 @@ fn borrow(fd: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 
-/// Reads an eventfd's counter without waiting. RWF_NOWAIT makes that independent of O_NONBLOCK, which is for the maker of
-/// the eventfd to choose. 0 when nothing is pending.
+/// Reads an eventfd's counter without waiting. RWF_NOWAIT makes that independent of O_NONBLOCK, which is for the maker
+/// of the eventfd to choose. 0 when nothing is pending.
 pub(crate) fn take(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count = [0; 8];
     // u64::MAX is "no offset": an eventfd has none.
@@ -175,7 +176,8 @@ fn info(fd: &EventFd) -> io::Result<Option<String>> {
     }
 }
 
-/// A field of /proc/.../fdinfo. `eventfd-id` is there since Linux 5.2 and of an eventfd only, `eventfd-semaphore` since 6.5.
+/// A field of /proc/.../fdinfo. `eventfd-id` is there since Linux 5.2 and of an eventfd only, `eventfd-semaphore` since
+/// 6.5.
 fn field(info: &str, name: &str) -> Option<u64> {
     let value = info
         .lines()
@@ -183,8 +185,8 @@ fn field(info: &str, name: &str) -> Option<u64> {
     value.trim().parse().ok()
 }
 
-/// What this process uses each eventfd for, in all its VMs. The kernel refuses a second binding to the same VM, and since
-/// Linux 6.17 to any VM; before, the second VM would silently never be triggered.
+/// What this process uses each eventfd for, in all its VMs. The kernel refuses a second binding to the same VM, and
+/// since Linux 6.17 to any VM; before, the second VM would silently never be triggered.
 static ROLES: Mutex<BTreeMap<u64, Role>> = Mutex::new(BTreeMap::new());
 
 enum Role {
@@ -198,8 +200,8 @@ fn roles() -> MutexGuard<'static, BTreeMap<u64, Role>> {
     ROLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The right to use one eventfd in one role, for as long as this lives. An eventfd without an identity, which is so where
-/// /proc is not mounted, is taken to be another one than all others.
+/// The right to use one eventfd in one role, for as long as this lives. An eventfd without an identity, which is so
+/// where /proc is not mounted, is taken to be another one than all others.
 pub(crate) struct Claim {
     id: Option<u64>,
 }

@@ -8,15 +8,15 @@ use crate::error::{Error, Reason, Result};
 use crate::kernel::Kernel;
 use crate::kernel::eventfd::Eventfd;
 
-/// The pins of a PC's IOAPIC: what [`enable_split_irqchip`](crate::enable_split_irqchip) is usually given, and what [`KvmInterrupts::new`](crate::KvmInterrupts::new) takes a split
-/// irqchip to have.
+/// The pins of a PC's IOAPIC: what [`enable_split_irqchip`](crate::enable_split_irqchip) is usually given, and what
+/// [`KvmInterrupts::new`](crate::KvmInterrupts::new) takes a split irqchip to have.
 pub const SPLIT_PINS: u32 = 24;
 
 /// Assigns an irqfd that is never triggered, with and without a resamplefd, and deassigns the irqfd again.
 ///
 /// KVM_CAP_IRQFD_RESAMPLE says 1 on a split irqchip, which refuses the flag (since Linux 5.2, 654f1f13ea56), and newer
-/// kernels can be built without an IOAPIC; only the answer to the real request tells. GSI 0 is used because an irqfd on a
-/// GSI beyond the routing table could bring down older kernels on AMD hosts (cloud-hypervisor #3827).
+/// kernels can be built without an IOAPIC; only the answer to the real request tells. GSI 0 is used because an irqfd on
+/// a GSI beyond the routing table could bring down older kernels on AMD hosts (cloud-hypervisor #3827).
 pub(crate) fn probe(kernel: &dyn Kernel) -> Result<Irqchip> {
     const GSI: Gsi = Gsi(0);
     let (trigger, resamplefd) = (Eventfd::new(kernel, GSI)?, Eventfd::new(kernel, GSI)?);

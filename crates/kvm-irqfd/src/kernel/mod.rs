@@ -31,8 +31,9 @@ pub(crate) trait Kernel: Send + Sync {
     /// Assigns an irqfd; a resample irqfd if there is a resamplefd.
     fn assign(&self, trigger: &EventFd, resamplefd: Option<&EventFd>, gsi: Gsi) -> io::Result<()>;
 
-    /// Deassigns an irqfd. When this returns, a signal of the trigger is not injected any more and stays in the counter. The
-    /// kernel fails for an fd that is no open eventfd and for nothing else, so that there is no error to return.
+    /// Deassigns an irqfd. When this returns, a signal of the trigger is not injected any more and stays in the
+    /// counter. The kernel fails for an fd that is no open eventfd and for nothing else, so that there is no error to
+    /// return.
     fn deassign(&self, trigger: &EventFd, gsi: Gsi);
 
     /// Exchanges the GSI routing table.
@@ -96,7 +97,8 @@ impl Kernel for KvmVm {
             ..Default::default()
         };
         irq_level.__bindgen_anon_1.irq = irq_line_number(gsi);
-        // SAFETY: the fd is a VM's, and the argument is the structure that this ioctl reads and writes, alive throughout.
+        // SAFETY: the fd is a VM's, and the argument is the structure that this ioctl reads and writes, alive
+        // throughout.
         let result = unsafe { ioctl_with_mut_ref(&*self.vm, KVM_IRQ_LINE_STATUS(), &mut irq_level) };
         if result < 0 {
             return Err(io::Error::last_os_error());

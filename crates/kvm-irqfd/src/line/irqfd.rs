@@ -13,7 +13,8 @@ use crate::kernel::eventfd::{Claim, Eventfd};
 
 /// An eventfd that KVM signals at an EOI.
 pub(crate) struct Told {
-    // First, so that the claim is given back before the eventfd is closed: the kernel gives its number to another one then.
+    // First, so that the claim is given back before the eventfd is closed: the kernel gives its number to another one
+    // then.
     _claim: Claim,
     pub(crate) eventfd: Eventfd,
 }
@@ -96,8 +97,8 @@ pub(crate) struct Assigner {
     pub(crate) kernel: Arc<dyn Kernel>,
     /// The resamplefd of irqfds without a listener. KVM holds references of its own; nobody reads the counter.
     discarded: Eventfd,
-    /// The trigger of the resample irqfd that stands in while another one is exchanged. Made beforehand, so that no exchange
-    /// fails for want of an fd.
+    /// The trigger of the resample irqfd that stands in while another one is exchanged. Made beforehand, so that no
+    /// exchange fails for want of an fd.
     stand_in: Eventfd,
 }
 
@@ -119,8 +120,8 @@ impl Assigner {
         self.kernel.assign(trigger.fd(), resamplefd, gsi)
     }
 
-    /// Assigns an irqfd for the first time. A count that is pending is discarded (law 5): it would be injected, whatever it
-    /// meant before.
+    /// Assigns an irqfd for the first time. A count that is pending is discarded (law 5): it would be injected,
+    /// whatever it meant before.
     pub(crate) fn bind(&self, irqfd: &mut Irqfd, gsi: Gsi, wanted: bool) -> Result<()> {
         let drained = irqfd.trigger.take();
         drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
@@ -131,8 +132,8 @@ impl Assigner {
     /// Assigns an irqfd, which injects what was signalled while the irqfd was off (law 16).
     pub(crate) fn assign(&self, irqfd: &mut Irqfd, gsi: Gsi) -> io::Result<()> {
         if !irqfd.assigned {
-            // KVM would inject a pending count too, but from a work queue: after this has returned, and beside what the device
-            // signals next. A signal of a message is injected at once.
+            // KVM would inject a pending count too, but from a work queue: after this has returned, and beside what the
+            // device signals next. A signal of a message is injected at once.
             let pending = irqfd.trigger.take()? > 0;
             let assigned = self.raw_assign(&irqfd.trigger, &irqfd.resamplefd, gsi);
             irqfd.refused = assigned.is_err();
@@ -141,8 +142,8 @@ impl Assigner {
                 return Err(put_back.err().unwrap_or(error));
             }
             irqfd.assigned = true;
-            // What was signalled since the read above KVM has injected, but leaves in the counter until the next write. A write
-            // after the assign is KVM's at once and cannot be taken here.
+            // What was signalled since the read above KVM has injected, but leaves in the counter until the next write.
+            // A write after the assign is KVM's at once and cannot be taken here.
             irqfd.trigger.take()?;
             if pending {
                 irqfd.trigger.signal()?;
@@ -159,9 +160,9 @@ impl Assigner {
         }
     }
 
-    /// Exchanges the listener of an irqfd, with the line as it is: another resample irqfd, which is never triggered, stands
-    /// in meanwhile, so that KVM does not lower the line and tells `resamplefd` of an EOI in between too. If KVM refuses,
-    /// the irqfd is as before.
+    /// Exchanges the listener of an irqfd, with the line as it is: another resample irqfd, which is never triggered,
+    /// stands in meanwhile, so that KVM does not lower the line and tells `resamplefd` of an EOI in between too. If KVM
+    /// refuses, the irqfd is as before.
     pub(crate) fn exchange(&self, irqfd: &mut Irqfd, gsi: Gsi, resamplefd: ResampleFd) -> io::Result<()> {
         if irqfd.assigned {
             self.raw_assign(&self.stand_in, &resamplefd, gsi)?;
@@ -177,8 +178,8 @@ impl Assigner {
         exchanged
     }
 
-    /// Ends the listener of an irqfd. Returns whether the line may have been lowered by that: KVM refused the stand-in, and
-    /// the listener must not be told again all the same.
+    /// Ends the listener of an irqfd. Returns whether the line may have been lowered by that: KVM refused the stand-in,
+    /// and the listener must not be told again all the same.
     pub(crate) fn discard(&self, irqfd: &mut Irqfd, gsi: Gsi) -> bool {
         let stood_in = irqfd.assigned && self.raw_assign(&self.stand_in, &ResampleFd::Discarded, gsi).is_ok();
         irqfd.resamplefd = ResampleFd::Discarded;

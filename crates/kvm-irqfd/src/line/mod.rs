@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is on one GSI: its irqfds in the order of assignment, the line that KVM_IRQ_LINE drives, and the watch that this
-//! process keeps on its EOIs.
+//! What is on one GSI: its irqfds in the order of assignment, the line that KVM_IRQ_LINE drives, and the watch that
+//! this process keeps on its EOIs.
 
 pub(crate) mod irq_line;
 pub(crate) mod irqfd;
@@ -172,8 +172,8 @@ impl GsiLine {
         self.watch.as_ref().map(|watch| Arc::clone(&watch.resampled))
     }
 
-    /// Makes the watch, or ends it, as what is on the line now needs it: a callback does, and KVM_IRQ_LINE beside a resampler.
-    /// Fails only where a watch is to be made.
+    /// Makes the watch, or ends it, as what is on the line now needs it: a callback does, and KVM_IRQ_LINE beside a
+    /// resampler. Fails only where a watch is to be made.
     pub(crate) fn settle_watch(
         &mut self,
         assigner: &Assigner,
@@ -254,8 +254,8 @@ impl GsiLine {
         }
     }
 
-    /// Assigns every irqfd that is off, as far as the masks allow, and asks for the levels: KVM keeps one assertion for all
-    /// resample irqfds, which went when they were all deassigned. Goes through all, and returns the first error.
+    /// Assigns every irqfd that is off, as far as the masks allow, and asks for the levels: KVM keeps one assertion for
+    /// all resample irqfds, which went when they were all deassigned. Goes through all, and returns the first error.
     pub(crate) fn assign_all(
         &mut self,
         assigner: &Assigner,

@@ -17,12 +17,13 @@ use table::{Changes, Route, Routes};
 
 const OPERATION: &str = "KVM_SET_GSI_ROUTING";
 
-/// A change of the routing table that is being put together. Nothing changes before it is [committed](Self::commit), and
-/// nobody waits for it: it changes the GSIs that it names, in whatever table there is then.
+/// A change of the routing table that is being put together. Nothing changes before it is [committed](Self::commit),
+/// and nobody waits for it: it changes the GSIs that it names, in whatever table there is then.
 ///
 /// The irqfds of a line whose route changes are off while the table is exchanged, and a level of KVM_IRQ_LINE is low: a
-/// level that KVM still held for the old pin would be delivered for ever, and nothing would lower it. Nothing is lost by
-/// that. A trigger that is signalled meanwhile fires after it, and whoever listens to the line's EOIs is asked for the level.
+/// level that KVM still held for the old pin would be delivered for ever, and nothing would lower it. Nothing is lost
+/// by that. A trigger that is signalled meanwhile fires after it, and whoever listens to the line's EOIs is asked for
+/// the level.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -58,8 +59,8 @@ impl<'a> Routing<'a> {
         Self { books, changes }
     }
 
-    /// Makes `gsi` lead to `routes`, and nowhere else; to nothing, when there are none. For an x86 ISA line these are a pin of an
-    /// 8259 and a pin of the IOAPIC.
+    /// Makes `gsi` lead to `routes`, and nowhere else; to nothing, when there are none. For an x86 ISA line these are a
+    /// pin of an 8259 and a pin of the IOAPIC.
     ///
     /// # Errors
     /// [`Reason::Route`]: KVM would refuse the routes. The change so far stays as it is.
@@ -69,16 +70,17 @@ impl<'a> Routing<'a> {
         Ok(())
     }
 
-    /// Gives KVM the new table: deassigns the lines whose routes change, exchanges the table, and assigns the lines again.
+    /// Gives KVM the new table: deassigns the lines whose routes change, exchanges the table, and assigns the lines
+    /// again.
     ///
     /// # Errors
     /// * [`Reason::TableFull`]: the table would have too many entries. Nothing has changed.
-    /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is in use
-    ///   would lead nowhere, would not report its EOIs any more, or would drive a pin that another line drives. Nothing has
-    ///   changed.
+    /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is
+    ///   in use would lead nowhere, would not report its EOIs any more, or would drive a pin that another line drives.
+    ///   Nothing has changed.
     /// * [`Reason::Os`]: KVM refused the table, or a level would not be lowered. The old table holds.
-    /// * [`Reason::Refused`]: the table that holds is the new one, if `operation` is not KVM_SET_GSI_ROUTING, but KVM refused
-    ///   to take a line back.
+    /// * [`Reason::Refused`]: the table that holds is the new one, if `operation` is not KVM_SET_GSI_ROUTING, but KVM
+    ///   refused to take a line back.
     pub fn commit(self) -> Result<Committed> {
         let mut changes = Some(self.changes);
         self.books
@@ -92,8 +94,8 @@ impl std::fmt::Debug for Routing<'_> {
     }
 }
 
-/// Programs a pin of a userspace IOAPIC: its route, and whether the guest masks the pin. A pin that is masked is off before
-/// its route changes; a pin that is unmasked has its route first.
+/// Programs a pin of a userspace IOAPIC: its route, and whether the guest masks the pin. A pin that is masked is off
+/// before its route changes; a pin that is unmasked has its route first.
 pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, masked: bool) -> Result<()> {
     Routes::check(books.irqchip, gsi, route.as_slice())?;
     books.with(|state| {
@@ -118,8 +120,8 @@ fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> 
 /// Exchanges the table for one with `changes`.
 fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Result<Committed> {
     changes.retain(|gsi, routes| state.routes.get(*gsi) != *routes);
-    // KVM follows a change from MSI to MSI by itself, which is what a guest does when it moves an interrupt to another CPU,
-    // and no other line depends on such a route.
+    // KVM follows a change from MSI to MSI by itself, which is what a guest does when it moves an interrupt to another
+    // CPU, and no other line depends on such a route.
     let is_msi = |routes: &[Route]| matches!(routes, [Route::Msi { .. }]);
     let moved = |(gsi, routes): &(&Gsi, &Vec<Route>)| !(is_msi(&state.routes.get(**gsi)) && is_msi(routes));
     let moved: Vec<Gsi> = changes.iter().filter(moved).map(|(gsi, _)| *gsi).collect();

@@ -12,8 +12,8 @@ use kvm_bindings::{
 use super::chip::Chip;
 use crate::error::{Error, Reason, Result};
 
-/// How many SPIs a vGIC has whose number of interrupts nobody has set (KVM_DEV_ARM_VGIC_GRP_NR_IRQS): 256 interrupts, of which the
-/// first 32 are no SPIs.
+/// How many SPIs a vGIC has whose number of interrupts nobody has set (KVM_DEV_ARM_VGIC_GRP_NR_IRQS): 256 interrupts,
+/// of which the first 32 are no SPIs.
 #[cfg(target_arch = "aarch64")]
 pub const GIC_SPIS: u32 = 256 - 32;
 
@@ -31,7 +31,8 @@ pub enum Route {
     Msi {
         /// The message's address, 0xFEEx_xxxx on x86.
         address: u64,
-        /// The message's data. Bit 15 set makes it level-triggered, which on a split irqchip is what makes KVM report the EOI.
+        /// The message's data. Bit 15 set makes it level-triggered, which on a split irqchip is what makes KVM report
+        /// the EOI.
         data: u32,
         /// The device id that the message carries, where the controller wants one (GICv3 ITS).
         device: Option<u32>,
@@ -49,8 +50,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The table that KVM sets up together with the irqchip: GSIs 0 to 15 lead to the 8259s and to the IOAPIC, 16 to 23 to the
-    /// IOAPIC alone. A split irqchip begins with an empty table.
+    /// The table that KVM sets up together with the irqchip: GSIs 0 to 15 lead to the 8259s and to the IOAPIC, 16 to 23
+    /// to the IOAPIC alone. A split irqchip begins with an empty table.
     #[cfg(target_arch = "x86_64")]
     pub fn initial(irqchip: Irqchip) -> Self {
         let mut entries = Vec::new();

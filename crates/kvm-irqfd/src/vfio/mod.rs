@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The KVM-VFIO device: what KVM is told of VFIO, and the forwarding of interrupts by the host that was proposed for it in 2015.
+//! The KVM-VFIO device: what KVM is told of VFIO, and the forwarding of interrupts by the host that was proposed for it
+//! in 2015.
 
 pub(crate) mod host_forward;
 #[cfg(test)]
@@ -30,8 +31,8 @@ mod proposed {
 trait Attributes: Send + Sync {
     /// KVM_HAS_DEVICE_ATTR.
     fn has(&self, group: u32, attr: u64) -> io::Result<()>;
-    /// KVM_SET_DEVICE_ATTR, with the address of `argument`. The kernel reads as much of it as the attribute says, which is not
-    /// more than there is.
+    /// KVM_SET_DEVICE_ATTR, with the address of `argument`. The kernel reads as much of it as the attribute says, which
+    /// is not more than there is.
     fn set(&self, group: u32, attr: u64, argument: &[u8]) -> io::Result<()>;
 }
 
@@ -70,8 +71,8 @@ impl KvmVfio {
         let mut device = kvm_create_device {
             type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
             fd: 0,
-            // Not KVM_CREATE_DEVICE_TEST: the kernel then returns no fd, and kvm-ioctls 0.25 takes the 0 that stands there for one,
-            // which it closes when it is dropped.
+            // Not KVM_CREATE_DEVICE_TEST: the kernel then returns no fd, and kvm-ioctls 0.25 takes the 0 that stands
+            // there for one, which it closes when it is dropped.
             flags: 0,
         };
         let device = vm
@@ -80,7 +81,8 @@ impl KvmVfio {
         Ok(device.into())
     }
 
-    /// Tells KVM of a VFIO group, or of a VFIO device that was opened by its own file (Linux 6.6): it keeps a reference.
+    /// Tells KVM of a VFIO group, or of a VFIO device that was opened by its own file (Linux 6.6): it keeps a
+    /// reference.
     ///
     /// # Errors
     /// [`Reason::Os`]: EINVAL for a file that is neither, EEXIST for one that it has been told of.
@@ -117,12 +119,12 @@ impl KvmVfio {
             .map_err(|error| Error::vm("KVM_HAS_DEVICE_ATTR(KVM_DEV_VFIO_DEVICE_FORWARD_IRQ)", error))
     }
 
-    /// KVM_DEV_VFIO_DEVICE_FORWARD_IRQ: the host's controller hands these interrupts to the guest's lines, and the guest's EOI ends
-    /// them there.
+    /// KVM_DEV_VFIO_DEVICE_FORWARD_IRQ: the host's controller hands these interrupts to the guest's lines, and the
+    /// guest's EOI ends them there.
     ///
     /// # Errors
-    /// [`Reason::Request`] for a malformed request. [`Reason::Os`]: ENXIO when the kernel has no such thing, EAGAIN when one of the
-    /// interrupts is masked or active, EBADF when the file is no VFIO device's.
+    /// [`Reason::Request`] for a malformed request. [`Reason::Os`]: ENXIO when the kernel has no such thing, EAGAIN
+    /// when one of the interrupts is masked or active, EBADF when the file is no VFIO device's.
     pub fn forward(&self, request: &ForwardIrq<'_>) -> Result<()> {
         const OPERATION: &str = "KVM_SET_DEVICE_ATTR(KVM_DEV_VFIO_DEVICE_FORWARD_IRQ)";
         self.device(OPERATION, proposed::FORWARD_IRQ, request)
@@ -164,8 +166,8 @@ impl fmt::Debug for KvmVfio {
     }
 }
 
-/// The request as the proposal lays it out: `__u32 argsz, fd, index, start, count; __u32 gsi[]`. The kernel would read `count` GSIs, so
-/// that a request without as many is refused here.
+/// The request as the proposal lays it out: `__u32 argsz, fd, index, start, count; __u32 gsi[]`. The kernel would read
+/// `count` GSIs, so that a request without as many is refused here.
 fn encode(request: &ForwardIrq<'_>) -> interrupt_core::forward::Result<Vec<u8>> {
     request.irqs().map(drop)?;
     let header = [

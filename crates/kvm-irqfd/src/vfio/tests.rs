@@ -18,8 +18,8 @@ const FORWARD: u64 = 1;
 const UNFORWARD: u64 = 2;
 const ID: EventfdId = EventfdId(1);
 
-/// A kernel that has the proposal's attributes and writes down what it is asked. As proposed, it refuses to forward what is masked
-/// or active.
+/// A kernel that has the proposal's attributes and writes down what it is asked. As proposed, it refuses to forward
+/// what is masked or active.
 #[derive(Default)]
 struct FakeKernel {
     asked: Mutex<Vec<(u32, u64, Vec<u8>)>>,

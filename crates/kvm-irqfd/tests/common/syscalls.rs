@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every system call that a thread makes between two marks, counted by ptrace: this program runs itself again as the traced
-//! child, which takes no privilege.
+//! Every system call that a thread makes between two marks, counted by ptrace: this program runs itself again as the
+//! traced child, which takes no privilege.
 
 use std::collections::BTreeMap;
 use std::io;
