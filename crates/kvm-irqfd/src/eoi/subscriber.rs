@@ -8,11 +8,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::interrupts::KvmInterrupts;
 
-/// Calls [`KvmInterrupts::dispatch`] whenever there is an EOI that is this process's to serve:
-/// `manager.add_subscriber(..)` with a clone. Callbacks are called on the event-manager's thread, and must not wait for
-/// it.
+/// Calls [`KvmInterrupts::dispatch`] when there are EOIs to serve: `manager.add_subscriber(..)` with a clone. Callbacks
+/// run on the event-manager's thread, and must not wait for that thread.
 ///
-/// What goes wrong is logged, because an event-manager has nobody to tell.
+/// Errors are logged, because an event-manager takes none.
 impl MutEventSubscriber for KvmInterrupts {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         if let Err(error) = self.dispatch(Some(Duration::ZERO)) {

@@ -141,11 +141,11 @@ impl Waiter {
 
     /// Takes the outcome of a wait into account.
     fn learn(&mut self, window: Duration, took: Duration) {
-        // Polling has not reached it: whoever waits this long is idle, and sleeps at once next time. A sleep that was
-        // made for learning says nothing of that.
+        // The event came after MAX_POLL, so the line is idle: sleep at once next time. An exploratory sleep does not
+        // count.
         self.idle = took > Self::MAX_POLL && (self.idle || window > Duration::ZERO);
-        // Such a wait counts as one at the end of what polling reaches: it may be that nothing was to come, or that
-        // polling has kept the one who was to bring it from this CPU.
+        // A wait beyond MAX_POLL counts as MAX_POLL: there may have been no event to come, or polling kept this CPU
+        // from the thread that was to bring the event.
         let counted = took.min(Self::MAX_POLL);
         if window == Duration::ZERO {
             self.blocked.add(counted);

@@ -27,7 +27,7 @@ mod proposed {
     pub(super) const UNFORWARD_IRQ: u64 = 2;
 }
 
-/// What is asked of a KVM device: the boundary to the kernel.
+/// The ioctls of a KVM device.
 trait Attributes: Send + Sync {
     /// KVM_HAS_DEVICE_ATTR.
     fn has(&self, group: u32, attr: u64) -> io::Result<()>;
