@@ -834,13 +834,14 @@ fn what_the_line_owns_is_dropped_without_a_lock() {
         }
     }
     let dropped = Arc::new(AtomicUsize::new(0));
-    let (intx, _relay) = Intx::new(level()).unwrap();
+    let (intx, relay) = Intx::new(level()).unwrap();
     let intx = Arc::new(intx);
     intx.enable().unwrap();
     let (done, end) = std::sync::mpsc::channel();
     let counted = Arc::clone(&dropped);
     // A drop under a lock would wait for ever.
     let thread = std::thread::spawn(move || {
+        let _relay = relay;
         for _ in 0..3 {
             let owns = Owns(
                 Arc::new(RecordingSource::new(Gsi(5))),
