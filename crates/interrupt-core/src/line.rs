@@ -252,7 +252,9 @@ impl<P: Pin> Line<P> {
     /// Adds a contribution. The outcome is to be delivered without the lock.
     fn raise(&self, contribution: &Contribution) -> Result<Option<P::Outcome>> {
         let mut state = self.pin.lock();
-        let Some(before) = self.pin.wired_or(&mut state).begin(contribution) else {
+        let or = self.pin.wired_or(&mut state);
+        let driven = or.driven;
+        let Some(before) = or.begin(contribution) else {
             return Ok(None);
         };
         match self.settle(&mut state) {
@@ -261,7 +263,10 @@ impl<P: Pin> Line<P> {
                 Ok(outcome)
             }
             Err(error) => {
-                self.pin.wired_or(&mut state).end(contribution);
+                let or = self.pin.wired_or(&mut state);
+                // A pin that is high from a saved state has stayed so.
+                or.driven = driven;
+                or.end(contribution);
                 // If lowering fails as well, the next change of the line tries it again.
                 drop(self.settle(&mut state));
                 Err(error)
@@ -654,6 +659,16 @@ mod tests {
         second.assert().unwrap();
         second.deassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
+    }
+
+    #[test]
+    fn a_restored_level_that_the_pin_would_not_take_anew_is_lowered() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        line.restore(Level::High).unwrap();
+        line.pin().refuse_next(1);
+        source.assert().unwrap_err();
+        assert_eq!((line.level(), line.pin().levels()), (Level::Low, vec![Level::Low]));
     }
 
     #[test]

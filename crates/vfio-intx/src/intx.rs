@@ -152,12 +152,12 @@ impl Intx {
     pub fn reset<R>(&self, reset: impl FnOnce() -> R) -> Result<R> {
         self.machine
             .change("reset", |control| control.desired.resetting = true)?;
+        let resetting = Resetting(&self.machine);
         let outcome = reset();
-        self.machine.change("reset", |control| {
-            control.desired.resetting = false;
-            control.failed = None;
-        })?;
-        Ok(outcome)
+        let ended = resetting.end();
+        // An end that has failed is not tried again behind the caller's back.
+        std::mem::forget(resetting);
+        ended.map(|_| outcome)
     }
 
     /// Sets the host's name of this interrupt, for explicit forwarding
@@ -252,6 +252,26 @@ impl Intx {
             gsi: self.gsi(),
             errno: error.errno(),
             source: Box::new(error),
+        }
+    }
+}
+
+/// The time in which a device is reset. Dropping it ends that time, as when the closure that resets the device panics.
+struct Resetting<'a>(&'a StateMachine);
+
+impl Resetting<'_> {
+    fn end(&self) -> Result<State> {
+        self.0.change("reset", |control| {
+            control.desired.resetting = false;
+            control.failed = None;
+        })
+    }
+}
+
+impl Drop for Resetting<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::error!("{error}");
         }
     }
 }

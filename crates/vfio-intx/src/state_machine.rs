@@ -221,7 +221,12 @@ impl StateMachine {
 
     /// Disables INTx for good.
     pub(crate) fn end(&self) {
-        self.with(|control| self.off(control, Reason::NotEnabled));
+        self.with(|control| {
+            // Nothing that comes later, such as the end of the relay, sets INTx up again.
+            let desired = std::mem::take(&mut control.desired);
+            control.discard(desired);
+            self.off(control, Reason::NotEnabled);
+        });
         self.ended.store(true, Ordering::Release);
         if let Err(error) = eventfd::signal(&self.wires().changed) {
             log::error!("tell the relay of {}: {error}", self.device.label());

@@ -864,3 +864,27 @@ fn what_the_line_owns_is_dropped_without_a_lock() {
     thread.join().unwrap();
     assert_eq!(dropped.load(Ordering::Relaxed), 3);
 }
+
+/// Without a connection nobody takes the line back: the relay's end must not set INTx up for nobody.
+#[test]
+fn the_end_of_the_relay_sets_up_no_intx_that_is_gone() {
+    let device = level();
+    let (intx, relay) = Intx::new(device.clone()).unwrap();
+    let guest = World::soft(level()).guest;
+    intx.enable().unwrap();
+    intx.connect(Path::KernelLoop, &guest.a.kernel()).unwrap();
+    assert!(device.is_enabled());
+    drop(intx);
+    assert!(!device.is_enabled());
+    drop(relay);
+    assert!(!device.is_enabled(), "{:?}", device.recent_requests());
+}
+
+#[test]
+fn a_reset_that_panics_is_over() {
+    let mut world = World::soft_in(level(), State::Carried(Path::KernelLoop));
+    let reset = std::panic::AssertUnwindSafe(|| world.intx.reset(|| panic!("the device would not be reset")));
+    assert!(std::panic::catch_unwind(reset).is_err());
+    assert_eq!(world.intx.status().state, State::Carried(Path::KernelLoop));
+    world.works(3);
+}
