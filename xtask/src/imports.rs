@@ -18,9 +18,6 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use crate::cargo::Workspace;
 use crate::tally::Tally;
 
-/// Packages whose circles of folders are reported and do not fail yet.
-const FOLDERS_REPORTED: [&str; 1] = ["kvm-irqfd"];
-
 /// Check that the files of each package import each other without circles
 ///
 /// It is a part of `cargo xtask test`.
@@ -53,17 +50,11 @@ pub fn check(workspace: &Workspace) -> Result<Tally> {
     println!("\n     Imports");
     let mut tally = Tally::default();
     for (name, directory) in workspace.directories() {
-        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        let mut wrong = Vec::new();
         for graph in graphs(directory)? {
-            files.extend(graph.circles());
-            let circles = graph.folders().circles();
-            folders.extend(circles.into_iter().filter(|circle| circle.contains("/ -> ")));
-        }
-        let mut wrong = files;
-        if !FOLDERS_REPORTED.contains(&name) {
-            wrong.extend(folders);
-        } else if !folders.is_empty() {
-            println!("{name}, not mended yet:\n  {}", folders.join("\n  "));
+            wrong.extend(graph.circles());
+            let folders = graph.folders().circles();
+            wrong.extend(folders.into_iter().filter(|circle| circle.contains("/ -> ")));
         }
         let outcome = if wrong.is_empty() {
             Ok(())

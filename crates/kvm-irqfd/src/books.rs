@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use interrupt_core::{Gsi, Irqchip};
 
-use crate::eoi::dispatch::Dispatcher;
 use crate::error::{Error, Reason, Result};
 use crate::kernel::Kernel;
+use crate::kind::BindingKind;
+use crate::line::dispatch::Dispatcher;
 use crate::line::irq_line::IrqLine;
 use crate::line::irqfd::{Assigner, Irqfd};
-use crate::line::kind::BindingKind;
 use crate::line::{Afterwards, GsiLine};
-use crate::routing::table::Routes;
+use crate::routes::Routes;
 
 const OPERATION: &str = "KVM_IRQFD";
 

@@ -7,8 +7,8 @@ use std::io;
 use interrupt_core::Gsi;
 use rustix::io::Errno;
 
-use crate::line::kind::BindingKind;
-use crate::routing::chip::Chip;
+use crate::chip::Chip;
+use crate::kind::BindingKind;
 
 /// A refusal. What KVM would accept and then get wrong is refused here, before KVM is asked: the KVM_IRQFD ioctl checks
 /// neither the GSI nor the route, and its deassign always succeeds.

@@ -22,14 +22,14 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::books::Books;
-use crate::eoi::subscribe;
+use crate::chip::Chip;
+use crate::interrupts::routing::Routing;
+use crate::interrupts::source::{self, EdgeIrqfd};
+use crate::interrupts::subscribe::subscribe;
 use crate::kernel::Kernel;
 use crate::kernel::eventfd::{Eventfd, from_owned};
-use crate::line::kind::BindingKind;
-use crate::routing::Routing;
-use crate::routing::chip::Chip;
-use crate::routing::table::{Route, Routes};
-use crate::source::{self, EdgeIrqfd};
+use crate::kind::BindingKind;
+use crate::routes::{Route, Routes};
 
 /// How many operations by default: a few seconds. One more takes some twenty times as long.
 const DEPTH: usize = 3;

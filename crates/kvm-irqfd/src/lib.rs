@@ -52,30 +52,32 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod books;
-mod eoi;
+mod chip;
 mod error;
+#[cfg(feature = "event-manager")]
+mod event_manager;
 #[cfg(test)]
 mod explorer;
 mod interrupts;
 mod kernel;
+mod kind;
 mod line;
-mod routing;
-mod source;
+mod routes;
 mod split;
 mod vfio;
 
-pub use eoi::{WaitMode, Waiter};
+pub use chip::Chip;
 pub use error::{Error, Reason, Result};
+pub use interrupts::routing::{Committed, Routing};
+pub use interrupts::source::EdgeIrqfd;
 pub use interrupts::{GsiCounts, KvmInterrupts};
 pub use kernel::eventfd;
 pub use kernel::irqchip::SPLIT_PINS;
-pub use line::kind::BindingKind;
-pub use routing::chip::Chip;
+pub use kernel::wait::{WaitMode, Waiter};
+pub use kind::BindingKind;
 #[cfg(target_arch = "aarch64")]
-pub use routing::table::GIC_SPIS;
-pub use routing::table::{MAX_ROUTES, Route, Routes};
-pub use routing::{Committed, Routing};
-pub use source::EdgeIrqfd;
+pub use routes::GIC_SPIS;
+pub use routes::{MAX_ROUTES, Route, Routes};
 pub use split::{EoiBroadcast, enable_split_irqchip, set_eoi_broadcast};
 pub use vfio::KvmVfio;
 pub use vfio::host_forward::HostForwarded;

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::interrupts::KvmInterrupts;
-use crate::routing;
-use crate::routing::table::Route;
+use crate::interrupts::routing;
+use crate::routes::Route;
 
 /// Gives a VM the LAPICs in the kernel, and reserves GSIs 0 to `pins`-1 for a userspace IOAPIC: for those, and for no
 /// other, KVM raises KVM_EXIT_IOAPIC_EOI when a level-triggered vector is ended. Before the first vCPU is made.

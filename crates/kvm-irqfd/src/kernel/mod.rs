@@ -3,6 +3,7 @@
 
 pub mod eventfd;
 pub(crate) mod irqchip;
+pub(crate) mod wait;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use interrupt_core::{Gsi, SourceKey};
 
-use super::kind::BindingKind;
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::kernel::eventfd::{Claim, Eventfd};
+use crate::kind::BindingKind;
 
 /// An eventfd that KVM signals at an EOI.
 pub(crate) struct Told {

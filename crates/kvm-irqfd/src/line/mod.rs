@@ -2,9 +2,10 @@
 //! What is on one GSI: its irqfds in the order of assignment, the line that KVM_IRQ_LINE drives, and the watch that
 //! this process keeps on its EOIs.
 
+pub(crate) mod dispatch;
 pub(crate) mod irq_line;
 pub(crate) mod irqfd;
-pub(crate) mod kind;
+mod resampled;
 
 use std::io;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use interrupt_core::{Gsi, SourceKey};
 
-use crate::eoi::dispatch::{Dispatcher, Watch};
-use crate::eoi::resampled::Resampled;
 use crate::error::Result;
 use crate::kernel::eventfd::Eventfd;
+use crate::kind::BindingKind;
+use dispatch::{Dispatcher, Watch};
 use irq_line::{IrqLine, IrqLinePin};
 use irqfd::{Assigner, Irqfd, ResampleFd, Told};
-use kind::BindingKind;
+use resampled::Resampled;
 
 /// What a change of a line leaves to be done when the books are free again.
 #[derive(Default)]

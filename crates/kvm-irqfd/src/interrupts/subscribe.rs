@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! EOIs: which eventfd becomes a resamplefd, by the key of a source and by GSI.
 
-pub(crate) mod dispatch;
-pub(crate) mod resampled;
-#[cfg(feature = "event-manager")]
-mod subscriber;
-mod wait;
-
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,11 +10,10 @@ use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, Listeners};
 use crate::books::Books;
 use crate::error::{Error, Result};
 use crate::kernel::eventfd::{Claim, Eventfd, from_owned};
+use crate::kind::BindingKind;
 use crate::line::GsiLine;
 use crate::line::irq_line::IrqLine;
 use crate::line::irqfd::{Irqfd, ResampleFd, Told};
-use crate::line::kind::BindingKind;
-pub use wait::{WaitMode, Waiter};
 
 const OPERATION: &str = "subscribe";
 

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A change of the routing table, which cannot be made in the wrong order (law 3).
 
-pub(crate) mod chip;
-pub(crate) mod table;
-
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +10,7 @@ use crate::books::{Books, State};
 use crate::error::{Error, Reason, Result};
 use crate::line::irq_line::IrqLine;
 use crate::line::irqfd::Assigner;
-use table::{Changes, Route, Routes};
+use crate::routes::{Changes, Route, Routes};
 
 const OPERATION: &str = "KVM_SET_GSI_ROUTING";
 

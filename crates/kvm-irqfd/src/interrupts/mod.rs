@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The interrupts of one VM, as a VMM uses them.
 
+pub(crate) mod routing;
+pub(crate) mod source;
+pub(crate) mod subscribe;
+
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -12,16 +16,14 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::books::Books;
-use crate::eoi;
 use crate::error::Result;
 use crate::kernel::eventfd::Eventfd;
-use crate::kernel::irqchip::SPLIT_PINS;
-use crate::kernel::irqchip::probe;
+use crate::kernel::irqchip::{SPLIT_PINS, probe};
 use crate::kernel::{Kernel, KvmVm};
-use crate::line::kind::BindingKind;
-use crate::routing::Routing;
-use crate::routing::table::Routes;
-use crate::source::{self, EdgeIrqfd};
+use crate::kind::BindingKind;
+use crate::routes::Routes;
+use routing::Routing;
+use source::EdgeIrqfd;
 
 /// The interrupts of one VM. Everything that injects by GSI goes through this: it owns the routing table and the lines,
 /// because KVM's own answers cannot be relied on (a deassign never fails, an assign checks no GSI).
@@ -308,6 +310,6 @@ impl AsFd for KvmInterrupts {
 /// counts those too.
 impl EoiNotifier for KvmInterrupts {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
-        eoi::subscribe(&self.books, subject, listener)
+        subscribe::subscribe(&self.books, subject, listener)
     }
 }

@@ -11,9 +11,9 @@ use interrupt_core::{Delivery, Gsi, LevelSource, LineSource, LoweredBy, SourceKe
 use crate::books::{Binding, Books};
 use crate::error::{Error, Result};
 use crate::kernel::eventfd::Eventfd;
+use crate::kind::BindingKind;
 use crate::line::irq_line::IrqLinePin;
 use crate::line::irqfd::{Irqfd, ResampleFd};
-use crate::line::kind::BindingKind;
 
 /// A level source on an irqfd: a resample irqfd, or an irqfd on a level-triggered message.
 struct IrqfdSource {

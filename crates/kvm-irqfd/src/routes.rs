@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry,
 };
 
-use super::chip::Chip;
+use crate::chip::Chip;
 use crate::error::{Error, Reason, Result};
 
 /// How many SPIs a vGIC has whose number of interrupts nobody has set (KVM_DEV_ARM_VGIC_GRP_NR_IRQS): 256 interrupts,
