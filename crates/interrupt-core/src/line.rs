@@ -328,22 +328,24 @@ impl<P: Pin> Line<P> {
 
 impl<P: Pin> EoiNotifier for Line<P> {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
-        self.wired_or(|or| or.listeners.check_free(subject))?;
-        let entry = Entry::new(subject, listener)?;
-        // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
-        let contributions = lock(&self.contributions);
-        let here = match subject {
-            EoiScope::Gsi(gsi) => gsi == self.gsi,
-            EoiScope::Source(key) => contributions.iter().any(|contribution| contribution.key == key),
-        };
-        let added = if here {
-            self.wired_or(|or| or.listeners.add(&entry))
-        } else {
-            Err(Error::NotFound {
+        let check_here = |contributions: &[Arc<Contribution>]| {
+            let here = match subject {
+                EoiScope::Gsi(gsi) => gsi == self.gsi,
+                EoiScope::Source(key) => contributions.iter().any(|contribution| contribution.key == key),
+            };
+            here.then_some(()).ok_or(Error::NotFound {
                 operation: "subscribe",
                 subject,
             })
         };
+        // Checked before the entry is made too, because the entry makes the listener's eventfd non-blocking.
+        check_here(&lock(&self.contributions))?;
+        self.wired_or(|or| or.listeners.check_free(subject))?;
+        let entry = Entry::new(subject, listener)?;
+        // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
+        let contributions = lock(&self.contributions);
+        let here = check_here(&contributions);
+        let added = here.and_then(|()| self.wired_or(|or| or.listeners.add(&entry)));
         drop(contributions);
         drop(added?);
         let line = Weak::clone(&self.this);

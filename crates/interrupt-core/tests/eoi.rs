@@ -196,6 +196,26 @@ fn a_refused_subscription_drops_its_callback_without_a_lock() {
     }
 }
 
+/// Row 141: an eventfd whose subscription is refused stays as it was, for a reader that blocks.
+#[test]
+fn a_refused_subscription_leaves_the_eventfd_blocking() {
+    let line = line();
+    let source = line.source("device", LoweredBy::Eoi);
+    let _guard = line.subscribe(source.key().into(), Listener::callback(|_| {})).unwrap();
+    let subjects: [EoiScope; 3] = [
+        source.key().into(),
+        line.source("gone", LoweredBy::Eoi).key().into(),
+        Gsi(12).into(),
+    ];
+    for subject in subjects {
+        let told = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let listener = Listener::fd(told.try_clone().unwrap());
+        line.subscribe(subject, listener).map(drop).unwrap_err();
+        let flags = rustix::fs::fcntl_getfl(&told).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "{subject}");
+    }
+}
+
 /// A callback that owns its source and its guard goes with the guard, and not under a lock.
 #[test]
 fn what_a_callback_owns_goes_without_a_lock() {

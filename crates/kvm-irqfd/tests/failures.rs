@@ -3,6 +3,7 @@
 //! real KVM. Rows are those of docs/conformance.md.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -760,6 +761,20 @@ fn in_a_jail(mut machine: Machine) {
             .unwrap_err()
             .errno(),
         Some(22)
+    );
+    // A stream that is no eventfd is refused, and nothing is written to it or read from it.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    (&theirs).write_all(b"theirs").unwrap();
+    let stream = vmm_eventfd(ours.try_clone().unwrap().into());
+    let refused = interrupts.edge_irqfd_with(Gsi(OTHER), stream).map(drop);
+    assert_eq!(refused.unwrap_err().errno(), Some(22));
+    let mut read = [0; 16];
+    theirs.set_nonblocking(true).unwrap();
+    assert!((&theirs).read(&mut read).is_err(), "written: {read:?}");
+    assert_eq!(
+        (&ours).read(&mut read).unwrap(),
+        6,
+        "what the peer has written was read"
     );
     let semaphore = rustix::event::eventfd(0, rustix::event::EventfdFlags::SEMAPHORE).unwrap();
     assert_eq!(

@@ -28,11 +28,13 @@ enum How {
 impl Listener {
     /// A listener that is told by adding 1 to an eventfd.
     ///
-    /// An eventfd that this process writes becomes non-blocking when the listener is subscribed (O_NONBLOCK of the open
-    /// file description, which all duplicates share): else a peer that fills the counter could stop the thread that
-    /// processes the EOI. The reader of such an eventfd waits with poll or epoll. A peer that holds a duplicate, clears
-    /// O_NONBLOCK again and fills the counter stops the thread all the same: give duplicates to trusted peers only. An
-    /// eventfd that the kernel signals ([`into_fd`](Self::into_fd)) stays as it is, and never blocks.
+    /// An eventfd that this process writes becomes non-blocking when the listener is subscribed, and stays so
+    /// (O_NONBLOCK of the open file description, which all duplicates share): else a peer that fills the counter could
+    /// stop the thread that processes the EOI. A read of such an eventfd that finds no count fails with EAGAIN, so that
+    /// its reader waits with poll or epoll. A reader that has to wait in `read` gets an eventfd that a
+    /// [`callback`](Self::callback) writes. A peer that holds a duplicate, clears O_NONBLOCK again and fills the counter
+    /// stops the thread all the same: give duplicates to trusted peers only. An eventfd that the kernel signals
+    /// ([`into_fd`](Self::into_fd)) stays as it is, and never blocks.
     pub fn fd(eventfd: impl Into<OwnedFd>) -> Self {
         Self(How::Fd(File::from(eventfd.into())))
     }

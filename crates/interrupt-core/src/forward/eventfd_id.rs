@@ -11,6 +11,9 @@ use std::os::fd::{AsFd, AsRawFd};
 ///
 /// The kernel reuses the number once the eventfd is closed. Keep the eventfd open while the number is registered; a
 /// level source does so with its trigger.
+///
+/// Where the number cannot be read (in a jail without /proc), any number that the VMM gives to one device and its line
+/// does as well: the registry only compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventfdId(pub u64);
 

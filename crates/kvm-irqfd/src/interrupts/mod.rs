@@ -35,7 +35,7 @@ use source::EdgeIrqfd;
 /// Each eventfd of the caller is then taken to be a different one:
 /// [`Reason::AlreadyBound`](crate::Reason::AlreadyBound) and
 /// [`Reason::TriggerIsResample`](crate::Reason::TriggerIsResample) are not found, KVM's EBUSY for a second irqfd
-/// remains, and an fd that is no eventfd is KVM's EINVAL.
+/// remains, and an fd that is no eventfd is EINVAL.
 #[derive(Clone)]
 pub struct KvmInterrupts {
     vm: Arc<VmFd>,
@@ -62,6 +62,9 @@ pub struct GsiCounts {
 impl KvmInterrupts {
     /// Takes over a VM whose routing table is as KVM made it with the irqchip. A split irqchip is taken to have
     /// [`SPLIT_PINS`] GSIs reserved, all of them masked.
+    ///
+    /// KVM does not tell its routing table. Routes that the VMM has set before are unknown here, and the next change
+    /// of a route removes those routes: add them with [`routing`](Self::routing) first, in one commit.
     ///
     /// # Errors
     /// [`Reason::Os`](crate::Reason::Os) when KVM or epoll refuse, EMFILE say; on aarch64
@@ -300,7 +303,8 @@ impl AsFd for KvmInterrupts {
 
 /// An eventfd becomes KVM's own resamplefd, so that an EOI reaches the eventfd without this process; binding it neither
 /// lowers the line nor makes an interrupt. The one exception is an eventfd by the key of a KVM_IRQ_LINE source, which
-/// [`dispatch`](KvmInterrupts::dispatch) signals. A callback is called by `dispatch`.
+/// [`dispatch`](KvmInterrupts::dispatch) signals, and which therefore becomes non-blocking ([`Listener::fd`]). A
+/// callback is called by `dispatch`.
 ///
 /// A listener by GSI hears of the EOIs of every source of the GSI, whichever come and go. A GSI without a listener has
 /// none.

@@ -175,6 +175,10 @@ impl EdgeIrqfd {
     }
 
     /// Masks the interrupt. When this returns nothing is injected any more; a signal stays in the eventfd.
+    ///
+    /// While the interrupt is masked, a poll of [`trigger`](Self::trigger) says whether a signal waits: the pending bit
+    /// that the guest reads, and that a snapshot keeps. After a restore, [`signal`](Self::signal) a new irqfd that is
+    /// masked, then unmask it.
     pub fn mask(&self) {
         // Nothing is assigned by this, so that nothing can be refused.
         drop(self.set_masked(true));

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::Gsi;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -70,7 +70,11 @@ impl Eventfd {
     pub(crate) fn adopt(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
         let info = info(&fd).map_err(|e| Error::os("read(/proc/thread-self/fdinfo)", gsi, e))?;
         let id = info.as_deref().map(|info| field(info, "eventfd-id"));
-        if id == Some(None) {
+        let is_eventfd = match id {
+            Some(id) => id.is_some(),
+            None => has_no_file_type(&fd).map_err(|e| Error::os("fstat", gsi, e))?,
+        };
+        if !is_eventfd {
             return Err(Error::new(operation, gsi, Reason::NotEventfd));
         }
         let flags = fcntl_getfl(borrow(&fd)).map_err(|e| Error::os("fcntl(F_GETFL)", gsi, e))?;
@@ -174,6 +178,12 @@ fn info(fd: &EventFd) -> io::Result<Option<String>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether an fd stands for an anonymous inode, as that of an eventfd does: a file, a pipe or a socket of somebody must not
+/// be written to, nor read from, to find out more. The other anonymous inodes refuse such a write.
+fn has_no_file_type(fd: &EventFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(fstat(borrow(fd))?.st_mode) == FileType::Unknown)
 }
 
 /// A field of /proc/.../fdinfo. `eventfd-id` is there since Linux 5.2 and of an eventfd only, `eventfd-semaphore` since

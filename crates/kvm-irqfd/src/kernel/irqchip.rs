@@ -19,7 +19,9 @@ pub const SPLIT_PINS: u32 = 24;
 /// a GSI beyond the routing table could bring down older kernels on AMD hosts (cloud-hypervisor #3827).
 pub(crate) fn probe(kernel: &dyn Kernel) -> Result<Irqchip> {
     const GSI: Gsi = Gsi(0);
-    let (trigger, resamplefd) = (Eventfd::new(kernel, GSI)?, Eventfd::new(kernel, GSI)?);
+    // The probe is about no line of the caller's.
+    let eventfd = || Eventfd::new(kernel, GSI).map_err(|error| Error { gsi: None, ..error });
+    let (trigger, resamplefd) = (eventfd()?, eventfd()?);
     for (resamplefd, found) in [(Some(resamplefd.fd()), Irqchip::Kernel), (None, Irqchip::Split)] {
         match kernel.assign(trigger.fd(), resamplefd, GSI) {
             Ok(()) => {
