@@ -14,9 +14,9 @@ use interrupt_core::{
 };
 
 use crate::counter::Counter;
-use crate::error::{Route, RouteError};
-use crate::ioapic::{self, Ioapic, IoapicPin};
-use crate::pic::{self, Pic, PicPin};
+use crate::error::{Route, RouteError, StateError};
+use crate::ioapic::{self, Ioapic, IoapicPin, IoapicState};
+use crate::pic::{self, Pic, PicPin, PicState};
 use crate::pulse::{Pulse, PulsingSource};
 use crate::sync::lock;
 
@@ -260,9 +260,18 @@ impl Router {
             self.controllers.msi.set_pin(gsi, Some(message), false)?;
         }
         let mut target = Some(target);
-        let replaced = line.while_low(|wires| target.take().map(|target| wires.targets.replace(target)))?;
-        // Without a lock: the guard's end waits for a listener that may want this line.
-        drop(replaced);
+        let replaced = line.while_low(|wires| {
+            // Another thread may have added a route since.
+            let mixed = wires.targets.routes().iter().any(|old| is_msi(old) != is_msi(&route));
+            target.take_if(|_| !mixed).map(|target| wires.targets.replace(target))
+        })?;
+        if replaced.is_none() {
+            if is_msi(&route) {
+                self.controllers.msi.set_pin(gsi, None, true)?;
+            }
+            return Err(RouteError::Mixed { gsi });
+        }
+        // What was replaced is dropped without a lock: the guard's end waits for a listener that may want this line.
         Ok(())
     }
 
@@ -277,6 +286,48 @@ impl Router {
             self.controllers.msi.set_pin(gsi, None, true)?;
         }
         Ok(())
+    }
+
+    /// Takes over the saved states of the controllers, in place of their own `restore`, and the levels of the GSIs. Call this
+    /// with the routes added, before the sources state their levels and before the guest runs (law 17).
+    ///
+    /// The sources own their levels. The level that was saved at a pin holds until each source of the GSI has stated its own, or
+    /// until the GSI's next EOI. A controller alone cannot tell a GSI that is low from one whose sources have not stated their
+    /// level yet.
+    ///
+    /// # Errors
+    /// [`StateError`]; nothing has changed, except after [`StateError::Route`], which also says that the message of a GSI would
+    /// not be sent for a level that holds.
+    pub fn restore(&self, ioapic: Option<&IoapicState>, pic: Option<&PicState>) -> std::result::Result<(), StateError> {
+        let to_ioapic = paired(&self.controllers.ioapic, ioapic)?;
+        let to_pic = paired(&self.controllers.pic, pic)?;
+        if let Some((_, state)) = to_pic {
+            state.check()?;
+        }
+        let mut told = match to_ioapic.map_or(Ok(()), |(chip, state)| chip.restore(state)) {
+            Err(error) if !matches!(error, StateError::Route(_)) => return Err(error),
+            told => told,
+        };
+        told = told.and(to_pic.map_or(Ok(()), |(chip, state)| chip.restore(state)));
+        let lines: Vec<_> = lock(&self.lines).values().cloned().collect();
+        for line in lines {
+            let wires = line.pin().lock();
+            let Targets { ioapic, pic, msi: _ } = &wires.targets;
+            let at_ioapic = to_ioapic.zip(ioapic.as_ref());
+            let at_pic = to_pic.zip(pic.as_ref());
+            let levels = [
+                at_ioapic.map(|((chip, state), input)| chip.saved_level(state, input.pin)),
+                at_pic.map(|((_, state), input)| state.level(input.pin)),
+            ];
+            drop(wires);
+            let level = match levels {
+                [None, None] => continue,
+                [Some(Level::High), _] | [_, Some(Level::High)] => Level::High,
+                _ => Level::Low,
+            };
+            told = told.and(line.restore(level).map(drop).map_err(StateError::Route));
+        }
+        told
     }
 
     /// Adds a level source on a GSI. The source does not assert yet. A GSI without a route keeps its level for the next route.
@@ -360,6 +411,22 @@ impl Router {
             _guard: on.subscribe(key.into(), told)?,
             source,
         })
+    }
+}
+
+/// A controller and its saved state.
+fn paired<'a, C, S>(
+    controller: &'a Option<Arc<C>>,
+    state: Option<&'a S>,
+) -> std::result::Result<Option<(&'a C, &'a S)>, StateError> {
+    match (controller, state) {
+        (Some(controller), Some(state)) => Ok(Some((controller, state))),
+        (None, Some(_)) => Err(StateError::OtherChip {
+            what: "a number of such controllers of",
+            found: 1,
+            here: 0,
+        }),
+        (_, None) => Ok(None),
     }
 }
 

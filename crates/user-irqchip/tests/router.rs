@@ -10,9 +10,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, Level, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
 use user_irqchip::testing::LocalApics;
-use user_irqchip::{Ioapic, Pic, Route, RouteError, Router};
+use user_irqchip::{Ioapic, Pic, Route, RouteError, Router, StateError};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 
@@ -364,4 +364,67 @@ fn rerouting_goes_on_under_eois() {
         1 << pin.0,
         "the level is where the route leads, and nowhere else"
     );
+}
+
+/// Row 140, behind a router: what the first statement of the source says replaces what was saved, at both chips.
+#[test]
+fn row_140_the_first_statement_replaces_a_restored_level() {
+    let saved = Pc::new(true);
+    saved.set_low(5, 0x31);
+    let asserts = saved.source(5, LoweredBy::Device);
+    asserts.assert().unwrap();
+    let (ioapic, pic) = (saved.ioapic.save(), saved.pic.save());
+    let pc = Pc::new(true);
+    pc.router.restore(Some(&ioapic), Some(&pic)).unwrap();
+    let levels = || (pc.ioapic.level(Gsi(5)).unwrap(), pc.pic.level(Gsi(5)).unwrap());
+    let [device, other] = [(); 2].map(|()| pc.source(5, LoweredBy::Device));
+    assert_eq!(levels(), (Level::High, Level::High), "until the sources say otherwise");
+    device.deassert().unwrap();
+    assert_eq!(levels(), (Level::High, Level::High), "the other one may assert");
+    other.deassert().unwrap();
+    assert_eq!(levels(), (Level::Low, Level::Low), "both are low");
+    assert_eq!(device.assert().unwrap(), Delivery::Delivered(1), "the next edge");
+}
+
+/// A level that is held while an older state is restored is driven again, and ends with its source.
+#[test]
+fn a_live_level_outlives_a_restore() {
+    let pc = Pc::new(true);
+    let (ioapic, pic) = (pc.ioapic.save(), pc.pic.save());
+    let [device, _quiet] = [(); 2].map(|()| pc.source(5, LoweredBy::Device));
+    device.assert().unwrap();
+    pc.router.restore(Some(&ioapic), Some(&pic)).unwrap();
+    assert_eq!(
+        (pc.ioapic.levels(), pc.pic.level(Gsi(5)).unwrap()),
+        (1 << 5, Level::High)
+    );
+    device.deassert().unwrap();
+    assert_eq!((pc.ioapic.levels(), pc.pic.level(Gsi(5)).unwrap()), (0, Level::Low));
+}
+
+#[test]
+fn a_state_of_a_chip_that_is_not_here_is_refused() {
+    let pc = Pc::new(true);
+    let router = Router::new(None, Some(pc.pic.clone()), pc.messages.clone());
+    let error = router.restore(Some(&pc.ioapic.save()), None).unwrap_err();
+    assert!(matches!(error, StateError::OtherChip { .. }), "{error}");
+}
+
+/// A pin and an MSI that are added at one moment: one of the two is refused.
+#[test]
+fn routes_that_are_added_at_once_do_not_mix() {
+    for _ in 0..2_000 {
+        let pc = Pc::new(false);
+        let barrier = std::sync::Barrier::new(2);
+        let add = |route| {
+            barrier.wait();
+            pc.router.add(Gsi(5), route).is_ok()
+        };
+        let added = std::thread::scope(|scope| {
+            let pin = scope.spawn(|| add(Route::Ioapic(Gsi(5))));
+            [add(msi(0x41)), pin.join().unwrap()]
+        });
+        assert_eq!(pc.router.routes(Gsi(5)).len(), 1);
+        assert_eq!(added.into_iter().filter(|added| *added).count(), 1);
+    }
 }

@@ -305,6 +305,8 @@ impl Ioapic {
     /// Takes over a saved state, and tells the output of every pin that differs. Call this before the sources state their
     /// levels and before the guest runs (law 17).
     ///
+    /// Of a chip behind a [`Router`](crate::Router), the state is restored by [`Router::restore`](crate::Router::restore).
+    ///
     /// The sources own their levels. The level that was saved holds until each source has stated its own, or until the pin's
     /// next EOI or unmask. Sources that assert already go on asserting.
     ///
@@ -318,10 +320,19 @@ impl Ioapic {
         let mut told = Ok(());
         for (line, saved) in self.lines.iter().zip(&state.pins) {
             told = told.and(line.pin().restore(saved));
-            let level = if saved.high { Level::High } else { Level::Low };
-            self.shared.counters.send_errors.count_error(line.restore(level));
+            self.shared
+                .counters
+                .send_errors
+                .count_error(line.restore(saved.level()));
         }
         told.map_err(StateError::Route)
+    }
+
+    /// The level that the line of `gsi` had in a saved state.
+    pub(crate) fn saved_level(&self, state: &IoapicState, gsi: Gsi) -> Level {
+        let pin = gsi.0.checked_sub(self.first_gsi.0);
+        let saved = pin.and_then(|pin| state.pins.get(pin as usize));
+        saved.map_or(Level::Low, SavedPin::level)
     }
 
     /// Brings the chip to its state after power-on: everything masked. Sources keep their levels, and listeners stay.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The saved state of an IOAPIC, and the formats that it has had.
 
+use interrupt_core::Level;
+
 use super::spec::{MAX_ID, RedirectionEntry};
 use crate::StateError;
 
@@ -38,6 +40,11 @@ pub struct SavedPin {
 }
 
 impl SavedPin {
+    /// The level that the line had.
+    pub(super) fn level(&self) -> Level {
+        if self.high { Level::High } else { Level::Low }
+    }
+
     pub(super) const RESET: Self = Self {
         entry: RedirectionEntry::RESET.bits(),
         high: false,

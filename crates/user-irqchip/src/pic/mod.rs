@@ -319,6 +319,8 @@ impl Pic {
     /// Takes over a saved state, and raises INTR if the state asks for that. Call this before the sources state their levels
     /// and before the guest runs (law 17).
     ///
+    /// Of a pair behind a [`Router`](crate::Router), the state is restored by [`Router::restore`](crate::Router::restore).
+    ///
     /// The sources own their levels. The level that was saved holds until each source has stated its own, or until its IRQ's
     /// next EOI. Sources that assert already go on asserting.
     ///
@@ -344,11 +346,9 @@ impl Pic {
         pair.master.restore(master);
         pair.slave.restore(slave);
         self.finish(pair, 0);
-        let high = irqs(Role::Master, master.high) | irqs(Role::Slave, slave.high);
         for (irq, line) in (0..INPUTS).zip(&self.lines).filter(|(irq, _)| *irq != CASCADE) {
-            let level = if high & 1 << irq == 0 { Level::Low } else { Level::High };
             // An 8259 takes every level.
-            line.restore(level).ok();
+            line.restore(state.level(Gsi(irq.into()))).ok();
         }
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The saved state of an 8259 pair, and its format.
 
+use interrupt_core::{Gsi, Level};
+
 use super::spec::{self, Role};
 use crate::StateError;
 
@@ -17,9 +19,18 @@ pub struct PicState {
 }
 
 impl PicState {
-    pub(super) fn check(&self) -> Result<(), StateError> {
+    pub(crate) fn check(&self) -> Result<(), StateError> {
         check(Role::Master, &self.master)?;
         check(Role::Slave, &self.slave)
+    }
+
+    /// The level that the line of an IRQ had.
+    pub(crate) fn level(&self, gsi: Gsi) -> Level {
+        let high = u32::from(self.master.high) | u32::from(self.slave.high) << 8;
+        match high.checked_shr(gsi.0) {
+            Some(high) if high & 1 != 0 => Level::High,
+            _ => Level::Low,
+        }
     }
 }
 
