@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device's handle: the causes of an interrupt, the level that follows from the causes, and the answer to an EOI.
 
+use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use crate::eoi::listeners::Call;
 use crate::eoi::{EoiGuard, EoiNotifier, Listener};
 use crate::error::Result;
 use crate::gsi::Gsi;
 use crate::key::EoiScope;
 use crate::level::Level;
 use crate::source::LevelSource;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, thread_local};
 
 /// A level-triggered interrupt, as a device model uses it.
 ///
@@ -19,8 +21,11 @@ use crate::sync::{Mutex, MutexGuard, lock};
 /// [`set_level`](Self::set_level).
 ///
 /// All methods may be called from any thread, also from a callback that the source runs while the source is driven:
-/// no lock is held then. Levels reach the source in the order of the calls, one at a time. A call that finds another
-/// thread at the source leaves the new level to that thread, and returns without waiting.
+/// no lock is held then. Levels reach the source in the order of the calls, one at a time. When a call returns, the
+/// source has the level that follows from the causes; a call that finds another thread at the source waits for that
+/// thread. So a guest that acknowledges at the device finds the line low at its EOI. Two calls leave the level to the
+/// other thread and do not wait, because that thread could be waiting for theirs: a call from within a listener of an
+/// EOI, and a call from within the driving of a source. A caller that waits must not hold a lock that a listener takes.
 ///
 /// An error of the source goes to the call that drove the source, and is counted. The level is tried again at the next
 /// call and at the next EOI.
@@ -87,6 +92,7 @@ impl LevelInterrupt {
         let shared = Arc::new(Shared {
             source,
             state: Mutex::new(State::default()),
+            idle: Condvar::new(),
         });
         // Weak, so that the notifier does not keep the source that may in turn keep the notifier.
         let weak = Arc::downgrade(&shared);
@@ -170,6 +176,8 @@ impl fmt::Debug for LevelInterrupt {
 struct Shared {
     source: Arc<dyn LevelSource>,
     state: Mutex<State>,
+    /// No thread is in [`Shared::drive`] any more.
+    idle: Condvar,
 }
 
 #[derive(Default)]
@@ -183,6 +191,8 @@ struct State {
     dirty: bool,
     /// A thread is in [`Shared::drive`]. Only this thread uses the source, and it looks at every event before it leaves.
     driving: bool,
+    /// How many threads wait for the one that drives. Without any of them nobody is woken, which would be a system call.
+    waiting: usize,
     counts: InterruptCounts,
 }
 
@@ -232,13 +242,23 @@ impl Shared {
         let mut state = self.state();
         state.note(event);
         if state.driving {
-            return Ok(());
+            // The thread that drives looks at every event before it leaves, so that the level is right in any case.
+            if matches!(event, Event::Eoi) || Driver::is_inside() || Call::is_inside() {
+                return Ok(());
+            }
+            state.waiting += 1;
+            while state.driving {
+                state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.waiting -= 1;
+            // What the source refused is tried again by this call, which the error is for.
+            state.dirty |= state.driven.is_none();
         }
         state.driving = true;
         drop(state);
-        let driver = Driver(self);
+        let mut driver = Driver::enter(self);
         let result = self.drive();
-        std::mem::forget(driver);
+        driver.panicked = false;
         result
     }
 
@@ -262,18 +282,45 @@ impl Shared {
             }
         }
         state.driving = false;
+        if state.waiting > 0 {
+            self.idle.notify_all();
+        }
         result
     }
 }
 
-/// Lets the next event drive the source if the source's own code has panicked.
-struct Driver<'a>(&'a Shared);
+// How many sources this thread is driving now, one inside the other. The model checker's macro has no const form.
+#[cfg(not(loom))]
+thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
+#[cfg(loom)]
+thread_local!(static DEPTH: Cell<usize> = Cell::new(0));
+
+/// One thread in [`Shared::drive`]. Lets the next event drive the source if the source's own code has panicked.
+struct Driver<'a> {
+    shared: &'a Shared,
+    panicked: bool,
+}
+
+impl<'a> Driver<'a> {
+    fn enter(shared: &'a Shared) -> Self {
+        DEPTH.with(|depth| depth.set(depth.get() + 1));
+        Self { shared, panicked: true }
+    }
+
+    fn is_inside() -> bool {
+        DEPTH.with(Cell::get) > 0
+    }
+}
 
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.driven = None;
-        state.driving = false;
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
+        if self.panicked {
+            let mut state = self.shared.state();
+            state.driven = None;
+            state.driving = false;
+            self.shared.idle.notify_all();
+        }
     }
 }
 

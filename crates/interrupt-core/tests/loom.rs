@@ -199,6 +199,23 @@ fn the_last_level_of_an_interrupt_is_driven_last() {
     });
 }
 
+/// The guest's acknowledgement on one processor meets the device's thread, which is about to drive the level.
+#[test]
+fn the_line_is_low_when_a_clear_returns() {
+    loom::model(|| {
+        let (line, interrupt) = interrupt(LoweredBy::Device);
+        let device = Arc::clone(&interrupt);
+        let other = thread::spawn(move || device.raise(1).unwrap());
+        while interrupt.causes() == 0 {
+            thread::yield_now();
+        }
+        interrupt.clear(1).unwrap();
+        assert_eq!(line.level(), Level::Low);
+        other.join().unwrap();
+        check_pin(&line);
+    });
+}
+
 #[test]
 fn an_eoi_that_meets_a_raise_leaves_the_level_of_the_causes() {
     loom::model(|| {

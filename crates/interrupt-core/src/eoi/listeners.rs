@@ -227,7 +227,7 @@ thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
 thread_local!(static DEPTH: Cell<usize> = Cell::new(0));
 
 /// One call of a listener, counted for as long as it lasts, even if the listener panics.
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     entry: &'a Entry,
     /// The subscription had ended before the call was counted: the listener is not to be called.
     ended: bool,
@@ -243,7 +243,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn is_inside() -> bool {
+    /// Whether this thread is inside a call of any listener.
+    pub(crate) fn is_inside() -> bool {
         DEPTH.with(Cell::get) > 0
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The EOI notifier: who is told, of what, and how.
 
-mod listeners;
+pub(crate) mod listeners;
 
 pub use listeners::Listeners;
 pub(crate) use listeners::{Entry, ListenerList, tell_all};
