@@ -173,7 +173,7 @@ fn summaries(devices: &Devices, asked: DoorbellPath) -> Vec<DeviceSummary> {
         DeviceSummary {
             trapped: device.trapped().filter(|_| asked == DoorbellPath::Ioeventfd),
             needed_reset: shared.trouble().map(|why| why.to_string()),
-            ..summary(&device.name, shared.interrupt().get())
+            ..summary(&device.name, shared.interrupt())
         }
     });
     [serial].into_iter().chain(virtio).collect()

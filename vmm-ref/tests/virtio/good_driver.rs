@@ -50,7 +50,7 @@ fn the_line_is_high_from_the_request_to_its_acknowledgement() {
     assert_eq!(driver.handle(), 1);
     assert_eq!(driver.level(), Level::Low);
     assert_eq!(driver.handle(), 0, "nothing is left of it");
-    let counts = driver.device.shared().interrupt().get().counts();
+    let counts = driver.device.shared().interrupt().counts();
     assert_eq!(
         (counts.raised, counts.errors),
         (1, 0),

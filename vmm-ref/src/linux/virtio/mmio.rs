@@ -118,7 +118,7 @@ impl Mmio {
             VIRTIO_MMIO_DEVICE_ID => return self.kind,
             VIRTIO_MMIO_VENDOR_ID => return VENDOR,
             // Without the other registers' lock: it is read at each interrupt.
-            VIRTIO_MMIO_INTERRUPT_STATUS => return self.shared.interrupt().get().causes(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => return self.shared.interrupt().causes(),
             // The configuration does not change.
             VIRTIO_MMIO_CONFIG_GENERATION => return 0,
             // A shared memory region that there is not has the length -1.
@@ -138,7 +138,8 @@ impl Mmio {
 
     fn write_register(&self, register: u32, value: u32) {
         if register == VIRTIO_MMIO_INTERRUPT_ACK {
-            self.shared.interrupt().clear(value);
+            // A level that the source refuses is counted, and tried again at the next event.
+            let _ = self.shared.interrupt().clear(value);
             return;
         }
         let registers = &mut *self.registers();

@@ -10,6 +10,5 @@ pub mod block;
 pub mod chain;
 pub mod disk;
 pub mod entropy;
-pub mod interrupt;
 pub mod mmio;
 pub mod worker;

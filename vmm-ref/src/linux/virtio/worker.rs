@@ -14,13 +14,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::error::{Error, Result};
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::{Chain, Malformed};
-use crate::linux::virtio::interrupt::OrderedInterrupt;
 
 /// What the transport and the thread share.
 #[derive(Debug)]
 pub struct Shared {
     memory: Arc<GuestMemoryMmap>,
-    interrupt: OrderedInterrupt,
+    interrupt: LevelInterrupt,
     kick: Arc<EventFd>,
     /// The queue, while the driver has it set up, and the device behind it.
     state: Mutex<State>,
@@ -46,7 +45,7 @@ impl Shared {
     ) -> Self {
         Self {
             memory,
-            interrupt: OrderedInterrupt::new(interrupt),
+            interrupt,
             kick,
             state: Mutex::new(State {
                 queue: None,
@@ -60,7 +59,7 @@ impl Shared {
     }
 
     /// The device's interrupt.
-    pub fn interrupt(&self) -> &OrderedInterrupt {
+    pub fn interrupt(&self) -> &LevelInterrupt {
         &self.interrupt
     }
 
@@ -98,7 +97,8 @@ impl Shared {
     pub fn reset(&self) {
         self.state().queue = None;
         self.needs_reset.store(false, Ordering::Release);
-        self.interrupt.clear(u32::MAX);
+        // The interrupt counts a level that its source refuses, and tries it again at the next event; so below.
+        let _ = self.interrupt.clear(u32::MAX);
     }
 
     /// The driver has broken the rules: nothing more is served until it resets the device, and it is told so.
@@ -110,7 +110,7 @@ impl Shared {
         state.queue = None;
         state.trouble = Some(why);
         self.needs_reset.store(true, Ordering::Release);
-        self.interrupt.raise(VIRTIO_MMIO_INT_CONFIG);
+        let _ = self.interrupt.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Serves what is in the queue.
@@ -127,7 +127,7 @@ impl Shared {
 }
 
 impl State {
-    fn serve(&mut self, memory: &GuestMemoryMmap, interrupt: &OrderedInterrupt) -> std::result::Result<(), Malformed> {
+    fn serve(&mut self, memory: &GuestMemoryMmap, interrupt: &LevelInterrupt) -> std::result::Result<(), Malformed> {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
@@ -141,7 +141,7 @@ impl State {
                 let written = self.backend.serve(memory, &mut self.chain)?;
                 queue.add_used(memory, head, written).map_err(ring)?;
                 if queue.needs_notification(memory).map_err(ring)? {
-                    interrupt.raise(VIRTIO_MMIO_INT_VRING);
+                    let _ = interrupt.raise(VIRTIO_MMIO_INT_VRING);
                 }
             }
             if !queue.enable_notification(memory).map_err(ring)? {
