@@ -30,6 +30,8 @@ pub enum Path {
     /// range without the store lies between two that contain it. Such a store exits, and is served from there.
     Kernel,
     /// [`IoeventBus::dispatch`](crate::IoeventBus::dispatch), from the exit that the store causes, for this reason.
+    /// A store that makes no exit, because an ioeventfd from elsewhere takes it (`EEXIST`, see [`Refusal::Kernel`]), is
+    /// lost to this registration.
     Trapped(Refusal),
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! ioeventfds that always work: a guest store that matches a registration signals its eventfd, whether or not the
-//! kernel takes part.
+//! ioeventfds that work with and without the kernel: a guest store that matches a registration signals its eventfd,
+//! whether or not the kernel takes part.
 //!
 //! KVM can turn a guest store into a signal on an eventfd without an exit to the VMM, but it may refuse to, and it
 //! accepts some registrations that can never fire. An [`IoeventBus`] keeps one table of registrations and drives both
