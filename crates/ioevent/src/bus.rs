@@ -209,7 +209,9 @@ impl IoeventBus {
     ///
     /// Takes no lock and does not allocate, but for some bytes at a thread's first call; many vCPUs may call it at
     /// once. It makes one system call, the write to the eventfd. For an eventfd without `O_NONBLOCK` it makes another
-    /// before that, to be sure that the write cannot wait.
+    /// before that, which asks for room, so that a full counter makes no vCPU wait. When two vCPUs, or a vCPU and a peer,
+    /// meet at the last room of a counter, one of the writes waits for the reader all the same. A peer that is not
+    /// trusted is to be given an eventfd with `O_NONBLOCK`, and a duplicate lets it clear the flag again.
     ///
     /// # Errors
     /// [`Error::NotSignalled`]: a registration matched, and the write failed, so that the fd was closed behind the

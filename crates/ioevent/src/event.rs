@@ -49,8 +49,9 @@ impl Event {
         &self.fd
     }
 
-    /// Adds one to the counter, as the kernel does for a store that it matches itself: a full counter stays full, and
-    /// the vCPU does not wait for the reader.
+    /// Adds one to the counter, as the kernel does for a store that it matches itself: a full counter stays full. The
+    /// vCPU does not wait for the reader, unless another writer takes the last room of an eventfd without O_NONBLOCK at
+    /// this moment.
     pub(crate) fn signal(&self) -> Result<(), Errno> {
         // SAFETY: `self.fd` keeps the fd open for longer than the borrow, which ends with this function.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };

@@ -97,7 +97,8 @@ impl Eventfd {
         into_owned(self.fd)
     }
 
-    /// Adds 1, and never waits. A counter that is full is signalled already.
+    /// Adds 1. A counter that is full is signalled already, and is not waited for, unless another writer takes the last room
+    /// of a blocking eventfd at this moment.
     pub(crate) fn signal(&self) -> io::Result<()> {
         self.add(1)
     }
