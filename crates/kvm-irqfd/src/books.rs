@@ -107,47 +107,38 @@ impl Books {
     /// Checks everything that KVM does not, assigns the irqfd, and enters it.
     pub(crate) fn add(&self, gsi: Gsi, irqfd: Irqfd) -> Result<u64> {
         let (kind, mut irqfd) = (irqfd.kind, Some(irqfd));
-        let entered = self.enter(gsi, kind, |state, token| {
+        self.enter(gsi, kind, |state, token| {
             let pin_masked = state.is_pin_masked(gsi);
             let line = state.lines.entry(gsi).or_default();
-            line.add(&self.assigner, gsi, token, &mut irqfd, pin_masked)
-        });
-        entered.map(|((), token)| token)
+            line.add(&self.assigner, gsi, token, &mut irqfd, pin_masked)?;
+            Ok(token)
+        })
     }
 
     /// Enters a KVM_IRQ_LINE source.
     pub(crate) fn add_line_source(&self, gsi: Gsi) -> Result<(Arc<IrqLine>, u64)> {
         self.enter(gsi, BindingKind::IrqLine, |state, token| {
             let line = state.lines.entry(gsi).or_default();
-            Ok(line.add_source(&self.assigner, gsi, token))
+            Ok((line.add_source(&self.assigner, gsi, token), token))
         })
     }
 
     /// Enters a callback that `dispatch` has to call for `gsi`.
     pub(crate) fn add_watcher(&self, gsi: Gsi) -> Result<u64> {
-        let entered = self.enter(gsi, BindingKind::Notify, |state, token| {
+        self.enter(gsi, BindingKind::Notify, |state, token| {
             state.lines.entry(gsi).or_default().add_watcher(token);
-            Ok(())
-        });
-        entered.map(|((), token)| token)
+            Ok(token)
+        })
     }
 
     /// Checks a new use of a GSI, enters it with `add`, and makes the watch that it needs. After an error nothing is
     /// entered.
-    fn enter<R>(
-        &self,
-        gsi: Gsi,
-        kind: BindingKind,
-        mut add: impl FnMut(&mut State, u64) -> Result<R>,
-    ) -> Result<(R, u64)> {
+    fn enter<R>(&self, gsi: Gsi, kind: BindingKind, mut add: impl FnMut(&mut State, u64) -> Result<R>) -> Result<R> {
         self.with(|state| {
             state.check(self.irqchip, gsi, kind)?;
             let (token, of_watch) = (state.next_token, state.next_token + 1);
             state.next_token += 2;
-            let entered = add(state, token).and_then(|added| {
-                self.settle_watch(state, gsi, of_watch)?;
-                Ok((added, token))
-            });
+            let entered = add(state, token).and_then(|added| self.settle_watch(state, gsi, of_watch).map(|()| added));
             if entered.is_err() {
                 self.remove_from(state, gsi, token);
             }
@@ -156,10 +147,9 @@ impl Books {
     }
 
     fn settle_watch(&self, state: &mut State, gsi: Gsi, token: u64) -> Result<()> {
-        match state.lines.get_mut(&gsi) {
-            Some(line) => line.settle_watch(&self.assigner, &self.dispatcher, gsi, token, &mut state.afterwards),
-            None => Ok(()),
-        }
+        state.change_line(gsi, |line, _, afterwards| {
+            line.settle_watch(&self.assigner, &self.dispatcher, gsi, token, afterwards)
+        })
     }
 
     /// Takes an entry out of the books, with what it asserts.
@@ -179,13 +169,10 @@ impl Books {
     /// Changes one irqfd, if it is still there, and assigns what is to be on.
     pub(crate) fn change_irqfd(&self, gsi: Gsi, token: u64, mut change: impl FnMut(&mut Irqfd)) -> Result<()> {
         self.with(|state| {
-            let pin_masked = state.is_pin_masked(gsi);
-            let Some(line) = state.lines.get_mut(&gsi) else {
-                return Ok(());
-            };
-            line.find(token).into_iter().for_each(&mut change);
-            let settled = line.settle_masks(&self.assigner, gsi, pin_masked);
-            settled.map_err(|error| Error::new(OPERATION, gsi, Reason::Refused(error)))
+            state.change_line(gsi, |line, pin_masked, _| {
+                line.find(token).into_iter().for_each(&mut change);
+                line.settle_masks(&self.assigner, gsi, pin_masked)
+            })
         })
     }
 
@@ -202,22 +189,30 @@ impl Books {
     /// for all.
     pub(crate) fn lower(&self, gsi: Gsi, token: u64) -> Result<()> {
         self.with(|state| {
-            let pin_masked = state.is_pin_masked(gsi);
-            let Some(line) = state.lines.get_mut(&gsi) else {
-                return Ok(());
-            };
-            line.deassign_all(&self.assigner, gsi);
-            let taken = line.find(token).map_or(Ok(0), |irqfd| irqfd.trigger.take());
-            let assigned = line.assign_all(&self.assigner, gsi, pin_masked, &mut state.afterwards);
-            assigned.map_err(|error| Error::new(OPERATION, gsi, Reason::Refused(error)))?;
-            taken.map(drop).map_err(|error| Error::os("read(trigger)", gsi, error))
+            state.change_line(gsi, |line, pin_masked, afterwards| {
+                line.deassign_all(&self.assigner, gsi);
+                let taken = line.find(token).map_or(Ok(0), |irqfd| irqfd.trigger.take());
+                line.assign_all(&self.assigner, gsi, pin_masked, afterwards)?;
+                taken.map(drop).map_err(|error| Error::os("read(trigger)", gsi, error))
+            })
         })
     }
 }
 
 impl State {
+    /// Changes the line of a GSI, if something uses the GSI. `change` is told whether the pin is masked.
+    pub(crate) fn change_line(
+        &mut self,
+        gsi: Gsi,
+        change: impl FnOnce(&mut GsiLine, bool, &mut Afterwards) -> Result<()>,
+    ) -> Result<()> {
+        let pin_masked = self.is_pin_masked(gsi);
+        let line = self.lines.get_mut(&gsi);
+        line.map_or(Ok(()), |line| change(line, pin_masked, &mut self.afterwards))
+    }
+
     /// Whether a pin of a userspace IOAPIC is masked, or leads nowhere. Other lines have no mask here.
-    pub(crate) fn is_pin_masked(&self, gsi: Gsi) -> bool {
+    fn is_pin_masked(&self, gsi: Gsi) -> bool {
         let unmasked = self.unmasked.get(gsi.0 as usize);
         unmasked.is_some_and(|unmasked| !unmasked || self.routes.is_unrouted(gsi))
     }

@@ -145,12 +145,16 @@ impl Error {
     }
 
     /// An error that is about no line in particular.
-    pub(crate) fn vm(operation: &'static str, error: impl Into<io::Error>) -> Self {
+    pub(crate) fn of_vm(operation: &'static str, reason: Reason) -> Self {
         Self {
             operation,
             gsi: None,
-            reason: Reason::Os(error.into()),
+            reason,
         }
+    }
+
+    pub(crate) fn vm(operation: &'static str, error: impl Into<io::Error>) -> Self {
+        Self::of_vm(operation, Reason::Os(error.into()))
     }
 
     /// The errno that says the same.

@@ -483,7 +483,7 @@ impl Run {
 
     fn refused(&self, gsi: Gsi) -> usize {
         self.books
-            .with(|state| state.lines.get(&gsi).map_or(0, |line| line.refused()))
+            .with(|state| state.lines.get(&gsi).map_or(0, |line| line.counts().refused))
     }
 
     /// What must hold after the last operation, before anything that could mend it.

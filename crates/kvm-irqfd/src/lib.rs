@@ -68,13 +68,14 @@ mod vfio;
 
 pub use chip::Chip;
 pub use error::{Error, Reason, Result};
+pub use interrupts::KvmInterrupts;
 pub use interrupts::routing::{Committed, Routing};
 pub use interrupts::source::EdgeIrqfd;
-pub use interrupts::{GsiCounts, KvmInterrupts};
 pub use kernel::eventfd;
 pub use kernel::irqchip::SPLIT_PINS;
 pub use kernel::wait::{WaitMode, Waiter};
 pub use kind::BindingKind;
+pub use line::GsiCounts;
 #[cfg(target_arch = "aarch64")]
 pub use routes::GIC_SPIS;
 pub use routes::{MAX_ROUTES, Route, Routes};

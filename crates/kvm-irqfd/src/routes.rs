@@ -189,12 +189,9 @@ impl Routes {
 
     /// The table as KVM_SET_GSI_ROUTING takes it.
     pub(crate) fn to_kvm(&self) -> Result<KvmIrqRouting> {
-        let full = |_| Error {
-            operation: "KVM_SET_GSI_ROUTING",
-            gsi: None,
-            reason: Reason::TableFull { entries: self.len() },
-        };
-        let mut table = KvmIrqRouting::new(self.len()).map_err(full)?;
+        let entries = self.len();
+        let full = |_| Error::of_vm("KVM_SET_GSI_ROUTING", Reason::TableFull { entries });
+        let mut table = KvmIrqRouting::new(entries).map_err(full)?;
         for (kvm, (gsi, route)) in table.as_mut_slice().iter_mut().zip(&self.entries) {
             *kvm = entry(*gsi, route);
         }

@@ -95,7 +95,7 @@ impl MsiOutput for KvmInterrupts {
             data: message.data,
             device: None,
         });
-        let programmed = routing::set_pin(self.books(), gsi, route, masked);
+        let programmed = routing::set_pin(&self.books, gsi, route, masked);
         programmed.map_err(|error| error.into_core("set pin", gsi))
     }
 }

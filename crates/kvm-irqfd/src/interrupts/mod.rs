@@ -8,7 +8,6 @@ pub(crate) mod subscribe;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource, Listener};
@@ -21,6 +20,7 @@ use crate::kernel::eventfd::Eventfd;
 use crate::kernel::irqchip::{SPLIT_PINS, probe};
 use crate::kernel::{Kernel, KvmVm};
 use crate::kind::BindingKind;
+use crate::line::{GsiCounts, GsiLine};
 use crate::routes::Routes;
 use routing::Routing;
 use source::EdgeIrqfd;
@@ -39,24 +39,7 @@ use source::EdgeIrqfd;
 #[derive(Clone)]
 pub struct KvmInterrupts {
     vm: Arc<VmFd>,
-    books: Arc<Books>,
-}
-
-/// What has happened on one GSI since it came into use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GsiCounts {
-    /// Assertions by sources of this process. Signals that others write to a trigger are not seen.
-    pub asserted: u64,
-    /// EOIs and other resamples that [`KvmInterrupts::dispatch`] has served. Those that KVM tells an eventfd are not
-    /// seen.
-    pub served: u64,
-    /// How often the irqfds were deassigned and assigned again: for a new route, for an irqfd that went, for a level
-    /// that was withdrawn.
-    pub reassigned: u64,
-    /// How many irqfds are off now because KVM refused to take them back: see
-    /// [`Reason::Refused`](crate::Reason::Refused).
-    pub refused: usize,
+    pub(crate) books: Arc<Books>,
 }
 
 impl KvmInterrupts {
@@ -103,10 +86,6 @@ impl KvmInterrupts {
         &self.vm
     }
 
-    pub(crate) fn books(&self) -> &Arc<Books> {
-        &self.books
-    }
-
     /// Where the VM has its controllers. [`Irqchip::User`]: the kernel has none, and injects nothing by GSI.
     pub fn irqchip(&self) -> Irqchip {
         self.books.irqchip
@@ -120,18 +99,7 @@ impl KvmInterrupts {
     /// What has happened on `gsi`; `None` when nothing uses it. This waits for a change of configuration that is under
     /// way, and no signal waits for this.
     pub fn counts(&self, gsi: Gsi) -> Option<GsiCounts> {
-        let (counts, line) = self.books.with(|state| {
-            let line = state.lines.get(&gsi)?;
-            let counts = GsiCounts {
-                asserted: line.asserted(),
-                served: line.served().load(Ordering::Relaxed),
-                reassigned: line.reassigned(),
-                refused: line.refused(),
-            };
-            Some((counts, line.irq_line().cloned()))
-        })?;
-        let asserted = counts.asserted + line.map_or(0, |line| line.counts().asserted);
-        Some(GsiCounts { asserted, ..counts })
+        self.books.with(|state| state.lines.get(&gsi).map(GsiLine::counts))
     }
 
     /// Begins a change of the routing table.
@@ -149,7 +117,8 @@ impl KvmInterrupts {
     /// # Errors
     /// As [`resample_source_with`](Self::resample_source_with).
     pub fn resample_source(&self, gsi: Gsi, label: impl Into<String>) -> Result<Arc<dyn LevelSource>> {
-        self.level_source(BindingKind::Resample, gsi, label.into(), None)
+        let trigger = self.trigger(gsi, None)?;
+        source::irqfd(&self.books, BindingKind::Resample, gsi, label.into(), trigger)
     }
 
     /// The same with the caller's eventfd as the trigger, which a device in another process, VFIO or vhost may signal.
@@ -171,7 +140,8 @@ impl KvmInterrupts {
         label: impl Into<String>,
         trigger: EventFd,
     ) -> Result<Arc<dyn LevelSource>> {
-        self.level_source(BindingKind::Resample, gsi, label.into(), Some(trigger))
+        let trigger = self.trigger(gsi, Some(trigger))?;
+        source::irqfd(&self.books, BindingKind::Resample, gsi, label.into(), trigger)
     }
 
     /// A level source on a split irqchip whose trigger is an irqfd on the pin's own GSI: a signal reaches the guest
@@ -185,7 +155,8 @@ impl KvmInterrupts {
     /// # Errors
     /// As [`split_source_with`](Self::split_source_with).
     pub fn split_source(&self, gsi: Gsi, label: impl Into<String>) -> Result<Arc<dyn LevelSource>> {
-        self.level_source(BindingKind::Split, gsi, label.into(), None)
+        let trigger = self.trigger(gsi, None)?;
+        source::irqfd(&self.books, BindingKind::Split, gsi, label.into(), trigger)
     }
 
     /// The same with the caller's eventfd as the trigger. A count that is pending in the eventfd is discarded.
@@ -202,17 +173,8 @@ impl KvmInterrupts {
         label: impl Into<String>,
         trigger: EventFd,
     ) -> Result<Arc<dyn LevelSource>> {
-        self.level_source(BindingKind::Split, gsi, label.into(), Some(trigger))
-    }
-
-    fn level_source(
-        &self,
-        kind: BindingKind,
-        gsi: Gsi,
-        label: String,
-        trigger: Option<EventFd>,
-    ) -> Result<Arc<dyn LevelSource>> {
-        source::irqfd(&self.books, kind, gsi, label, self.trigger(gsi, trigger)?)
+        let trigger = self.trigger(gsi, Some(trigger))?;
+        source::irqfd(&self.books, BindingKind::Split, gsi, label.into(), trigger)
     }
 
     fn trigger(&self, gsi: Gsi, trigger: Option<EventFd>) -> Result<Eventfd> {

@@ -108,10 +108,7 @@ pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, masked: boo
 }
 
 fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> {
-    let pin_masked = state.is_pin_masked(gsi);
-    let line = state.lines.get_mut(&gsi);
-    let settled = line.map_or(Ok(()), |line| line.settle_masks(assigner, gsi, pin_masked));
-    settled.map_err(|error| Error::new("KVM_IRQFD", gsi, Reason::Refused(error)))
+    state.change_line(gsi, |line, pin_masked, _| line.settle_masks(assigner, gsi, pin_masked))
 }
 
 /// Exchanges the table for one with `changes`.
@@ -149,7 +146,9 @@ fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Res
         }
         set = Some(result);
         for gsi in &moved {
-            let again = assign(state, assigner, *gsi);
+            let again = state.change_line(*gsi, |line, pin_masked, afterwards| {
+                line.assign_all(assigner, *gsi, pin_masked, afterwards)
+            });
             assigned = std::mem::replace(&mut assigned, Ok(())).and(again);
         }
     });
@@ -171,15 +170,6 @@ fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Res
 fn put_back(state: &mut State, before: Option<Changes>) {
     // The table had room for these entries before.
     drop(before.map(|before| state.routes.replace(before)));
-}
-
-fn assign(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> {
-    let pin_masked = state.is_pin_masked(gsi);
-    let Some(line) = state.lines.get_mut(&gsi) else {
-        return Ok(());
-    };
-    let assigned = line.assign_all(assigner, gsi, pin_masked, &mut state.afterwards);
-    assigned.map_err(|error| Error::new("KVM_IRQFD", gsi, Reason::Refused(error)))
 }
 
 fn of_level(error: interrupt_core::Error, reason: fn(io::Error) -> Reason) -> Error {

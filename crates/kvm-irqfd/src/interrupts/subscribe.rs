@@ -32,11 +32,8 @@ pub(crate) fn subscribe(books: &Arc<Books>, scope: EoiScope, listener: Listener)
             }
             Err(callback) => {
                 let watch = Subscription::watch(books, line)?;
-                let resampled = books.with(|state| state.lines.get(&line).and_then(GsiLine::resampled));
-                let listeners = resampled
-                    .map(|resampled| resampled.listeners.clone())
-                    .unwrap_or_default();
-                watch.guard(listeners.subscribe(scope, callback)?)
+                let listeners = books.with(|state| state.lines.get(&line).and_then(GsiLine::listeners));
+                watch.guard(listeners.unwrap_or_default().subscribe(scope, callback)?)
             }
         },
         EoiScope::Source(key) => {
@@ -50,12 +47,16 @@ pub(crate) fn subscribe(books: &Arc<Books>, scope: EoiScope, listener: Listener)
             match found {
                 Some((Some((token, served)), _)) => to_irqfd(books, scope, token, served, listener),
                 Some((None, Some(irq_line))) => to_irq_line(books, scope, &irq_line, listener),
-                _ => Err(interrupt_core::Error::NotFound {
-                    operation: OPERATION,
-                    subject: scope,
-                }),
+                _ => Err(not_found(scope)),
             }
         }
+    }
+}
+
+fn not_found(subject: EoiScope) -> interrupt_core::Error {
+    interrupt_core::Error::NotFound {
+        operation: OPERATION,
+        subject,
     }
 }
 
@@ -94,14 +95,11 @@ fn to_irqfd(books: &Arc<Books>, scope: EoiScope, token: u64, served: Arc<AtomicU
         }
     };
     books.with(|state| {
-        let (operation, subject) = (OPERATION, scope);
-        let Some(line) = state.lines.get_mut(&gsi) else {
-            return Err(interrupt_core::Error::NotFound { operation, subject });
-        };
-        match line.find(token) {
-            None => return Err(interrupt_core::Error::NotFound { operation, subject }),
-            Some(irqfd) if irqfd.told().is_some() => return Err(interrupt_core::Error::Busy { operation, subject }),
-            Some(_) => {}
+        let line = state.lines.get_mut(&gsi).ok_or_else(|| not_found(scope))?;
+        let irqfd = line.find(token).ok_or_else(|| not_found(scope))?;
+        if irqfd.told().is_some() {
+            let (operation, subject) = (OPERATION, scope);
+            return Err(interrupt_core::Error::Busy { operation, subject });
         }
         let exchanged = line.exchange(&books.assigner, gsi, token, Arc::clone(&told));
         exchanged.map_err(|error| core(Error::os("KVM_IRQFD", gsi, error)))

@@ -30,11 +30,7 @@ pub(crate) fn probe(kernel: &dyn Kernel) -> Result<Irqchip> {
             }
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => {
-                return Err(Error {
-                    operation: "KVM_IRQFD",
-                    gsi: None,
-                    reason: Reason::NotInitialised,
-                });
+                return Err(Error::of_vm("KVM_IRQFD", Reason::NotInitialised));
             }
             Err(error) => return Err(Error::vm("KVM_IRQFD", error)),
         }

@@ -11,9 +11,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use interrupt_core::{Gsi, SourceKey};
+use interrupt_core::{Gsi, Listeners, SourceKey};
 
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 use crate::kernel::eventfd::Eventfd;
 use crate::kind::BindingKind;
 use dispatch::{Dispatcher, Watch};
@@ -43,6 +43,23 @@ pub(crate) struct ResampleWatch {
     _watch: Watch,
     irqfd: u64,
     resampled: Arc<Resampled>,
+}
+
+/// What has happened on one GSI since it came into use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GsiCounts {
+    /// Assertions by sources of this process. Signals that others write to a trigger are not seen.
+    pub asserted: u64,
+    /// EOIs and other resamples that [`dispatch`](crate::KvmInterrupts::dispatch) has served. Those that KVM tells an
+    /// eventfd are not seen.
+    pub served: u64,
+    /// How often the irqfds were deassigned and assigned again: for a new route, for an irqfd that went, for a level
+    /// that was withdrawn.
+    pub reassigned: u64,
+    /// How many irqfds are off now because KVM refused to take them back: see
+    /// [`Reason::Refused`](crate::Reason::Refused).
+    pub refused: usize,
 }
 
 #[derive(Default)]
@@ -76,19 +93,19 @@ impl GsiLine {
         &self.served
     }
 
-    /// How often this process has asserted by irqfds.
-    pub(crate) fn asserted(&self) -> u64 {
-        let now: u64 = self.irqfds.iter().map(|irqfd| irqfd.trigger.asserted()).sum();
-        self.asserted_before + now
-    }
-
-    /// How often the irqfds were deassigned and assigned again.
-    pub(crate) fn reassigned(&self) -> u64 {
-        self.reassigned
+    pub(crate) fn counts(&self) -> GsiCounts {
+        let by_irqfds: u64 = self.irqfds.iter().map(|irqfd| irqfd.trigger.asserted()).sum();
+        let by_irq_line = self.irq_line.as_ref().map_or(0, |line| line.counts().asserted);
+        GsiCounts {
+            asserted: self.asserted_before + by_irqfds + by_irq_line,
+            served: self.served.load(Ordering::Relaxed),
+            reassigned: self.reassigned,
+            refused: self.refused(),
+        }
     }
 
     /// How many irqfds are off because KVM refused to take them back.
-    pub(crate) fn refused(&self) -> usize {
+    fn refused(&self) -> usize {
         self.irqfds.iter().filter(|irqfd| irqfd.is_refused()).count()
     }
 
@@ -169,8 +186,9 @@ impl GsiLine {
         self.watchers.push(token);
     }
 
-    pub(crate) fn resampled(&self) -> Option<Arc<Resampled>> {
-        self.watch.as_ref().map(|watch| Arc::clone(&watch.resampled))
+    /// The callbacks that listen to the GSI, if there is a watch.
+    pub(crate) fn listeners(&self) -> Option<Listeners> {
+        self.watch.as_ref().map(|watch| watch.resampled.listeners.clone())
     }
 
     /// Makes the watch, or ends it, as what is on the line now needs it: a callback does, and KVM_IRQ_LINE beside a
@@ -263,14 +281,14 @@ impl GsiLine {
         gsi: Gsi,
         pin_masked: bool,
         afterwards: &mut Afterwards,
-    ) -> io::Result<()> {
+    ) -> Result<()> {
         self.reassigned += u64::from(!self.irqfds.is_empty());
         afterwards.ask.extend(self.irqfds.iter().filter_map(Irqfd::told));
         self.settle_masks(assigner, gsi, pin_masked)
     }
 
     /// Assigns what is to be on and is off, and deassigns what is to be off and is on.
-    pub(crate) fn settle_masks(&mut self, assigner: &Assigner, gsi: Gsi, pin_masked: bool) -> io::Result<()> {
+    pub(crate) fn settle_masks(&mut self, assigner: &Assigner, gsi: Gsi, pin_masked: bool) -> Result<()> {
         let mut settled = Ok(());
         for irqfd in &mut self.irqfds {
             if is_wanted(irqfd, pin_masked) {
@@ -280,7 +298,7 @@ impl GsiLine {
             }
         }
         self.note_refused();
-        settled
+        settled.map_err(|error| Error::new("KVM_IRQFD", gsi, Reason::Refused(error)))
     }
 
     /// Makes a listener the resamplefd of a source.

@@ -87,8 +87,7 @@ impl KvmVfio {
     /// # Errors
     /// [`Reason::Os`]: EINVAL for a file that is neither, EEXIST for one that it has been told of.
     pub fn add_file(&self, file: impl AsFd) -> Result<()> {
-        const OPERATION: &str = "KVM_DEV_VFIO_FILE_ADD";
-        self.file(OPERATION, KVM_DEV_VFIO_FILE_ADD, file)
+        self.file("KVM_DEV_VFIO_FILE_ADD", KVM_DEV_VFIO_FILE_ADD, file)
     }
 
     /// Ends [`add_file`](Self::add_file).
@@ -96,8 +95,7 @@ impl KvmVfio {
     /// # Errors
     /// [`Reason::Os`]: ENOENT for a file that it has not been told of.
     pub fn remove_file(&self, file: impl AsFd) -> Result<()> {
-        const OPERATION: &str = "KVM_DEV_VFIO_FILE_DEL";
-        self.file(OPERATION, KVM_DEV_VFIO_FILE_DEL, file)
+        self.file("KVM_DEV_VFIO_FILE_DEL", KVM_DEV_VFIO_FILE_DEL, file)
     }
 
     fn file(&self, operation: &'static str, attr: u32, file: impl AsFd) -> Result<()> {
@@ -140,11 +138,7 @@ impl KvmVfio {
     }
 
     fn device(&self, operation: &'static str, attr: u64, request: &ForwardIrq<'_>) -> Result<()> {
-        let argument = encode(request).map_err(|error| Error {
-            operation,
-            gsi: None,
-            reason: Reason::Request(error),
-        })?;
+        let argument = encode(request).map_err(|error| Error::of_vm(operation, Reason::Request(error)))?;
         self.attributes
             .set(proposed::KVM_DEV_VFIO_DEVICE, attr, &argument)
             .map_err(|error| Error::vm(operation, error))
