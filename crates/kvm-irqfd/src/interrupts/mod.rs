@@ -152,6 +152,11 @@ impl KvmInterrupts {
     /// more run of the handler. The source is therefore for devices that signal once for each EOI, as an automasked
     /// VFIO INTx does. The EOI notifier of the source is the userspace IOAPIC, by GSI.
     ///
+    /// A signal that waits behind a mask is injected at the unmask, also when the device has withdrawn its cause
+    /// meanwhile. A guest that masks the pin, ends the interrupt, and serves the device before it unmasks the pin (Linux
+    /// does so for a threaded handler with IRQF_ONESHOT) therefore runs its handler once more for nothing after each
+    /// interrupt. A source of the IOAPIC that an EOI lowers has no such extra run.
+    ///
     /// # Errors
     /// As [`split_source_with`](Self::split_source_with).
     pub fn split_source(&self, gsi: Gsi, label: impl Into<String>) -> Result<Arc<dyn LevelSource>> {
