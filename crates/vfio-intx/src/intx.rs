@@ -168,6 +168,9 @@ impl Intx {
     }
 
     /// What a snapshot keeps. Nothing is disturbed; the vCPUs should be paused, and the relay not be run meanwhile.
+    ///
+    /// A pulse that the device has signalled and the relay has not carried is not in the state. For a device that pulses:
+    /// stop the device, run the relay once more ([`Relay::wait`] with a timeout of 0), then save.
     pub fn save(&self) -> IntxState {
         self.machine.with(|control| {
             // Whoever adds a desire decides here whether it is part of a snapshot.
