@@ -29,7 +29,6 @@ pub(crate) fn drain(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
-#[cfg(feature = "testing")]
 /// Waits until there is a count, and says whether there is; `None` waits for as long as it takes. A signal to the
 /// thread ends the wait early.
 pub(crate) fn wait(fd: impl AsFd, timeout: Option<std::time::Duration>) -> io::Result<bool> {

@@ -167,10 +167,9 @@ impl Intx {
         self.machine.with(|control| control.irq = irq);
     }
 
-    /// What a snapshot keeps. Nothing is disturbed; the vCPUs should be paused, and the relay not be run meanwhile.
-    ///
-    /// A pulse that the device has signalled and the relay has not carried is not in the state. For a device that pulses:
-    /// stop the device, run the relay once more ([`Relay::wait`] with a timeout of 0), then save.
+    /// What a snapshot keeps. Nothing is disturbed, and the relay can go on. The vCPUs should be paused, and the device
+    /// stopped: a pulse that comes later is not in the snapshot. After a restore a pulse may interrupt the guest once
+    /// more than needed, because its interrupt may have been in service.
     pub fn save(&self) -> IntxState {
         self.machine.with(|control| {
             // Whoever adds a desire decides here whether it is part of a snapshot.
@@ -199,7 +198,7 @@ impl Intx {
     ///
     /// # Errors
     /// [`Error::Saved`] for a state of another version, a pending pulse of a device with a level, or when INTx is
-    /// enabled already; and those of [`enable`](Self::enable).
+    /// enabled already; [`Error::Os`] when the pulse cannot be signalled again; and those of [`enable`](Self::enable).
     pub fn restore(&self, saved: &IntxState) -> Result<State> {
         let IntxState {
             version,
@@ -228,7 +227,12 @@ impl Intx {
             return refuse("it is enabled already".to_owned());
         }
         if pulse_pending {
-            self.machine.relay().restore_pulse();
+            self.machine.relay().restore_pulse().map_err(|source| Error::Os {
+                operation: "restore",
+                device: self.machine.device.label().to_owned(),
+                step: "write(relay's eventfd)",
+                source,
+            })?;
         }
         self.machine.change("restore", |control| {
             control.desired.enabled = enabled;

@@ -42,7 +42,8 @@ impl Signal {
 ///
 /// One relayed interrupt takes four system calls with a source that is an irqfd, and five with one that is lowered by a
 /// system call: two waits, one to assert, one to lower, one to unmask. The eventfds are watched edge-triggered, so that
-/// none is read. Nothing is allocated.
+/// none is read; but the trigger of a device that pulses is read for each pulse, and such a device is not unmasked.
+/// Nothing is allocated.
 pub struct Relay {
     pub(crate) machine: Arc<StateMachine>,
     /// The event loop watches the EOI eventfd.

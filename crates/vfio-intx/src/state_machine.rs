@@ -239,7 +239,10 @@ impl StateMachine {
         self.with(|control| Status {
             device: self.device.label().to_owned(),
             state: control.state(),
-            reason: control.reason.clone(),
+            reason: match control.wiring {
+                Wiring::HandOver(path) => Reason::HandingOver(path),
+                _ => control.reason.clone(),
+            },
             line: control
                 .attached
                 .as_ref()

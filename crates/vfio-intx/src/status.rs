@@ -59,6 +59,8 @@ pub enum Reason {
     },
     /// The path is being changed.
     Changing,
+    /// The relay carries INTx until the EOI of the interrupt that is under way, and this path from then on.
+    HandingOver(Path),
     /// INTx was disabled because it could not be kept working.
     Failed(Arc<interrupt_core::Error>),
 }
@@ -76,6 +78,7 @@ impl fmt::Display for Reason {
             Self::DisIntx => f.write_str("Interrupt Disable is set"),
             Self::FellBack { from, error } => write!(f, "{from} failed: {error}"),
             Self::Changing => f.write_str("its path is being changed"),
+            Self::HandingOver(path) => write!(f, "{path} follows at the EOI of the interrupt that is under way"),
             Self::Failed(error) => write!(f, "taken down: {error}"),
         }
     }

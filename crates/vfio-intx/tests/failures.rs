@@ -166,6 +166,75 @@ fn a_pulse_that_is_pending_survives_a_snapshot() {
     assert_eq!((world.served, world.spurious), (1, 0));
 }
 
+#[test]
+fn the_status_says_that_a_change_of_path_waits_for_an_eoi() {
+    let mut world = World::soft(level());
+    world.route(Some(world.guest.a.kernel())).unwrap();
+    world.connection.restrict(Some(Path::Relay)).unwrap();
+    world.intx.enable().unwrap();
+    world.works(1);
+    world.rig.raise(1);
+    world.until("the line rises", |world| world.guest.a.is_high());
+    world.connection.restrict(None).unwrap();
+    let status = world.intx.status();
+    assert_eq!(status.state, State::Carried(Path::Relay));
+    assert!(
+        matches!(status.reason, Reason::HandingOver(Path::KernelLoop)),
+        "{status}"
+    );
+    world.until("the kernel takes over", |world| {
+        world.guest_step();
+        world.intx.status().state == State::Carried(Path::KernelLoop)
+    });
+    assert!(matches!(world.intx.status().reason, Reason::Connected));
+    world.works(2);
+}
+
+/// A pulse that lies in the trigger eventfd, which no event loop has looked at, is part of a snapshot, and a pulse that
+/// has been served is not.
+#[test]
+fn a_pulse_that_no_event_loop_has_seen_survives_a_snapshot() {
+    let mut world = World::soft(pulse());
+    world.route(Some(world.guest.a.relay())).unwrap();
+    world.intx.enable().unwrap();
+    world.works(2);
+    assert!(!world.intx.save().pulse_pending, "every pulse has been served");
+    world.rig.raise(1);
+    let saved = world.intx.save();
+    assert!(saved.pulse_pending);
+    let World {
+        rig,
+        intx,
+        relay,
+        connection,
+        ..
+    } = world;
+    drop((connection, intx, relay));
+    let mut world = World::soft(rig);
+    world.route(Some(world.guest.a.relay())).unwrap();
+    world.intx.restore(&saved).unwrap();
+    assert!(world.intx.save().pulse_pending, "nobody has carried the pulse");
+    world.until("the pulse is served", |world| world.guest_step());
+    // The snapshot does not say whether an interrupt was in service, so the pulse is said once more.
+    world.serve_all();
+    world.rests();
+    assert_eq!((world.served, world.spurious), (1, 1));
+    assert!(!world.intx.save().pulse_pending);
+}
+
+#[test]
+fn a_pulse_from_before_a_reset_is_not_seen_after() {
+    let mut world = World::soft(pulse());
+    world.route(Some(world.guest.a.relay())).unwrap();
+    world.intx.enable().unwrap();
+    world.rig.raise(1);
+    // No event loop has looked at the trigger.
+    let status = world.rig.status();
+    world.intx.reset(|| world.rig.acknowledge(status)).unwrap();
+    world.rests();
+    world.works(2);
+}
+
 /// Row 97, and more than it asks: any one step of an operation fails, at any moment, from any path to any other.
 #[test]
 fn row_97_any_step_fails() {

@@ -90,7 +90,7 @@ impl Contract {
         if state.hears_eoi() {
             actions.push(Action::TakeEoi);
         }
-        if matches!(state.card.wiring, Wiring::Held { .. } | Wiring::Parked { .. }) {
+        if matches!(state.card.wiring, Wiring::Held { .. } | Wiring::Quiesced { .. }) {
             actions.push(Action::Rewire);
         }
     }

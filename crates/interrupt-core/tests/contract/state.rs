@@ -109,7 +109,7 @@ pub enum Wiring {
     /// Between the two: the device signals the relay, which notes and forwards nothing. The interrupt under way stays so.
     Held { to: Wire },
     /// Between two lines: nothing is forwarded, and the line is low.
-    Parked { to: Wire },
+    Quiesced { to: Wire },
 }
 
 /// The card and its wires.

@@ -7,7 +7,7 @@ impl State {
     fn trigger(&self) -> Wire {
         match self.card.wiring {
             Wiring::Direct => Wire::Irqfd,
-            Wiring::Relay { .. } | Wiring::Held { .. } | Wiring::Parked { .. } => Wire::Relay,
+            Wiring::Relay { .. } | Wiring::Held { .. } | Wiring::Quiesced { .. } => Wire::Relay,
         }
     }
 
@@ -74,7 +74,7 @@ impl State {
                 }
             }
             // Another's interrupt has ended.
-            Wiring::Relay { .. } | Wiring::Held { .. } | Wiring::Parked { .. } => {}
+            Wiring::Relay { .. } | Wiring::Held { .. } | Wiring::Quiesced { .. } => {}
         }
     }
 
@@ -97,7 +97,7 @@ impl State {
             Wiring::Direct => Wire::Irqfd,
             _ => Wire::Relay,
         };
-        self.card.wiring = Wiring::Parked { to };
+        self.card.wiring = Wiring::Quiesced { to };
         (self.card.masked, self.card.under_way, self.card.signal) = (true, false, None);
         self.line(line).state_level(Device::Card, false);
     }
@@ -123,7 +123,7 @@ impl Contract {
                 (state.card.eoi, state.card.noted) = (false, false);
                 self.last_step(state);
             }
-            Wiring::Parked { to } => {
+            Wiring::Quiesced { to } => {
                 state.card.line = match state.card.line {
                     LineId::First => LineId::Second,
                     LineId::Second => LineId::First,

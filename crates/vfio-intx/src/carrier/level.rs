@@ -157,7 +157,9 @@ impl Carrier for LevelRelay {
         false
     }
 
-    fn restore_pulse(&self) {}
+    fn restore_pulse(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! The event loop never waits for a change of wiring: it takes the line only when the line is free. A signal that comes
 //! during a change is noted as missed. Every change ends with an unmask, at which a device with a level signals again;
-//! for a pulse the note makes the signal again.
+//! a pulse stays in the trigger eventfd until there is a line.
 
 pub(crate) mod level;
 pub(crate) mod pulse;
@@ -43,7 +43,7 @@ pub(crate) trait Carrier: std::fmt::Debug + Send + Sync {
     fn has_unserved_pulse(&self) -> bool;
 
     /// Has the next [`open`](Self::open) signal once more, because a snapshot says so.
-    fn restore_pulse(&self);
+    fn restore_pulse(&self) -> io::Result<()>;
 }
 
 /// What the state machine has to do after an EOI.
@@ -82,7 +82,7 @@ pub(crate) struct Wires {
     /// A signal came while there was no line.
     missed: AtomicBool,
     /// The wires were changed: epoll may have handed out a signal from before, and the next signal counts only if its
-    /// eventfd has a count. In steady state no eventfd is read.
+    /// eventfd has a count. In steady state the eventfds of a device with a level are not read.
     recheck_trigger: AtomicBool,
     recheck_eoi: AtomicBool,
     opening: AtomicUsize,
@@ -198,11 +198,6 @@ impl Wires {
     /// Notes a missed signal.
     pub(crate) fn note_missed(&self) {
         self.missed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a signal was missed, as far as anybody knows now.
-    pub(crate) fn has_missed(&self) -> bool {
-        self.missed.load(Ordering::Relaxed)
     }
 
     /// Whether a signal was missed; forgets it.

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The relay of a device that pulses: each signal is an event, which nothing but this relay keeps.
+//!
+//! A pulse is kept in the trigger eventfd until the relay takes it, and by the relay from then on. The relay notes a
+//! pulse before it takes the pulse, so that a snapshot finds the pulse in one place or the other at any moment. That
+//! needs a read for each pulse, and such a device needs no unmask.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use interrupt_core::forward::DeviceInterrupt;
 use interrupt_core::{Delivery, LevelSource, SourceKey};
@@ -46,12 +51,17 @@ impl Carrier for PulseRelay {
     fn on_trigger(&self) -> Result<(), RelayError> {
         let slot = self.wires.line();
         let Some(line) = slot.as_ref().and_then(|slot| slot.as_ref()) else {
+            // The pulse stays in the eventfd for the next opening.
             return Ok(());
         };
-        if self.wires.trigger_is_stale() {
+        let pending = self.pending.swap(true, Ordering::SeqCst);
+        // An eventfd of our own that cannot be read is no reason to drop a pulse.
+        if !eventfd::drain(&self.wires.trigger).unwrap_or(true) {
+            // A signal from before a change of wiring, which has dealt with the pulse.
+            self.pending.store(pending, Ordering::SeqCst);
             return Ok(());
         }
-        if self.pending.swap(true, Ordering::Relaxed) {
+        if pending {
             // The guest may have looked at the device before this pulse, and the EOI that ends its look is still to
             // come.
             self.again.store(true, Ordering::Relaxed);
@@ -71,57 +81,61 @@ impl Carrier for PulseRelay {
         let Some(line) = slot.as_ref().and_then(|slot| slot.as_ref()) else {
             return (AtEoi::Nothing, Ok(()));
         };
-        if self.wires.eoi_is_stale() || !self.pending.swap(false, Ordering::Relaxed) {
+        if self.wires.eoi_is_stale() || !self.is_pending() {
             return (AtEoi::Nothing, Ok(()));
         }
         let lowered = line.deassert().map_err(self.wires.error(RelayStep::Lower));
         if !self.again.swap(false, Ordering::Relaxed) {
+            self.pending.store(false, Ordering::SeqCst);
             return (AtEoi::Nothing, lowered);
         }
-        self.pending.store(true, Ordering::Relaxed);
         let asserted = line.assert().map(drop).map_err(self.wires.error(RelayStep::Assert));
         (AtEoi::Nothing, asserted.and(lowered))
     }
 
     fn open(&self, line: Arc<dyn LevelSource>) -> io::Result<()> {
         let key = line.key();
-        let (pending, moved) = self.wires.set(line, || {
+        let pending = self.wires.set(line, || {
             eventfd::drain(&self.wires.eoi)?;
             self.wires.recheck(false, true);
             self.again.store(false, Ordering::Relaxed);
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(key);
-            let pending = self.pending.swap(false, Ordering::Relaxed);
-            Ok((pending, last.is_some_and(|last| last != key)))
+            let pending = self.pending.swap(false, Ordering::SeqCst);
+            if pending || last.is_some_and(|last| last != key) {
+                self.unsure.store(true, Ordering::Relaxed);
+            }
+            Ok(pending)
         })?;
-        let missed = self.wires.take_missed();
-        if pending || moved {
-            self.unsure.store(true, Ordering::Relaxed);
-        }
-        if pending || missed {
-            // Not carried, or carried to a line where it may not have been served.
+        // A pulse that came while there was no line, or that was carried to a line where it may not have been served.
+        // The write is what tells the event loop, which may have seen the count before.
+        if pending | eventfd::drain(&self.wires.trigger)? {
             eventfd::signal(&self.wires.trigger)?;
         }
         Ok(())
     }
 
     fn forget(&self) {
-        self.pending.store(false, Ordering::Relaxed);
+        self.pending.store(false, Ordering::SeqCst);
         self.again.store(false, Ordering::Relaxed);
         self.unsure.store(false, Ordering::Relaxed);
-        self.wires.clear_missed();
+        if let Err(error) = eventfd::drain(&self.wires.trigger) {
+            log::error!("read the relay's eventfd: {error}");
+        }
     }
 
     fn is_pending(&self) -> bool {
-        self.pending.load(Ordering::Relaxed)
+        self.pending.load(Ordering::SeqCst)
     }
 
     fn has_unserved_pulse(&self) -> bool {
-        self.is_pending() || self.wires.has_missed()
+        // In this order: a pulse that the relay has taken meanwhile is noted. An eventfd of our own that cannot be
+        // polled is no reason to lose a pulse.
+        eventfd::wait(&self.wires.trigger, Some(Duration::ZERO)).unwrap_or(true) || self.is_pending()
     }
 
-    fn restore_pulse(&self) {
-        self.wires.note_missed();
+    fn restore_pulse(&self) -> io::Result<()> {
         self.unsure.store(true, Ordering::Relaxed);
+        eventfd::signal(&self.wires.trigger)
     }
 }
 
@@ -139,22 +153,28 @@ mod tests {
     #[test]
     fn a_pulse_that_came_while_closed_is_signalled_again() {
         let (relay, source) = (PulseRelay::new().unwrap(), source());
+        eventfd::signal(&relay.wires.trigger).unwrap();
         relay.on_trigger().unwrap();
         assert!(relay.has_unserved_pulse());
         relay.open(source.clone()).unwrap();
-        assert!(eventfd::drain(&relay.wires.trigger).unwrap());
-        relay.on_trigger().unwrap();
-        assert_eq!(source.asserts(), 1);
+        for _ in 0..2 {
+            relay.on_trigger().unwrap();
+            assert_eq!(source.asserts(), 1);
+            assert!(relay.has_unserved_pulse());
+        }
         // Once.
         drop(relay.wires.close());
         relay.forget();
-        relay.open(source).unwrap();
-        assert!(!eventfd::drain(&relay.wires.trigger).unwrap());
+        relay.open(source.clone()).unwrap();
+        relay.on_trigger().unwrap();
+        assert_eq!(source.asserts(), 1);
+        assert!(!relay.has_unserved_pulse());
     }
 
     /// How often the line is asserted for one pulse, when each assertion is followed by an EOI.
     fn assertions_of_a_pulse(relay: &PulseRelay, source: &RecordingSource) -> usize {
         let (device, before) = (LevelDevice::new(), source.asserts());
+        eventfd::signal(&relay.wires.trigger).unwrap();
         relay.on_trigger().unwrap();
         for _ in 0..4 {
             eventfd::signal(&relay.wires.eoi).unwrap();
@@ -179,6 +199,7 @@ mod tests {
         assert_eq!(assertions_of_a_pulse(&relay, &b), 2);
         assert_eq!(assertions_of_a_pulse(&relay, &b), 1);
         // The same line again, with a pulse that may be in service.
+        eventfd::signal(&relay.wires.trigger).unwrap();
         relay.on_trigger().unwrap();
         drop(relay.wires.close());
         b.force_deassert().unwrap();

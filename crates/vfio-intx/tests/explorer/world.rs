@@ -198,8 +198,6 @@ impl World {
             Op::DeviceLeaves => asked.device,
             Op::DeviceComes => !asked.device,
             Op::DropRelay | Op::RunRelay | Op::RunRelayRefused => self.wires.has_relay(),
-            // A pulse that waits in the trigger is no part of a snapshot.
-            Op::SaveAndRestore if self.pulses => self.wires.has_relay(),
             Op::Reset | Op::SaveAndRestore => true,
             // With INTx disabled a pulse has nowhere to go.
             Op::Raise if self.pulses => self.model.status() == 0 && self.model.is_enabled(),
@@ -424,10 +422,6 @@ impl World {
 
     /// Into another process: everything but the device and the guest is made anew.
     fn save_and_restore(&mut self) {
-        if self.pulses {
-            // It takes what waits in the trigger.
-            self.wires.run_relay();
-        }
         let saved = self.wires.save();
         let asked = self.asked;
         // Both orders of the two that own it.
