@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the program's commands do with what the library has.
+//! The program's commands, built from the library.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
@@ -32,10 +32,10 @@ use crate::vm::kvm::open_kvm;
 /// Why a command has no exit status of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// It could not do its work.
+    /// The command could not do its work.
     #[error(transparent)]
     Vmm(#[from] Error),
-    /// It could not say what it found.
+    /// The command could not print its result.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
 }
@@ -64,7 +64,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         eois.push((controller, ended_by(kvm.as_ref(), composition, &interrupted)?));
     }
     if interrupted.load(Ordering::Acquire) {
-        // Nothing has begun, and what was found so far is of no value.
+        // The run has not begun, and the results of the negative control are incomplete.
         return Ok(INTERRUPTED);
     }
     let observable = eois.iter().find(|(_, ended_by)| *ended_by == EndedBy::Guest);
@@ -79,7 +79,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
         return Err(Error::EndedTooEarly.into());
     }
     if arguments.swap_every.is_some() {
-        // Found out now, while nothing has been printed yet.
+        // Check this before the first line is printed.
         let explained = explain(kvm.as_ref(), &composition)?;
         if explained.possible.len() < 2 {
             return Err(Error::NothingToSwap(explained.pair.to_string()).into());
@@ -123,9 +123,9 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     })
 }
 
-/// Refuses what cannot work, whatever the host is, and a device that cannot be had.
+/// Refuses a composition that works on no host, and a VFIO device that cannot be used.
 fn check(arguments: &RunArgs) -> Result<(), Failure> {
-    // Before anything else: what cannot work does not depend on the host.
+    // Check this first: these reasons do not depend on the host.
     for machine in [MachineKind::Kvm, MachineKind::Soft] {
         if arguments.machine.unwrap_or(MachineKind::Kvm) == machine {
             let controller = arguments.controller.unwrap_or(first_controller(arguments, machine));
@@ -141,12 +141,12 @@ fn check(arguments: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The machine that was asked for, or the one that there is.
+/// The machine that the options name; otherwise KVM where it exists, and else the soft machine.
 fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Option<Kvm>), Failure> {
     Ok(match (arguments.machine, open_kvm(kvm_device)) {
         (Some(MachineKind::Soft), _) => (MachineKind::Soft, None),
         (_, Ok(kvm)) => (MachineKind::Kvm, Some(kvm)),
-        // What was asked for in so many words needs KVM.
+        // The options ask for KVM explicitly.
         (Some(MachineKind::Kvm), Err(error)) => return Err(error.into()),
         (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
             return Err(error.into());
@@ -154,7 +154,7 @@ fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Optio
         (None, Err(error)) if matches!(arguments.device, DeviceKind::Vfio(_)) => return Err(error.into()),
         (None, Err(error)) => {
             let note = format!("vmm-ref: {error}; running on the soft machine instead");
-            // Nobody is left to tell if standard error is gone.
+            // If standard error is closed, the note is lost.
             let _ = writeln!(io::stderr(), "{note}");
             (MachineKind::Soft, None)
         }
@@ -211,7 +211,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         linux::setup(out, &setup)?;
     }
     out.flush()?;
-    // The console prints past `out`, which is locked; a JSON object stays alone on standard output.
+    // The console does not print through `out`, which is locked. With JSON, standard output holds the object alone.
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let screen = if arguments.json { stderr.as_fd() } else { stdout.as_fd() };
     let (input, screen) = (stdin.as_fd().try_clone_to_owned()?, screen.try_clone_to_owned()?);
@@ -229,7 +229,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
 }
 
 fn first_controller(arguments: &RunArgs, machine: MachineKind) -> Controller {
-    // There is one for every irqchip.
+    // Every irqchip has at least one controller.
     let controllers = machine.controllers(arguments.irqchip(machine));
     controllers.first().copied().unwrap_or(Controller::Ioapic)
 }
@@ -253,7 +253,7 @@ pub fn probe_command(kvm_device: &Path, arguments: &ProbeArgs, out: &mut impl Wr
 fn on_interrupt() -> Result<Arc<AtomicBool>, Error> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order: the first signal finds the flag not set yet.
+        // Register the shutdown first, so that it finds the flag clear at the first signal.
         flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&interrupted))
             .and_then(|_| flag::register(signal, Arc::clone(&interrupted)))
             .map_err(|source| Error::System {

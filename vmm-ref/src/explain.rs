@@ -19,7 +19,7 @@ pub struct Explained {
     pub possible: Vec<Path>,
 }
 
-/// Puts a composition together, asks its connection, and takes it apart again.
+/// Builds the parts of a composition, asks its connection for its path, and drops them again.
 ///
 /// # Errors
 /// When the parts cannot be put together; [`Impossible::NothingToForward`] for a device that is not forwarded.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What machine this is.
+//! The host that this process runs on.
 
 use std::fmt;
 use std::fs;
@@ -8,7 +8,7 @@ use std::thread;
 
 use serde::{Serialize, Serializer};
 
-/// The host, as far as figures depend on it.
+/// The properties of the host that figures depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Release of the kernel.
@@ -21,7 +21,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// This one.
+    /// Examines this host.
     pub fn this() -> Self {
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -31,7 +31,7 @@ impl Host {
     }
 }
 
-/// KVM's generic part is "kvm", and what makes it work on a CPU is "kvm_" and a name.
+/// The module "kvm" is generic; a module "kvm_NAME" implements it for a CPU.
 fn kvm_modules(sys_module: &Path) -> Vec<String> {
     let names = fs::read_dir(sys_module).into_iter().flatten().flatten();
     let mut modules: Vec<_> = names

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest time that is told apart from longer ones: far beyond the limit of a run that stalls.
+/// The longest latency with a range of its own. It is far beyond the limit at which a run counts as stalled.
 const LONGEST: Duration = Duration::from_secs(100);
 
 /// Three significant digits: 0.1 %.
@@ -16,16 +16,16 @@ const DIGITS: u8 = 3;
 #[derive(Clone, Debug)]
 pub struct Latency(Histogram<u64>);
 
-/// What a histogram comes down to, in microseconds.
+/// Percentiles of a histogram, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles {
     /// The shortest.
     pub min: f64,
-    /// Half were not longer than this.
+    /// The median.
     pub p50: f64,
-    /// Nine in ten were not longer than this.
+    /// The 90th percentile.
     pub p90: f64,
-    /// Ninety-nine in a hundred were not longer than this.
+    /// The 99th percentile.
     pub p99: f64,
     /// The longest.
     pub max: f64,
@@ -48,12 +48,12 @@ impl Latency {
 
     /// Adds all latencies of `other`.
     pub fn merge(&mut self, other: &Self) {
-        // Both have the same bounds, so that nothing of `other` is out of them.
+        // Both have the same bounds, so every latency of `other` is in range.
         self.0 += &other.0;
     }
 
-    /// How many latencies there are in each range, for a picture: the upper bound of a range in microseconds, 5 % above
-    /// the one before, and the number. Ranges without any are left out.
+    /// The distribution for a chart: the upper bound of each range in microseconds, 5 % above the previous bound, and
+    /// the number of latencies in the range. Empty ranges are left out.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.0.iter_log(100, 1.05);
         bounds
@@ -67,7 +67,7 @@ impl Latency {
             .collect()
     }
 
-    /// All latencies added up.
+    /// The sum of all latencies.
     pub fn total(&self) -> Duration {
         Duration::from_nanos(
             self.0

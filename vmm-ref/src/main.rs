@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use vmm_ref::cli::{Cli, Command, Refused, RunArgs};
 use vmm_ref::commands::{Failure, explain_command, probe_command, run_command};
 
-/// The run could not take place.
+/// The exit status when the run could not take place.
 const REFUSED: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::from(std::env::args_os()) {
         Ok(cli) => cli,
         Err(Refused::Asked(text)) => {
-            // Nobody is left to tell if standard output is gone.
+            // If standard output is closed, the text is lost.
             let _ = text.print();
             return ExitCode::SUCCESS;
         }
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn refuse(line: &str) -> ExitCode {
-    // Nobody is left to tell if standard error is gone.
+    // If standard error is closed, the message is lost.
     let _ = writeln!(io::stderr(), "vmm-ref: {line}");
     ExitCode::from(REFUSED)
 }

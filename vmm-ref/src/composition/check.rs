@@ -8,10 +8,10 @@ use super::options::{Composition, Controller, DeviceKind, Eoi, Forward, MAX_DEVI
 /// Why a composition cannot work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
-    /// No instructions, no stores.
+    /// The soft machine runs no instructions, so nothing stores to a doorbell.
     #[error("--doorbell with --machine soft: the soft machine has no guest that stores; use --machine kvm")]
     SoftHasNoDoorbell,
-    /// There is no kernel in it.
+    /// The soft machine runs without KVM.
     #[error("--machine soft with an irqchip in the kernel: the soft machine runs without KVM; use --irqchip user")]
     SoftHasNoKernel,
     /// A guest in real mode reaches a LAPIC only in the kernel.
@@ -19,7 +19,7 @@ pub enum Impossible {
         "--irqchip user with --controller ioapic: its LAPIC would be in the kernel; use --irqchip split, or --machine soft"
     )]
     UserHasNoLapic,
-    /// The 8259 of a split irqchip is of no use to anyone.
+    /// A split irqchip has no 8259 that a guest can use.
     #[error(
         "--irqchip split with --controller pic: a split irqchip has the IOAPIC in this process; use --irqchip user"
     )]
@@ -27,40 +27,40 @@ pub enum Impossible {
     /// A resample irqfd and KVM_IRQ_LINE drive pins in the kernel.
     #[error("--source resample or line drives a pin in the kernel; use --source pin with --irqchip split or user")]
     NoKernelPins,
-    /// A pin of a controller in this process.
+    /// Only a controller in this process has pins for `--source pin`.
     #[error("--source pin drives a controller in this process; use --source resample with --irqchip kernel")]
     NoUserPins,
-    /// It is for messages of a split irqchip.
+    /// Only a split irqchip takes an irqfd on a message.
     #[error("--source irqfd passes by the IOAPIC of a split irqchip; use --irqchip split, or --source resample or pin")]
     IrqfdIsForSplit,
     /// A resamplefd belongs to an irqfd.
     #[error("--source line with --eoi resamplefd: a KVM_IRQ_LINE source has no resamplefd; use --eoi gsi")]
     LineHasNoResamplefd,
-    /// A resamplefd is KVM's.
+    /// Only KVM's irqchip signals a resamplefd.
     #[error("--eoi resamplefd is signalled by the kernel's irqchip; use --eoi key or gsi with --irqchip split or user")]
     NoResamplefd,
-    /// A key belongs to a pin of a controller in this process.
+    /// Only a pin of a controller in this process notifies by key.
     #[error(
         "--eoi key is for a pin of a controller in this process; use --eoi gsi, or resamplefd with --source resample"
     )]
     NoKey,
-    /// Nobody to interrupt for.
+    /// The line has no device.
     #[error("--sharers 0: a line needs at least one device; use --sharers 1")]
     NoSharers,
-    /// No room.
+    /// The status page has no room for so many devices.
     #[error(
         "--sharers {0}: the guest's status page has room for {MAX_DEVICES} devices; use at most --sharers {MAX_DEVICES}"
     )]
     TooManySharers(usize),
-    /// The embedded device has a source and a notifier of its own.
+    /// The embedded device drives its line itself and needs no forwarder.
     #[error("--forward with --device embedded: it uses its line itself; use --device model or vfio:0000:00:02.0")]
     NothingToForward,
-    /// A device outside of this process has to be carried to the line.
+    /// The interrupt of a model, VFIO or vfio-user device needs a forwarder.
     #[error(
         "--forward none with --device model, vfio or vfio-user: its interrupt would go nowhere; use --forward auto, relay, kernel or split-kick"
     )]
     NotForwarded,
-    /// The device's registers are for a guest of instructions.
+    /// The soft machine runs no driver for the device's registers.
     #[error(
         "--device vfio or vfio-user with --machine soft: the soft machine has no guest that drives it; use --machine kvm"
     )]
@@ -71,27 +71,27 @@ pub enum Impossible {
     /// The split kick begins with an irqfd on a message.
     #[error("--forward split-kick needs an irqfd on a message; use --irqchip split --source irqfd, or --forward relay")]
     SplitKickNeedsIrqfd,
-    /// The relay lowers nothing: it is told of the EOI when the line has been sampled.
+    /// The relay never lowers the line. KVM samples a KVM_IRQ_LINE source before the relay hears of the EOI.
     #[error(
         "--forward relay or auto with --source line: the line would be sampled before it is lowered; use --source resample"
     )]
     RelayNeedsLoweringEoi,
-    /// The forwarder listens for itself.
+    /// The source decides how the forwarder learns of an EOI.
     #[error("--eoi with --forward: the forwarder learns of an EOI in the way that its source has; use no --eoi")]
     ForwarderListens,
-    /// The embedded guest knows how to drive one.
+    /// The embedded guest drives one forwarded device.
     #[error("--sharers {0} with --device model, vfio or vfio-user: the guest drives one such device; use --sharers 1")]
     OneForwardedDevice(usize),
-    /// A path that was asked for is to be kept.
+    /// `--swap-every` changes the path, which `--forward` fixes unless it is `auto`.
     #[error("--swap-every with --forward {}: the path is to change; use --forward auto and --device model or vfio:ADDRESS", name(.0))]
     NoSwap(Forward),
 }
 
 impl Composition {
-    /// Whether the composition can work. This is the only place that decides it.
+    /// Checks whether the composition can work. No other function decides this.
     ///
     /// # Errors
-    /// The first reason why not.
+    /// The first reason why the composition cannot work.
     pub fn check(&self) -> Result<(), Impossible> {
         match (self.machine, self.irqchip, self.controller) {
             (MachineKind::Soft, Irqchip::Kernel | Irqchip::Split, _) => return Err(Impossible::SoftHasNoKernel),
@@ -122,7 +122,7 @@ impl Composition {
         }
     }
 
-    /// Whether the device and what carries its interrupt go with each other, and with the rest.
+    /// Checks that the device, its forwarder and the rest of the composition fit together.
     fn check_forward(&self) -> Result<(), Impossible> {
         match (self.device, self.forward) {
             (DeviceKind::Embedded, Forward::None) => return Ok(()),
@@ -137,7 +137,7 @@ impl Composition {
             (Forward::Kernel, Source::Line | Source::Pin | Source::Irqfd) => {
                 return Err(Impossible::KernelLoopNeedsResample);
             }
-            // The host of the model has an irqfd for it.
+            // The model's thread plays the irqfd of a line in this process.
             (Forward::SplitKick, Source::Pin) if self.device == DeviceKind::Model && self.irqchip == Irqchip::User => {}
             (Forward::SplitKick, Source::Resample | Source::Line | Source::Pin) => {
                 return Err(Impossible::SplitKickNeedsIrqfd);
@@ -157,7 +157,7 @@ impl Composition {
     /// Whether the handler has to acknowledge its devices before the EOI, so that they lower their line themselves.
     pub fn acknowledge(&self) -> bool {
         match (self.device, self.source) {
-            // Its register is in this process, where the guest reaches it by an exit.
+            // The guest acknowledges the model by a port write, which exits to this process.
             (DeviceKind::Model, _) | (_, Source::Line) => true,
             (_, Source::Resample | Source::Pin | Source::Irqfd) => false,
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a run is put together from: the options, and which of them go together.
+//! The composition of a run: its options, and which options fit together.
 
 pub mod check;
 pub mod options;

@@ -23,7 +23,7 @@ pub enum MachineKind {
     Soft,
 }
 
-/// The interrupt controller that the guest sets up, and to which its devices' line goes.
+/// The interrupt controller that the guest sets up. The devices' line is a pin of this controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Controller {
@@ -61,7 +61,7 @@ pub enum Source {
     Irqfd,
 }
 
-/// How a device learns of an EOI.
+/// How a device is notified of an EOI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Eoi {
@@ -110,7 +110,7 @@ pub enum DeviceKind {
     Model,
     /// QEMU's `edu`, a PCI device that is given to this process by VFIO.
     Vfio(PciAddress),
-    /// The same, served by another process.
+    /// An `edu` that a vfio-user server in another process provides.
     VfioUser(SocketPath),
 }
 
@@ -162,7 +162,7 @@ pub enum DoorbellPath {
 /// Most devices that the status page has room for.
 pub const MAX_DEVICES: usize = 16;
 
-/// What a run is put together from.
+/// The choices that make up a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Composition {
     /// What runs the guest.
@@ -173,15 +173,15 @@ pub struct Composition {
     pub controller: Controller,
     /// How a device holds its line.
     pub source: Source,
-    /// How a device learns of an EOI.
+    /// How a device is notified of an EOI.
     pub eoi: Eoi,
-    /// What lies between device and line.
+    /// The forwarder between device and line.
     pub forward: Forward,
     /// The device.
     pub device: DeviceKind,
     /// How many devices share the GSI.
     pub sharers: usize,
-    /// How they wait.
+    /// How the devices' thread waits for EOIs.
     pub wait: Wait,
     /// What serves the stores to the doorbell; `None` when the guest rings none.
     pub doorbell: Option<DoorbellPath>,
@@ -207,7 +207,7 @@ impl MachineKind {
 }
 
 impl Source {
-    /// What a device uses without being asked for something else.
+    /// The default source of a device.
     pub fn default_of(irqchip: Irqchip) -> Self {
         match irqchip {
             Irqchip::Kernel => Self::Resample,
@@ -215,7 +215,7 @@ impl Source {
         }
     }
 
-    /// The same for a device whose interrupt is carried so.
+    /// The default source of a device whose interrupt is forwarded by `forward`.
     pub fn default_with(irqchip: Irqchip, forward: Forward) -> Self {
         match (irqchip, forward) {
             (Irqchip::Split, Forward::SplitKick | Forward::Auto) => Self::Irqfd,
@@ -225,7 +225,7 @@ impl Source {
 }
 
 impl Forward {
-    /// What carries a device's interrupt without being asked for something else: the best there is.
+    /// The default forwarder of a device: the best path that is possible.
     pub fn default_of(device: DeviceKind) -> Self {
         match device {
             DeviceKind::Embedded => Self::None,
@@ -235,7 +235,7 @@ impl Forward {
 }
 
 impl Eoi {
-    /// How a device with such a source learns of EOIs without being asked for something else.
+    /// How a device with this source is notified of EOIs by default.
     pub fn default_of(source: Source) -> Self {
         match source {
             Source::Resample => Self::Resamplefd,
@@ -246,7 +246,7 @@ impl Eoi {
 }
 
 impl Composition {
-    /// What runs by default with this machine, irqchip and controller.
+    /// The default composition for this machine, irqchip and controller.
     pub fn new(machine: MachineKind, irqchip: Irqchip, controller: Controller) -> Self {
         let source = Source::default_of(irqchip);
         Self {
@@ -263,7 +263,7 @@ impl Composition {
         }
     }
 
-    /// What runs by default on KVM with everything in the kernel.
+    /// The default composition on KVM with all controllers in the kernel.
     pub fn in_kernel(controller: Controller) -> Self {
         Self::new(MachineKind::Kvm, Irqchip::Kernel, controller)
     }
@@ -295,7 +295,7 @@ impl fmt::Display for Composition {
     }
 }
 
-/// An irqchip as JSON has it.
+/// Serialises an irqchip by its name on the command line.
 ///
 /// # Errors
 /// The serializer's.

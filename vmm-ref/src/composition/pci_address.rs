@@ -26,7 +26,7 @@ impl FromStr for PciAddress {
 }
 
 fn parse(text: &str) -> Option<PciAddress> {
-    // A sign is no digit, though the number parsers take one.
+    // Reject a sign: the number parsers accept it, a PCI address has none.
     let hex = |digits: &str, least: usize, most: usize| {
         let well_formed =
             (least..=most).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());

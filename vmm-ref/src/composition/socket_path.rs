@@ -10,8 +10,8 @@ use std::str::FromStr;
 /// The longest path that the address of a Unix socket has room for, with the zero byte behind it (unix(7)).
 const MOST: usize = 107;
 
-/// The path of a Unix socket. It is never longer than such an address has room for, and so is as easily copied as a PCI
-/// address.
+/// The path of a Unix socket. Its length is limited to what a socket address holds, so the type is `Copy`, as a PCI
+/// address is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SocketPath {
     bytes: [u8; MOST],
@@ -29,7 +29,7 @@ impl FromStr for SocketPath {
     type Err = String;
 
     /// # Errors
-    /// One line that says what is wrong with the path.
+    /// One line that names the fault of the path.
     fn from_str(text: &str) -> Result<Self, String> {
         let length = text.len();
         if length == 0 {

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why a Linux guest cannot be had.
+//! The errors that keep a Linux guest from booting.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// An error before the guest's first instruction. Each is one line, and says the way out.
+/// An error before the guest's first instruction. The message is one line and names a remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BootError {
     /// A file cannot be opened or read.
     #[error("{option} {path}: {source}")]
     File {
-        /// The option that named it.
+        /// The option that named the file.
         option: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is something else.
+    /// The file is no x86 kernel.
     #[error("--kernel {path} is no kernel for x86: {reason}; use a bzImage (/boot/vmlinuz-*) or an ELF vmlinux")]
     NotAKernel {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why the file is no kernel.
         reason: String,
     },
     /// The kernel is for 32-bit machines, or too old.
@@ -35,52 +35,52 @@ pub enum BootError {
         /// What is missing.
         reason: String,
     },
-    /// It does not fit.
+    /// A part of the guest does not fit into its memory.
     #[error(
         "--memory {memory} is too little: {what} takes the guest's memory up to {needed}; use --memory {needed} or more"
     )]
     TooLittleMemory {
-        /// What was asked for.
+        /// The size that `--memory` gave.
         memory: Size,
         /// What does not fit.
         what: &'static str,
-        /// What would do.
+        /// The size that would suffice.
         needed: Size,
     },
-    /// The kernel wants its initrd below an address.
+    /// The initrd does not fit between the end of the kernel and the highest address that the kernel allows.
     #[error(
         "--initrd {path} of {size} does not fit between the kernel, which ends at {start:#x}, and {end:#x}, below which this kernel wants it; use a smaller one"
     )]
     InitrdTooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
+        /// The size of the initrd.
         size: Size,
-        /// Where it could begin.
+        /// The lowest address that the initrd could start at.
         start: u64,
-        /// Where it has to end.
+        /// The address that the initrd has to end below.
         end: u64,
     },
     /// The kernel takes no command line of that length, or not with these characters.
     #[error("--cmdline: {0}")]
     CommandLine(String),
-    /// The disk is read-only.
+    /// The disk's file cannot be opened for writing.
     #[error("--disk {path} cannot be written: {source}; use --disk {path},ro, or make it writable")]
     ReadOnlyDisk {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A disk is a file or a block device.
+    /// The path is neither a regular file nor a block device.
     #[error("--disk {path} is {what}; use a raw disk image or a block device")]
     NotADisk {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// The kind of file.
         what: &'static str,
     },
-    /// A disk is a number of sectors.
+    /// The file's size is no multiple of the sector size.
     #[error("--disk {path} has {size} bytes, which is no multiple of 512; pad it with: truncate -s %512 {path}")]
     PartialSector {
         /// The file.
@@ -88,32 +88,32 @@ pub enum BootError {
         /// Its size in bytes.
         size: u64,
     },
-    /// There are as many virtio devices as pins for them.
+    /// There are more virtio devices than pins for them.
     #[error("{0} disks: this machine has places for 7, and for the entropy device; use fewer --disk")]
     TooManyDisks(usize),
-    /// The LAPIC would have to be in this process.
+    /// `--irqchip user` has no LAPIC for a Linux guest.
     #[error(
         "--irqchip user cannot boot Linux: without an irqchip in the kernel KVM has no local APIC, and this program has none \
          for its vCPUs; use --irqchip kernel or split"
     )]
     UserIrqchip,
-    /// There are no instructions on it.
+    /// The soft machine runs no instructions.
     #[error("--machine soft cannot boot Linux: it has no processor; use --machine kvm")]
     SoftMachine,
-    /// A message past the IOAPIC is not a level.
+    /// An irqfd on a message sends edges, and these devices hold a level.
     #[error(
         "--source irqfd with --kernel: it sends a message at each signal, and these devices hold a level; use --source pin"
     )]
     IrqfdSource,
-    /// The host would need hours.
+    /// The host's KVM emulates each instruction, and would need hours.
     #[error(
         "this host's KVM ({kvm}) runs a guest's instructions one by one in its emulator, {mips:.1} million a second: a stock \
          kernel does not get through boot in useful time; use a VMX or SVM host, or: cargo xtask lab -- vmm-ref run --kernel ..."
     )]
     SlowHost {
-        /// The module.
+        /// The host's KVM module.
         kvm: String,
-        /// What it achieves.
+        /// Million guest instructions a second.
         mips: f64,
     },
     /// A table cannot be laid out.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why a run could not take place.
+//! The errors that keep a run from taking place.
 
 pub mod boot_error;
 pub mod unusable;
@@ -11,31 +11,31 @@ use vmm_sys_util::errno;
 /// The exit status of a program that Ctrl-C has ended, as a shell reports it.
 pub const INTERRUPTED: u8 = 130;
 
-/// An error of this VMM. Each is one line, and says the way out where there is one.
+/// An error of this VMM. The message is one line and names a remedy where one exists.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no such device.
+    /// The KVM device does not exist.
     #[error("no KVM: {path} does not exist; load kvm_intel or kvm_amd, and enable virtualisation in the firmware")]
     NoKvm {
-        /// The device that was tried.
+        /// The path of the KVM device.
         path: PathBuf,
     },
-    /// The device may not be opened by this user.
+    /// This user may not open the KVM device.
     #[error("no permission for {path}; run as root, or as a member of the group that owns it (usually kvm)")]
     Permission {
-        /// The device that was tried.
+        /// The path of the KVM device.
         path: PathBuf,
     },
-    /// The device is there and does not speak KVM's API.
+    /// The path exists, but is no KVM device with a usable API.
     #[error("{path} is no KVM device this program can use: {reason}; the usual one is /dev/kvm")]
     NotKvm {
-        /// The device that was tried.
+        /// The path of the KVM device.
         path: PathBuf,
-        /// What it answered.
+        /// Why it is unusable.
         reason: String,
     },
-    /// KVM has no interrupt controllers of its own to offer.
+    /// This kernel's KVM has no in-kernel 8259 and IOAPIC.
     #[error("KVM_CREATE_IRQCHIP: {0}; this kernel's KVM has no in-kernel 8259 and IOAPIC (CONFIG_KVM_IOAPIC)")]
     NoFullIrqchip(#[source] errno::Error),
     /// A KVM ioctl failed.
@@ -55,48 +55,48 @@ pub enum Error {
     /// A thread, a signal handler or an eventfd could not be made.
     #[error("{step}: {source}")]
     System {
-        /// What was tried.
+        /// The operation.
         step: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The guest does not behave as its program says.
     #[error("the guest failed: {0}")]
     Guest(String),
-    /// Something was tried and is not there.
+    /// The host lacks a capability.
     #[error("{0}")]
     Absent(String),
     /// The parts do not fit together.
     #[error(transparent)]
     Impossible(#[from] crate::composition::check::Impossible),
-    /// A device cannot be had by VFIO.
+    /// A VFIO or vfio-user device cannot be used.
     #[error(transparent)]
     Unusable(#[from] unusable::Unusable),
     /// The forwarder of a device's interrupt refused.
     #[error(transparent)]
     Intx(#[from] vfio_intx::Error),
-    /// The forwarder is not where it was asked to be.
+    /// The interrupt takes another path than the one that was asked for.
     #[error("--forward {wanted} is not what happens: {status}; use --forward relay, or mend that")]
     Forward {
-        /// What was asked for.
+        /// The path that was asked for.
         wanted: String,
-        /// Where it is, and why.
+        /// The path in use, and the reason.
         status: String,
     },
     /// The connection of the device and the line refused.
     #[error(transparent)]
     Connection(#[from] interrupt_core::forward::Error),
-    /// Such a device does not state its level again once the handler has acknowledged it, and would wait for ever for
-    /// an EOI that it was told of before that.
+    /// The host ends interrupts at the LAPIC, before the handler acknowledges the device. The forwarder hears of that
+    /// early EOI and of no later one, so the run would wait for ever.
     #[error(
         "this host ends interrupts at the LAPIC before the handler has run, and a forwarded device would not be told after it; \
          use --controller pic or --irqchip split"
     )]
     EndedTooEarly,
-    /// There is one path only.
+    /// `--swap-every` found a single path.
     #[error("--swap-every needs two paths, and there is one: {0}; use --irqchip kernel or split")]
     NothingToSwap(String),
-    /// A Linux guest cannot be had.
+    /// A Linux guest cannot be booted.
     #[error(transparent)]
     Linux(#[from] boot_error::BootError),
     /// The KVM backend refused.

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use crate::composition::pci_address::PciAddress;
 
-/// Why a device cannot be had. Each is one line, and says how to mend it.
+/// Why a device cannot be used. The message is one line and names the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// There is no such device.
+    /// No PCI device has this address.
     #[error("no PCI device {0}; `lspci -D` lists those that there are")]
     NoDevice(PciAddress),
-    /// The embedded guest has no driver for it.
+    /// The embedded guest has no driver for the device.
     #[error(
         "{address} is a {id}, and the embedded guest drives QEMU's edu (1234:11e8) only; `cargo xtask lab` has one"
     )]
@@ -21,15 +21,15 @@ pub enum Unusable {
         /// Vendor and device ID.
         id: String,
     },
-    /// It interrupts by messages only, or not at all.
+    /// The device has no INTx pin: it interrupts by messages only, or not at all.
     #[error("{0} has no INTx pin (Interrupt Pin is 0 in its configuration space); use a device that has one")]
     NoIntx(PciAddress),
-    /// Nothing keeps its DMA apart.
+    /// The device is in no IOMMU group, so nothing isolates its DMA.
     #[error(
         "{0} is in no IOMMU group: there is no IOMMU, or it is off; enable VT-d or AMD-Vi in the firmware, and boot with intel_iommu=on"
     )]
     NoIommu(PciAddress),
-    /// Another driver has it, or none.
+    /// The device is not bound to vfio-pci.
     #[error(
         "{address} is bound to {driver}, not to vfio-pci; run: modprobe vfio-pci; echo vfio-pci > \
          /sys/bus/pci/devices/{address}/driver_override; {unbind}echo {address} > /sys/bus/pci/drivers_probe"
@@ -39,10 +39,10 @@ pub enum Unusable {
         address: PciAddress,
         /// The driver, or "no driver".
         driver: String,
-        /// The command that takes it from that driver.
+        /// The command that unbinds the device from that driver.
         unbind: String,
     },
-    /// A device that could reach the same memory belongs to the host.
+    /// A driver of the host uses another device of the same IOMMU group.
     #[error(
         "IOMMU group {group} of {address} is not viable: {others}; bind them to vfio-pci too, or to no driver: they share the IOMMU's protection"
     )]
@@ -51,19 +51,19 @@ pub enum Unusable {
         address: PciAddress,
         /// The group's number.
         group: String,
-        /// The other devices that stand in the way, with their drivers.
+        /// The other devices of the group that the host uses, with their drivers.
         others: String,
     },
-    /// The modules are not loaded.
+    /// A VFIO device file is missing, because the modules are not loaded.
     #[error("{0} does not exist; run: modprobe vfio-pci; modprobe vfio_iommu_type1")]
     NoVfio(PathBuf),
-    /// The group may not be opened by this user.
+    /// This user may not open the group.
     #[error("no permission for {0}; run as root, or give the file to this user")]
     Permission(PathBuf),
-    /// Another process has it.
+    /// Another process uses the group.
     #[error("{0} is in use by another process; a group has one user: end that one first")]
     Busy(PathBuf),
-    /// Nobody listens where a vfio-user server was to be.
+    /// No vfio-user server listens at the path.
     #[error(
         "vfio-user:{}: {reason}; start a server there first, as: cargo run -p vfio-intx --features vfio-user --example \
          vfio-user-edu -- {}",
@@ -73,17 +73,17 @@ pub enum Unusable {
     NoServer {
         /// The path of the socket.
         path: PathBuf,
-        /// Why there is no connection.
+        /// The error of connect(2).
         reason: std::io::Error,
     },
-    /// A vfio-user server is there and is of no use.
+    /// A vfio-user server answers, but cannot serve as the device.
     #[error("vfio-user:{}: {step}: {reason}", path.display())]
     Server {
         /// The path of the socket.
         path: PathBuf,
-        /// What was tried.
+        /// The operation.
         step: &'static str,
-        /// What came of it.
+        /// Why the operation failed.
         reason: String,
     },
     /// VFIO refused for another reason.
@@ -91,9 +91,9 @@ pub enum Unusable {
     Refused {
         /// The device.
         address: PciAddress,
-        /// What was tried.
+        /// The operation.
         step: &'static str,
-        /// What VFIO answered.
+        /// VFIO's error.
         reason: String,
     },
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-/// What a kernel is told when nothing else is said: where its console is, and to reset the machine when it panics.
+/// The default command line: names the console, and resets the machine when the kernel panics.
 pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 
 const MIB: u64 = 1 << 20;
@@ -73,8 +73,8 @@ impl FromStr for DiskArg {
     }
 }
 
-/// A size in bytes, whole pages. The lower bound is what a PC has below 1 MiB and a bit; whether the kernel fits is
-/// looked at later.
+/// Parses a size in bytes, a multiple of the page size. The lower bound is slightly above a PC's first 1 MiB; the
+/// loader checks later whether the kernel fits.
 fn memory(text: &str) -> Result<u64, String> {
     const MAX: u64 = 512 << 30;
     const WAY_OUT: &str = "use a size from 2M to 512G, such as 256M";

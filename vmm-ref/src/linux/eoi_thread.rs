@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread that hands out the EOIs of the kernel's irqchip.
+//! The thread that dispatches the EOIs of the kernel's irqchip.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::error::{Error, Result};
 use crate::vm::wake::Wake;
 
-/// The thread that hands out the EOIs that the kernel's irqchip reports. With a split irqchip the processors do that
-/// themselves, at the exit of the EOI.
+/// The thread that dispatches the EOIs that the kernel's irqchip reports. With a split irqchip the vCPU threads
+/// dispatch an EOI at its exit.
 #[derive(Debug)]
 pub(super) struct EoiThread {
     thread: Option<JoinHandle<()>>,
@@ -30,7 +30,7 @@ impl EoiThread {
             .spawn(move || {
                 while !stopped.0.load(Ordering::Acquire) {
                     if is_ready(interrupts.as_fd(), stopped.1.as_fd()) {
-                        // An error is a listener's, and these have none.
+                        // Ignore the error: only a listener fails, and these listeners cannot.
                         let _ = interrupts.dispatch(Some(Duration::ZERO));
                     }
                 }
@@ -46,7 +46,7 @@ impl EoiThread {
     }
 }
 
-/// Waits until one of them is readable; whether it is the first.
+/// Waits until one of the two is readable. Returns whether the first is.
 fn is_ready(first: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let mut fds = [
         PollFd::from_borrowed_fd(first, PollFlags::IN),
@@ -60,7 +60,7 @@ impl Drop for EoiThread {
         self.stop.0.store(true, Ordering::Release);
         self.stop.1.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook.
+            // The panic hook has reported a panic of the thread.
             let _ = thread.join();
         }
     }

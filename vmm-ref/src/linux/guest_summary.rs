@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The account of a run with a Linux guest, as lines and as JSON.
+//! The summary of a run with a Linux guest, for lines and for JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::linux::devices::guest_counts::GuestCount;
 use crate::vm::ending::End;
 
-/// How a run was put together.
+/// The configuration of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setup {
     /// The host.
@@ -31,7 +31,7 @@ pub struct Setup {
     pub memory_mib: u64,
 }
 
-/// What has happened to a device's interrupt: [`InterruptCounts`], for JSON.
+/// The counts of a device's interrupt: [`InterruptCounts`], for JSON.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Counts {
     /// See [`InterruptCounts::raised`].
@@ -55,25 +55,25 @@ impl From<InterruptCounts> for Counts {
     }
 }
 
-/// What became of a device's interrupts.
+/// The interrupts of one device.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceSummary {
-    /// Who it is.
+    /// The device's name.
     pub name: String,
     /// Its line.
     #[serde(serialize_with = "number")]
     pub gsi: Gsi,
-    /// What this side has counted.
+    /// The counts of this process.
     #[serde(flatten)]
     pub counts: Counts,
     /// Whether the device still held its line at the end.
     pub high: bool,
-    /// What the guest has said of the line, all its devices together; `null` when it has not.
+    /// The guest's counts of the line, for all its devices together; `null` when the guest printed none.
     pub guest: Option<GuestCount>,
-    /// Why KVM did not take its doorbell although it was asked to; not there when it did.
+    /// Why KVM refused the device's doorbell; absent when KVM took it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trapped: Option<String>,
-    /// Why it needed a reset; not there when it did not.
+    /// Why the device needed a reset; absent when it needed none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needed_reset: Option<String>,
 }
@@ -82,17 +82,17 @@ fn number<S: serde::Serializer>(gsi: &Gsi, serializer: S) -> Result<S::Ok, S::Er
     serializer.serialize_u32(gsi.0)
 }
 
-/// The account.
+/// The summary.
 #[derive(Clone, Debug, Serialize)]
 pub struct GuestSummary {
-    /// How it was put together.
+    /// The configuration.
     #[serde(flatten)]
     pub setup: Setup,
     /// The devices, the serial port first.
     pub devices: Vec<DeviceSummary>,
-    /// How it ended.
+    /// The end of the run.
     pub end: End,
-    /// The status that the guest gave, if it did.
+    /// The exit status that the guest reported, if any.
     pub guest_status: Option<u8>,
     /// From the first instruction to the end, in seconds.
     #[serde(serialize_with = "seconds", rename = "elapsed_s")]
@@ -104,7 +104,7 @@ fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok
 }
 
 impl GuestSummary {
-    /// The exit status that says the same: the guest's own where it gave one and ended by itself.
+    /// The exit status of the program: the guest's status if the guest reported one and ended by itself.
     pub fn exit_status(&self) -> u8 {
         match (self.end, self.guest_status) {
             (End::PowerOff | End::Reset, Some(status)) => status,

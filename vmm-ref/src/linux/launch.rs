@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One run of a Linux guest, from files to the account of it.
+//! One run of a Linux guest, from its files to its summary.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -27,11 +27,11 @@ use crate::vm::exits::{Exits, Unassigned};
 use crate::vm::irqchip::Controllers;
 use crate::vm::kvm::{create_vm, map};
 
-/// Boots the guest with `input` as its keyboard and `output` as its screen, and returns when it has ended, or when
-/// SIGINT, SIGTERM or SIGHUP comes. A terminal is the guest's meanwhile.
+/// Boots the guest with `input` as its keyboard and `output` as its screen. Returns when the guest has ended, or at
+/// SIGINT, SIGTERM or SIGHUP. A terminal is in the guest's mode during the run.
 ///
 /// # Errors
-/// When the machine cannot be put together, or a processor cannot go on: its account is the second value then.
+/// When the machine cannot be built. A processor that fails ends the run; its error is the second value.
 pub fn launch(
     kvm: &Kvm,
     prepared: Prepared,
@@ -90,7 +90,7 @@ pub fn launch(
     });
 
     let signals = Signals::catch()?;
-    // In this order: the terminal is put back last, when nobody prints any more.
+    // The terminal is restored last, when no thread prints any more.
     let terminal = GuestTerminal::take(&input);
     let eois = EoiThread::start(interrupts)?;
     let workers = devices
@@ -118,7 +118,7 @@ pub fn launch(
             failure.get_or_insert(error);
         }
     }
-    // What the guest was told is done is on the disk; what is in the queue yet is not begun.
+    // Requests that the guest was told are done have reached the disk. Requests still in the queue are not begun.
     drop(workers);
     drop(eois);
     drop(keyboard);
@@ -144,8 +144,8 @@ fn processor(kvm: &Kvm, vm: &VmFd, id: u8, cpus: u8, kernel: &Kernel) -> Result<
     Ok(vcpu)
 }
 
-/// The guest is told that there is no 8259. The kernel's pair is there, nobody sets it up, and it would inject vectors
-/// of its own: the one line that leads to both leads to the IOAPIC alone.
+/// The ACPI tables declare no 8259, so the guest leaves the kernel's pair uninitialised, and the pair would inject
+/// vectors of its own. Route the one GSI that both controllers share to the IOAPIC alone.
 fn without_8259(interrupts: &KvmInterrupts) -> Result<()> {
     let mut routing = interrupts.routing();
     let pin = Route::Pin {

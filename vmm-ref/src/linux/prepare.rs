@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a Linux guest needs before there is a VM: its options, and its memory with the files in it.
+//! The options of a Linux guest and its memory with the files loaded, prepared before there is a VM.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::error::boot_error::BootError;
 use crate::error::{Error, Result};
 use crate::host::Host;
 
-/// What to boot, and on what.
+/// The guest to boot, and its machine.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
     /// The kernel.
@@ -51,9 +51,8 @@ pub struct BootOptions {
     pub doorbell: DoorbellPath,
 }
 
-/// How these devices hold their lines when nothing else is said. They know their level at all times, so that a line
-/// which they lower themselves, when the guest acknowledges, is the shorter way; a resample irqfd stays high until the
-/// EOI.
+/// The default source of these devices. They know their level at all times, so on the kernel's irqchip they lower the
+/// line themselves when the guest acknowledges. A resample irqfd would stay high until the EOI.
 pub fn default_source(irqchip: Irqchip) -> Source {
     match irqchip {
         Irqchip::Kernel => Source::Line,
@@ -61,7 +60,7 @@ pub fn default_source(irqchip: Irqchip) -> Source {
     }
 }
 
-/// A guest whose files have been read: what is left to do needs KVM.
+/// A guest whose files have been read. Every further step needs KVM.
 #[derive(Debug)]
 pub struct Prepared {
     pub(super) options: BootOptions,
@@ -73,8 +72,8 @@ pub struct Prepared {
 /// Reads the files and lays out the guest's memory.
 ///
 /// # Errors
-/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for what the guest cannot be
-/// made of, [`Error::Memory`] when there is no memory to be had.
+/// [`Error::Impossible`] for a source that the irqchip does not have, [`Error::Linux`] for unusable options or files,
+/// [`Error::Memory`] when the memory cannot be allocated.
 pub fn prepare(options: BootOptions) -> Result<Prepared> {
     match (options.irqchip, options.source) {
         (Irqchip::User, _) => return Err(BootError::UserIrqchip.into()),
@@ -83,7 +82,7 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
         (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
         (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
     }
-    // The last one is the entropy device's.
+    // The last place is the entropy device's.
     if options.disks.len() >= VIRTIO_GSIS {
         return Err(BootError::TooManyDisks(options.disks.len()).into());
     }
@@ -118,7 +117,7 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
 }
 
 impl Prepared {
-    /// What the account will say of how the run was put together.
+    /// The configuration for the summary.
     pub fn setup(&self, host: Host) -> Setup {
         Setup {
             host,
@@ -131,7 +130,7 @@ impl Prepared {
     }
 }
 
-/// Refuses a host that would take hours.
+/// Refuses a host that would need hours to boot.
 ///
 /// # Errors
 /// [`BootError::SlowHost`], or that of the measurement.

@@ -11,7 +11,7 @@ use signal_hook::low_level::{pipe, unregister};
 use crate::error::{Error, Result};
 use crate::vm::ending::{End, Ending};
 
-/// The signals that end a run, as a file.
+/// The signals that end a run, as a socket that each signal writes to.
 #[derive(Debug)]
 pub(super) struct Signals {
     came: UnixStream,
@@ -36,7 +36,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Returns at the end of the run, or at a signal, which ends it.
+    /// Waits for the end of the run. A signal ends the run.
     pub(super) fn wait(&self, ending: &Ending) -> Result<()> {
         while ending.ended().is_none() {
             let mut fds = [

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How fast a host's KVM runs a guest's 64-bit code, found by running some.
+//! Measures how fast a host's KVM runs a guest's 64-bit code, by running a short loop.
 //!
-//! Some hosts have no virtualisation in hardware and run what they cannot run otherwise in KVM's instruction emulator,
-//! at some 2 million instructions a second. A kernel executes some thousand million of them until its init.
+//! Some hosts have no hardware virtualisation. There KVM's instruction emulator runs the code that nothing else can
+//! run, at about 2 million instructions a second. A kernel executes about a thousand million instructions before its
+//! init.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,8 +17,8 @@ use crate::linux::boot::cpu_state as cpu;
 use crate::vm::cpu_thread::EINTR;
 use crate::vm::kvm::{create_vm, map};
 
-/// Below this a stock kernel takes minutes. An emulator makes 2 or 3, a CPU that is itself emulated (`cargo xtask lab`)
-/// 10 when it sees the program for the first time and many times that afterwards.
+/// Below this a stock kernel takes minutes. An emulator reaches 2 or 3. A CPU that is itself emulated (`cargo xtask
+/// lab`) reaches 10 at the first run of the program, and many times that at later runs.
 pub const ENOUGH_MIPS: f64 = 10.0;
 
 const CODE: u64 = 0x1_0000;
@@ -27,10 +28,10 @@ const TRIES: u32 = 8;
 /// The port that the program writes at its end.
 const DONE: u16 = 0x80;
 
-/// Million instructions a second, or the first figure found that is enough.
+/// Million instructions a second. Returns the first measurement that suffices.
 ///
 /// # Errors
-/// That of the step that failed, or [`Error::Guest`] when the program does not get to its end.
+/// That of the step that failed, or [`Error::Guest`] when the program does not end.
 pub fn measure(kvm: &Kvm) -> Result<f64> {
     let vm = create_vm(kvm, Irqchip::User)?;
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
@@ -47,8 +48,7 @@ pub fn measure(kvm: &Kvm) -> Result<f64> {
     let mut vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
     cpu::set_cpuid(kvm, &vcpu, 0, 1)?;
     cpu::start_at(&vcpu, CODE, 0)?;
-    // The first time everything is touched for the first time, and a busy host interrupts any of them: the best one
-    // counts.
+    // Take the best of several runs: the first run starts cold, and a busy host may interrupt any run.
     let mut best = 0.0_f64;
     for _ in 0..TRIES {
         let start = Instant::now();
@@ -62,7 +62,7 @@ pub fn measure(kvm: &Kvm) -> Result<f64> {
     Ok(best)
 }
 
-/// To the program's next exit.
+/// Runs the program to its next exit.
 fn run(vcpu: &mut VcpuFd) -> Result<()> {
     loop {
         match vcpu.run() {

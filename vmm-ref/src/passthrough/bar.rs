@@ -23,9 +23,9 @@ const BAR: u32 = VFIO_PCI_BAR0_REGION_INDEX;
 /// The first bytes of an edu's BAR 0.
 #[derive(Debug)]
 pub enum Bar {
-    /// In this process's memory, and in the guest's: neither needs a system call to reach it.
+    /// Mapped into this process and into the guest. An access needs neither an exit nor a system call.
     Mapped(Mapping),
-    /// In another process: each access of the guest is an exit, and a message.
+    /// In another process. Each access of the guest is an exit and a message to the server.
     Remote(Remote),
 }
 
@@ -44,7 +44,7 @@ impl Bar {
         Self::Remote(Remote(device))
     }
 
-    /// How many bytes of it.
+    /// The number of mapped or reachable bytes.
     pub fn size(&self) -> usize {
         match self {
             Self::Mapped(mapping) => mapping.size,
@@ -109,8 +109,7 @@ impl Remote {
         self.0.region_write(BAR, offset, data)
     }
 
-    /// The registers as the guest of the machine that `ending` ends reaches them. An access that fails ends the
-    /// machine.
+    /// Wraps the registers for the guest's bus. An access that fails ends the machine through `ending`.
     pub fn registers(&self, ending: Arc<Ending>) -> RemoteRegisters {
         let bar = self.clone();
         RemoteRegisters { bar, ending }
@@ -147,12 +146,12 @@ impl DeviceMmio for RemoteRegisters {
 pub struct Mapping {
     address: NonNull<u8>,
     size: usize,
-    /// Keeps the device open, which keeps its memory space on.
+    /// Keeps the device open: closing it would turn its memory space off.
     _device: Arc<VfioDevice>,
 }
 
-// SAFETY: what it points to is a device's registers, which any thread may read and write; it is unmapped by whoever
-// drops it last.
+// SAFETY: the address points to a device's registers, which any thread may access. Only the drop of this value unmaps
+// the range.
 unsafe impl Send for Mapping {}
 // SAFETY: as for Send; each access is one load or store of a register.
 unsafe impl Sync for Mapping {}
@@ -167,7 +166,7 @@ impl Mapping {
         let file = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let offset = device.get_region_offset(BAR);
-        // SAFETY: a new mapping, at an address that the kernel chooses, takes nobody's memory away.
+        // SAFETY: the kernel chooses the address of the new mapping, so no existing mapping is replaced.
         let mapped = unsafe { mmap(std::ptr::null_mut(), size, access, MapFlags::SHARED, file, offset) };
         let mapped = mapped.map_err(|errno| format!("mmap: {errno}"))?;
         Ok(Self {
@@ -177,7 +176,7 @@ impl Mapping {
         })
     }
 
-    /// Where it is in this process.
+    /// The address of the mapping in this process.
     pub fn address(&self) -> *mut u8 {
         self.address.as_ptr()
     }
@@ -201,7 +200,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one's, and nobody has it any more. It fails only for a range that is none.
+        // SAFETY: this value owns the mapping, and no reference to it is left. munmap fails only for an invalid range.
         let _ = unsafe { munmap(self.address.as_ptr().cast(), self.size) };
     }
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin as a thing that can be made to
-//! assert.
+//! QEMU's `edu` device behind vfio-pci or a vfio-user server, and its interrupt pin, which this process can assert.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -35,7 +34,7 @@ const EDU: (u16, u16) = (0x1234, 0x11e8);
 /// A server that does not reply in this time is gone.
 const SERVER_LIMIT: Duration = Duration::from_secs(10);
 
-/// An edu that this process has to itself. It asserts nothing when it is opened.
+/// An edu that only this process uses. The device asserts nothing when it is opened.
 #[derive(Debug)]
 pub struct Edu {
     label: String,
@@ -45,7 +44,8 @@ pub struct Edu {
 }
 
 impl Edu {
-    /// Checks what an operator forgets, opens the device, turns its memory space on and maps its BAR.
+    /// Runs the [preflight](crate::passthrough::preflight) checks, opens the device, enables its memory space and maps
+    /// its BAR.
     ///
     /// # Errors
     /// [`Unusable`].
@@ -62,7 +62,8 @@ impl Edu {
         device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut command, COMMAND);
         let command = (u16::from_le_bytes(command) | MEMORY_SPACE | BUS_MASTER) & !INTERRUPT_DISABLE;
         device.region_write(VFIO_PCI_CONFIG_REGION_INDEX, &command.to_le_bytes(), COMMAND);
-        // vfio-ioctls says nothing of a write that failed, and a BAR whose memory space is off is a bus error.
+        // Read the command register back: vfio-ioctls does not report a failed write, and an access to a BAR whose
+        // memory space is off is a bus error.
         let mut now = [0; 2];
         device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut now, COMMAND);
         if u16::from_le_bytes(now) & MEMORY_SPACE == 0 {
@@ -131,7 +132,7 @@ impl Edu {
         })
     }
 
-    /// Who it is, for people: where it is.
+    /// A label for messages: the device's address or the server's path.
     pub fn label(&self) -> &str {
         &self.label
     }
@@ -141,7 +142,7 @@ impl Edu {
         &self.interrupt
     }
 
-    /// What the host calls that, if the device is the host's.
+    /// The number of the host's interrupt, if the device is a PCI device of the host.
     pub fn irq(&self) -> Option<DeviceIrq> {
         self.irq
     }
@@ -152,7 +153,7 @@ impl Edu {
     }
 }
 
-/// What VFIO refused, and what is usually the matter.
+/// The text of VFIO's error. EPERM of the IOMMU set-up adds its usual cause and the remedy.
 fn advice(error: &VfioError) -> String {
     const EPERM: i32 = 1;
     match error {
@@ -164,7 +165,7 @@ fn advice(error: &VfioError) -> String {
     }
 }
 
-/// The device's own interrupt pin, which it asserts when it is told to. Where that leads is for the forwarder.
+/// The device's own interrupt pin, which the device asserts on command. The forwarder carries the interrupt on.
 #[derive(Debug)]
 pub struct EduPin {
     key: SourceKey,
@@ -207,7 +208,7 @@ impl LevelSource for EduPin {
         Ok(Delivery::Unknown)
     }
 
-    /// The guest's handler has acknowledged, which was all.
+    /// The guest's handler has acknowledged the device, which lowers the pin.
     fn deassert(&self) -> interrupt_core::Result<()> {
         Ok(())
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The registers of QEMU's `edu` device, and how much of them the guest reaches.
+//! The registers of QEMU's `edu` device, and the size of the part that the guest reaches.
 
 /// The most bytes of a BAR that the guest reaches: a segment of real mode.
 pub const BAR_SIZE: usize = 0x1_0000;

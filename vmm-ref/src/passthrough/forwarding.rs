@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device's INTx on its way to the guest's line: the connection of the two, and the thread that runs INTx's relay.
+//! A device's INTx forwarded to the guest's line: the connection of device and line, and the thread of the relay.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use crate::error::{Error, Result};
 /// A device's INTx, enabled. Dropping it disables INTx and ends the thread.
 pub struct Forwarding {
     wanted: Forward,
-    /// `None` once it is dropped. The connection goes first: it holds INTx too.
+    /// `None` during drop. The connection is dropped first, because it holds INTx too.
     parts: Option<(Arc<Connection>, Arc<Intx>)>,
-    /// Ends when INTx is dropped, with the first thing that went wrong.
+    /// The relay's thread. It ends when INTx is dropped, and returns the relay's first error.
     relay: Option<JoinHandle<vfio_intx::Result<()>>>,
 }
 
 impl Forwarding {
-    /// Forwards `interrupt`, which the host calls `irq`, to `line`, in the way that is `wanted`.
+    /// Forwards `interrupt` to `line` by the path `wanted`. `irq` is the host's number of the interrupt.
     ///
     /// # Errors
     /// [`Error::Intx`], [`Error::Connection`], [`Error::System`] when there is no thread to be had, and
-    /// [`Error::Forward`] when INTx works, but in another way than the one that is wanted.
+    /// [`Error::Forward`] when INTx takes another path than `wanted`.
     pub fn start(
         interrupt: Arc<dyn DeviceInterrupt>,
         irq: Option<DeviceIrq>,
@@ -51,7 +51,7 @@ impl Forwarding {
                 source,
             })?;
         let connection = Connection::new(Arc::<Intx>::clone(&intx));
-        // Before there is a line, so that the ends are not connected twice.
+        // Set the wish before the line is registered, so that the ends are connected once.
         connection.restrict(only)?;
         connection.set_consumer(Some(line))?;
         intx.enable()?;
@@ -64,17 +64,17 @@ impl Forwarding {
         Ok(forwarding)
     }
 
-    /// The connection of the device and the line. Whoever keeps it keeps INTx from being dropped.
+    /// The connection of the device and the line. A clone that outlives this value keeps INTx alive.
     pub fn connection(&self) -> Option<&Arc<Connection>> {
         self.parts.as_ref().map(|(connection, _)| connection)
     }
 
-    /// By which path INTx goes, and why.
+    /// The path of INTx, and the reason for it.
     pub fn explanation(&self) -> Option<Explanation> {
         self.connection().map(|connection| connection.explain())
     }
 
-    /// Whether INTx is forwarded in the way that was wanted. It can have fallen back since it was set up.
+    /// Checks that INTx still takes the path that was asked for. INTx can fall back to another path at any time.
     ///
     /// # Errors
     /// [`Error::Forward`].
@@ -101,7 +101,7 @@ impl Forwarding {
     /// Disables INTx.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what went wrong in the relay.
+    /// As [`check`](Self::check), and the relay's first error.
     pub fn stop(mut self) -> Result<()> {
         let as_wanted = self.check();
         let relayed = self.end();
@@ -113,13 +113,13 @@ impl Forwarding {
         drop(self.parts.take());
         match self.relay.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
-            // A panic has said so itself.
+            // The panic hook has reported a panic.
             Some(Err(_)) | None => Ok(()),
         }
     }
 }
 
-/// The relay's thread. It goes on after an error that the state machine has dealt with.
+/// The relay's thread. It continues after an error that the state machine has handled.
 fn run(mut relay: Relay) -> vfio_intx::Result<()> {
     let mut outcome = Ok(());
     loop {

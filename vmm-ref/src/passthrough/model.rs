@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that needs no hardware: `vfio-intx`'s model, with a thread for what the host's kernel does of its own
-//! accord.
+//! A device that needs no hardware: `vfio-intx`'s model, and a thread that plays the part of the host's kernel.
 
 use std::fmt;
 use std::io;
@@ -18,7 +17,7 @@ use vfio_intx::ModelIntx;
 use crate::error::{Error, Result};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is under the locks of this module is whole at every point.
+    // A panic leaves no half-made change under the locks of this module.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -36,7 +35,7 @@ fn signal(fd: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Takes the count, and says whether there was one.
+/// Resets the eventfd's count, and returns whether it was above 0.
 fn take(fd: &OwnedFd) -> bool {
     rustix::io::read(fd, &mut [0; 8]).is_ok()
 }
@@ -47,20 +46,20 @@ pub struct Model {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread looks after.
+/// The state that the thread serves.
 struct Host {
     device: ModelIntx,
-    /// The unmask eventfd, which the kernel would have a wait-queue entry on.
+    /// The unmask eventfd. For a real device, vfio-pci waits on it in the kernel.
     unmask: Mutex<Option<OwnedFd>>,
-    /// The source whose trigger the kernel would have as an irqfd.
+    /// The source whose trigger the thread watches in place of a KVM irqfd.
     irqfd: Option<Arc<PinIrqfd>>,
-    /// Tells the thread to look again at what it looks after.
+    /// Wakes the thread when `unmask` or `ended` has changed.
     changed: OwnedFd,
     ended: AtomicBool,
 }
 
 impl Model {
-    /// A device that asserts nothing. A pin in this process gets its `irqfd` from the thread too.
+    /// Starts a device that asserts nothing. The thread also serves `irqfd`, the trigger of a pin in this process.
     ///
     /// # Errors
     /// [`Error::System`] when there is no eventfd or no thread to be had.
@@ -91,7 +90,7 @@ impl Model {
         Arc::new(ModelInterrupt(Arc::clone(&self.host)))
     }
 
-    /// Its interrupt pin, which it asserts when it is told to.
+    /// The device's interrupt pin, which the device asserts on command.
     pub fn pin(&self, gsi: Gsi) -> ModelPin {
         ModelPin {
             key: SourceKey::new(gsi),
@@ -103,9 +102,9 @@ impl Model {
 impl Drop for Model {
     fn drop(&mut self) {
         self.host.ended.store(true, Ordering::Release);
-        // If the eventfd of our own cannot be written the thread is left behind; there is nobody to tell.
+        // If the write to our eventfd fails, the thread is not joined. A drop cannot report that.
         if signal(&self.host.changed).is_ok() {
-            // A panic has said so itself.
+            // The panic hook has reported a panic.
             drop(self.thread.take().map(JoinHandle::join));
         }
     }
@@ -127,7 +126,7 @@ impl Host {
         }
     }
 
-    /// Does what the kernel would, until what is looked after has changed.
+    /// Plays the kernel's part until `changed` is signalled.
     fn wait_until_changed(&self, unmask: Option<&OwnedFd>) -> rustix::io::Result<()> {
         const CHANGED: usize = 0;
         let irqfd = self.irqfd.as_ref().map(|irqfd| &irqfd.trigger);
@@ -141,7 +140,7 @@ impl Host {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
-            // The state decides; one that was not signalled is not disturbed by a look.
+            // Serve both without asking which was signalled: serving an eventfd with a count of 0 has no effect.
             self.device.poll_unmask();
             if let Some(irqfd) = &self.irqfd {
                 irqfd.inject();
@@ -154,7 +153,7 @@ impl Host {
     }
 }
 
-/// The model's interrupt, as a forwarder has it.
+/// The model's interrupt, for a forwarder.
 struct ModelInterrupt(Arc<Host>);
 
 impl DeviceInterrupt for ModelInterrupt {
@@ -197,7 +196,7 @@ impl fmt::Debug for ModelInterrupt {
     }
 }
 
-/// The model's own interrupt pin. Where that leads is for the forwarder.
+/// The model's own interrupt pin. The forwarder carries the interrupt on.
 pub struct ModelPin {
     key: SourceKey,
     host: Arc<Host>,
@@ -244,7 +243,7 @@ impl fmt::Debug for ModelPin {
 pub struct PinIrqfd {
     pin: Arc<dyn LevelSource>,
     trigger: OwnedFd,
-    /// Between taking a count and asserting the pin for it nobody may lower the line.
+    /// Held from taking a count until the pin is asserted, so that no EOI lowers the line in between.
     injecting: Mutex<()>,
 }
 
@@ -264,7 +263,7 @@ impl PinIrqfd {
     fn inject(&self) {
         let _injecting = lock(&self.injecting);
         if take(&self.trigger) {
-            // KVM has nobody to tell of an irqfd that could not be injected either.
+            // The error is dropped, as KVM drops a failed injection of an irqfd.
             let _ = self.pin.assert();
         }
     }

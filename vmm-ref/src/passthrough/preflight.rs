@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an operator forgets before a device can be given to a guest, found before the device is touched.
+//! Checks that a device can be given to a guest, made before the device is touched. Each failure is a step of the
+//! set-up that an operator can forget.
 //!
-//! Linux, Documentation/driver-api/vfio.rst. What it does not say of itself is said by the files of sysfs.
+//! Sources: Linux, Documentation/driver-api/vfio.rst, and the files of sysfs.
 
 use std::fs;
 use std::io;
@@ -10,10 +11,10 @@ use std::path::Path;
 use crate::composition::pci_address::PciAddress;
 use crate::error::unusable::Unusable;
 
-/// Looks whether the device can be given to the guest, without touching it.
+/// Checks whether the device can be given to the guest, without touching the device.
 ///
 /// # Errors
-/// The first thing that is missing.
+/// The first requirement that is not met.
 pub fn check(address: PciAddress) -> Result<(), Unusable> {
     check_in(Path::new("/sys"), Path::new("/dev"), address)
 }
@@ -64,13 +65,13 @@ fn check_in(sys: &Path, dev: &Path, address: PciAddress) -> Result<(), Unusable>
     Ok(())
 }
 
-/// The name of what a link of the device leads to.
+/// The last path component of the target of one of the device's symbolic links.
 fn link(device: &Path, name: &str) -> Option<String> {
     let target = fs::read_link(device.join(name)).ok()?;
     Some(target.file_name()?.to_string_lossy().into_owned())
 }
 
-/// vfio-pci itself, or one of the variants for one device, mlx5_vfio_pci say.
+/// vfio-pci itself, or a variant for one kind of device, such as mlx5_vfio_pci.
 fn is_vfio(driver: &str) -> bool {
     driver.contains("vfio")
 }
@@ -92,7 +93,7 @@ fn in_the_way(device: &Path) -> Vec<String> {
     others
 }
 
-/// VFIO itself may be opened many times; a group has one user, whom an open that is closed at once does not disturb.
+/// /dev/vfio/vfio may be opened many times, a group only once. Opening and closing it does not disturb its user.
 fn can_be_opened(path: &Path) -> Result<(), Unusable> {
     match fs::OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(()),

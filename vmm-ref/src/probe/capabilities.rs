@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a host can do, each thing found by doing it. KVM's capability bits are not asked: KVM_CAP_IRQFD_RESAMPLE, for
-//! one, says 1 on a split irqchip that refuses the request.
+//! The host's capabilities, each found by a trial. KVM's capability bits are not used: for example,
+//! KVM_CAP_IRQFD_RESAMPLE is 1 on a split irqchip that refuses a resample irqfd.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -25,21 +25,21 @@ use crate::host::Host;
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
 use crate::vm::kvm::open_kvm;
 
-/// What was found of one capability.
+/// The result of one trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Found {
-    /// Whether it is there.
+    /// Whether the host has the capability.
     pub available: bool,
-    /// What was answered.
+    /// The answer of the system.
     pub detail: String,
 }
 
-/// What a host can do.
+/// The capabilities of a host.
 #[derive(Clone, Debug, Serialize)]
 pub struct Probe {
     /// The host.
     pub host: Host,
-    /// Name and finding of each capability.
+    /// The name and the result of each capability.
     #[serde(serialize_with = "by_name")]
     pub capabilities: Vec<(&'static str, Found)>,
 }
@@ -52,11 +52,12 @@ fn by_name<S: Serializer>(capabilities: &[(&str, Found)], serializer: S) -> std:
     map.end()
 }
 
-/// A capability of KVM: its name, and how it is tried.
+/// A capability of KVM: its name and its trial.
 type KvmTrial = (&'static str, fn(&Kvm) -> Trial);
 
 impl Probe {
-    /// Tries everything on this host. What cannot be tried, because something before it is missing, is not there.
+    /// Tries every capability on this host. A capability that cannot be tried, because its precondition is missing,
+    /// counts as absent.
     pub fn this_host(kvm_device: &Path) -> Self {
         let mut capabilities = Vec::new();
         let mut add = |name, trial: Trial| {
@@ -145,10 +146,10 @@ fn eoi(kvm: &Kvm, controller: Controller) -> Trial {
 }
 
 fn irq_line_status(kvm: &Kvm) -> Trial {
-    // A pin of the IOAPIC alone: below 16, the answer would be the 8259's as well.
+    // Use a pin that only the IOAPIC has: below 16 the 8259 would answer too.
     const IOAPIC_ONLY: Gsi = Gsi(20);
     let interrupts = KvmInterrupts::new(Arc::new(full(kvm)?))?;
-    // The pin is masked after reset, and the kernel says so, if it says anything.
+    // The pin is masked after reset. A kernel with KVM_IRQ_LINE_STATUS reports that.
     match interrupts.irq_line_source(IOAPIC_ONLY, "probe")?.assert()? {
         Delivery::Pending => Ok("KVM_IRQ_LINE_STATUS says that a masked pin holds the level back".to_owned()),
         other => Err(Error::Absent(format!(
@@ -191,7 +192,7 @@ fn ioeventfd(kvm: &Kvm, datamatch: impl Into<u64>, detail: &str) -> Trial {
 
 fn kvm_vfio(kvm: &Kvm) -> Result<(VmFd, DeviceFd)> {
     let vm = create(kvm)?;
-    // For real: with KVM_CREATE_DEVICE_TEST, kvm-ioctls would close fd 0.
+    // Create the device: with KVM_CREATE_DEVICE_TEST, kvm-ioctls would close fd 0.
     let device = vm
         .create_device(&mut kvm_create_device {
             type_: kvm_device_type_KVM_DEV_TYPE_VFIO,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the trials have in common.
+//! Parts that the trials share.
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A pin that no PC device has.
 pub(super) const GSI: u32 = 10;
 
-/// What a trial says when the capability is there, or why it is not.
+/// The answer of a trial: `Ok` with details when the capability is there, `Err` with the reason when it is not.
 pub(super) type Trial = Result<String>;
 
 pub(super) fn event() -> Result<EventFd> {

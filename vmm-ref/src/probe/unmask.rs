@@ -37,7 +37,7 @@ pub(super) fn trial(kvm: &Kvm) -> Trial {
     }
     registers.raised.store(1, Ordering::Release);
     until("the guest did not unmask the pin", || Ok(registers.is_served()))?;
-    // The guest's store has been carried out whole, and the resample is a part of it.
+    // KVM has completed the guest's store, and the resample is part of that store.
     let resampled = resample.read().is_ok();
     running.stop()?;
     if resampled {

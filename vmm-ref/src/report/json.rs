@@ -14,7 +14,7 @@ use crate::report::Report;
 use crate::roundtrip::negative_control::EndedBy;
 use crate::roundtrip::summary::Outcome;
 
-/// The fields of the object, in order. What they mean is said where the values come from: [`crate::composition`] and
+/// The fields of the object, in order. Their meaning is documented at their sources: [`crate::composition`] and
 /// [`crate::roundtrip::summary::Summary`].
 #[derive(Debug, Serialize)]
 pub struct Object<'a> {
@@ -40,23 +40,23 @@ pub struct Object<'a> {
     elapsed_s: f64,
     outcome: Outcome,
     machine: MachineKind,
-    /// Not there without `--doorbell`.
+    /// Absent without `--doorbell`.
     #[serde(skip_serializing_if = "Option::is_none")]
     doorbell: Option<&'a crate::roundtrip::doorbell::DoorbellSummary>,
-    /// Not there with the embedded device.
+    /// Absent with the embedded device.
     #[serde(skip_serializing_if = "Option::is_none")]
     forwarding: Option<Pair>,
-    /// Not there without `--swap-every`.
+    /// Absent without `--swap-every`.
     #[serde(skip_serializing_if = "Option::is_none")]
     swaps: Option<&'a crate::roundtrip::swapper::Account>,
 }
 
-/// What the connection says of the device and its line.
+/// The connection's explanation for the device and its line.
 #[derive(Debug, Serialize)]
 pub struct Pair {
     device: Option<String>,
     gsi: Option<u32>,
-    /// Where the line ends.
+    /// The irqchip of the line.
     end: Option<String>,
     /// `null` when they are not connected.
     path: Option<String>,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The account of a run with a Linux guest, as lines.
+//! Prints the summary of a run with a Linux guest, as lines.
 
 use std::io::{self, Write};
 
 use crate::linux::guest_summary::{GuestSummary, Setup};
 use crate::vm::ending::End;
 
-/// What is known before the guest starts.
+/// Prints the configuration, before the guest starts.
 ///
 /// # Errors
 /// Those of `out`.
@@ -15,7 +15,7 @@ pub fn setup(out: &mut impl Write, setup: &Setup) -> io::Result<()> {
     writeln!(out, "composed  {setup}")
 }
 
-/// What happened.
+/// Prints the summary.
 ///
 /// # Errors
 /// Those of `out`.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a run says of itself: lines for people, one JSON object for programs, and a progress bar.
+//! The output of a run: lines for people, one JSON object for programs, and a progress bar.
 
 pub mod json;
 pub mod linux;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A report as lines for people. Styles are written always; the stream that they go to takes them out where they do not
-//! belong.
+//! A report as lines for people. Styles are always written. The stream removes them where the output is no terminal.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -27,7 +26,7 @@ fn line(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
     writeln!(out, "{LABEL}{label:<10}{LABEL:#}{text}")
 }
 
-/// What the host is.
+/// Prints the host.
 ///
 /// # Errors
 /// Those of `out`.
@@ -47,13 +46,13 @@ fn register(controller: Controller) -> &'static str {
     }
 }
 
-/// What was composed.
+/// Prints the composition.
 ///
 /// # Errors
 /// Those of `out`.
 pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<()> {
     line(out, "composed", &composition.to_string())?;
-    // Others have theirs chosen, which is said when it has been.
+    // The path of a forwarded device is chosen later, and printed then.
     if composition.device == DeviceKind::Embedded {
         line(
             out,
@@ -64,7 +63,7 @@ pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<(
     Ok(())
 }
 
-/// What happened.
+/// Prints the summary.
 ///
 /// # Errors
 /// Those of `out`.
@@ -134,7 +133,7 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "{style}{}{style:#}", closing(summary))
 }
 
-/// By which path a device's interrupt goes, and why by no better one.
+/// Prints the path of a device's interrupt, and the reason against each better path.
 ///
 /// # Errors
 /// Those of `out`.
@@ -153,7 +152,7 @@ pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
     Ok(())
 }
 
-/// What the connection says of a composition that is not run.
+/// Prints the connection's explanation for a composition that is not run.
 ///
 /// # Errors
 /// Those of `out`.
@@ -164,7 +163,7 @@ pub fn explained(out: &mut impl Write, explained: &Explained) -> io::Result<()> 
     line(out, "possible", &possible.join(", "))
 }
 
-/// How often the path was changed, and what it cost.
+/// Prints the number of path changes, and the time that they took.
 fn swapped(swaps: &SwapAccount) -> String {
     let to: Vec<_> = swaps
         .to
@@ -184,7 +183,7 @@ fn swapped(swaps: &SwapAccount) -> String {
     text
 }
 
-/// How the doorbell was rung.
+/// Prints the counts and times of the doorbell.
 fn doorbell(out: &mut impl Write, summary: &DoorbellSummary) -> io::Result<()> {
     for (space, rung) in [("PIO", &summary.pio), ("MMIO", &summary.mmio)] {
         let mut text = format!(
@@ -209,7 +208,7 @@ fn doorbell(out: &mut impl Write, summary: &DoorbellSummary) -> io::Result<()> {
     Ok(())
 }
 
-/// What a host can do.
+/// Prints the capabilities of a host.
 ///
 /// # Errors
 /// Those of `out`.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 pub(crate) const EINTR: i32 = 4;
 
-/// How long a kick may take before the next one: much longer than a way out of KVM_RUN.
+/// The interval between two kicks: much longer than an exit from KVM_RUN takes.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A thread that plays a processor. Dropping it stops the thread and waits for it.
@@ -24,7 +24,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Runs `body` in a thread of its own, until its flag becomes true. It is woken by a signal, and from a park.
+    /// Runs `body` in a thread of its own, until its flag becomes true. A kick interrupts KVM_RUN by a signal, and
+    /// unparks the thread.
     ///
     /// # Errors
     /// When the signal handler or the thread cannot be made.
@@ -48,7 +49,7 @@ impl Cpu {
         })
     }
 
-    /// Whether the thread has ended, which it does by itself only when the guest fails.
+    /// Whether the thread has ended. Before [`stop`](Self::stop), the thread ends only when the guest fails.
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -56,7 +57,7 @@ impl Cpu {
     /// Stops the vCPU and returns when it no longer runs.
     ///
     /// # Errors
-    /// What ended the thread before, if something did.
+    /// The error that ended the thread, if any.
     pub fn stop(mut self) -> Result<()> {
         self.join()
     }
@@ -66,12 +67,12 @@ impl Cpu {
             return Ok(());
         };
         self.stop.store(true, Ordering::Release);
-        // The signal only interrupts a KVM_RUN that is under way. One that hits the thread between its look at `stop`
-        // and KVM_RUN is lost, hence the repetition; the alternative is to write to `kvm_run` behind kvm-ioctls'
+        // The signal only interrupts a KVM_RUN that is under way. A signal between the thread's check of `stop` and
+        // KVM_RUN is lost, so the kick is repeated. The alternative is a write to `kvm_run` behind kvm-ioctls'
         // exclusive borrow.
         while !thread.is_finished() {
             thread.thread().unpark();
-            // It fails when the thread has just ended.
+            // The kick fails when the thread has just ended.
             let _ = thread.kill(SIGRTMIN());
             thread::park_timeout(KICK_INTERVAL);
         }

@@ -21,7 +21,7 @@ pub enum End {
     TripleFault,
     /// A signal ended it: SIGINT, SIGTERM or SIGHUP.
     Interrupted,
-    /// Nobody reads the console any more.
+    /// The reader of the console closed it.
     ConsoleClosed,
     /// A processor or a device could not go on; the error says why.
     Failed,

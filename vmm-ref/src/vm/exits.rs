@@ -18,7 +18,7 @@ use crate::error::{Error, Result, at};
 
 const EAGAIN: i32 = 11;
 
-/// What an access leads to where no device is.
+/// The result of an access to an address without a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unassigned {
     /// As on hardware: a read returns ones, a write has no effect.
@@ -27,11 +27,11 @@ pub enum Unassigned {
     Error,
 }
 
-/// Everything that an exit can reach. Nothing in it changes while the guest runs.
+/// The targets of all exits. They do not change while the guest runs.
 pub struct Exits {
     /// The devices by their addresses and ports.
     pub devices: IoManager,
-    /// The doorbells. A store that exits and that a doorbell takes does not reach a device.
+    /// The doorbells. A store that a doorbell takes does not reach a device.
     pub doorbells: IoeventBus,
     /// How many stores exited and were taken by a doorbell.
     pub doorbell_stores: Arc<DoorbellStores>,
@@ -39,7 +39,7 @@ pub struct Exits {
     pub controllers: Controllers,
     /// The end of the machine.
     pub ending: Arc<Ending>,
-    /// What an access leads to where no device is.
+    /// The result of an access to an address without a device.
     pub unassigned: Unassigned,
 }
 
@@ -68,7 +68,7 @@ impl Exits {
     /// Runs a processor until `stop`, or until the machine ends. A failure of the processor ends the machine.
     ///
     /// # Errors
-    /// KVM's failure, a device's ([`Ending::fail`]), or [`Error::Guest`] for an exit that this machine has no use for.
+    /// KVM's failure, a device's ([`Ending::fail`]), or [`Error::Guest`] for an exit that this machine does not handle.
     pub fn run(&self, mut vcpu: VcpuFd, stop: &AtomicBool) -> Result<()> {
         if let Controllers::User(chips) = &self.controllers {
             chips.processor.is_this_thread();
@@ -92,7 +92,7 @@ impl Exits {
         }
         let exit = match vcpu.run() {
             Ok(exit) => exit,
-            // EAGAIN: a processor that waited for its start message has got it.
+            // EAGAIN: a processor that waited for its start message has received it.
             Err(error) if matches!(error.errno(), EINTR | EAGAIN) => return Ok(()),
             Err(error) => return Err(at("KVM_RUN")(error)),
         };

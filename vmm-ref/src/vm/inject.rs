@@ -16,8 +16,8 @@ mod request {
     ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
 
-/// Gives the CPU the 8259's interrupt, or asks for an exit when it can take one. A request that comes up while the
-/// guest runs is given at its next exit: this guest halts whenever it has served one, which is an exit.
+/// Injects the 8259's interrupt, or asks KVM for an exit when the CPU can take an interrupt. A request that arrives
+/// while the guest runs waits for the next exit: this guest halts, and so exits, after each interrupt.
 ///
 /// # Errors
 /// As [`interrupt`].
@@ -38,7 +38,7 @@ pub fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
 /// Makes the CPU take an interrupt, of that vector, as soon as it enters the guest.
 ///
 /// # Errors
-/// That of KVM_INTERRUPT: EEXIST when it has one to take already, ENXIO with an irqchip in the kernel.
+/// That of KVM_INTERRUPT: EEXIST when an interrupt is already queued, ENXIO with an irqchip in the kernel.
 pub fn interrupt(fd: &VcpuFd, vector: u8) -> Result<()> {
     let interrupt = kvm_interrupt { irq: vector.into() };
     // SAFETY: the fd is a vCPU's, and the argument is the structure that this ioctl reads.

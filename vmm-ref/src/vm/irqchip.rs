@@ -80,7 +80,7 @@ impl Controllers {
         })))
     }
 
-    /// A level source on `gsi`.
+    /// Makes a level source on `gsi`.
     ///
     /// # Errors
     /// The controller's, or [`Error::Impossible`] for a source that these controllers do not have.
@@ -128,7 +128,7 @@ impl Controllers {
     }
 }
 
-/// Two devices want one address, or an address range is none.
+/// The address ranges of two devices overlap, or a range is invalid.
 pub fn occupied(error: vm_device::bus::Error) -> Error {
     Error::Guest(format!("a device's place: {error:?}"))
 }
@@ -144,7 +144,7 @@ fn ioapic(output: Arc<dyn MsiOutput>) -> Result<Arc<Ioapic>> {
     built.map(Arc::new).map_err(|error| Error::Guest(error.to_string()))
 }
 
-/// A model of local APICs whose processor is woken by what comes in.
+/// A model of local APICs that wakes its processor at each message.
 #[derive(Debug)]
 struct Waking {
     apics: Arc<LocalApics>,

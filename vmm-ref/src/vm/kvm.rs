@@ -21,7 +21,7 @@ pub const DEV_KVM: &str = "/dev/kvm";
 /// Opens KVM.
 ///
 /// # Errors
-/// [`Error::NoKvm`], [`Error::Permission`], and [`Error::NotKvm`] for anything else that keeps `path` from being KVM.
+/// [`Error::NoKvm`], [`Error::Permission`], and [`Error::NotKvm`] for any other reason why `path` is no usable KVM.
 pub fn open_kvm(path: &Path) -> Result<Kvm> {
     let not_kvm = |reason: String| Error::NotKvm {
         path: path.to_owned(),
@@ -44,12 +44,12 @@ pub fn open_kvm(path: &Path) -> Result<Kvm> {
     }
 }
 
-/// A VM with that irqchip, and nothing else yet.
+/// Makes a VM with this irqchip, without memory and vCPUs.
 ///
 /// # Errors
 /// [`Error::NoFullIrqchip`], or that of the step that failed.
 pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
-    // A signal that is pending (Ctrl-C has its own way to end a run) makes the kernel give up making the VM.
+    // Retry after EINTR: a pending signal makes KVM_CREATE_VM fail. Ctrl-C is handled elsewhere.
     let vm = loop {
         match kvm.create_vm() {
             Err(error) if error.errno() == EINTR => {}
@@ -66,7 +66,7 @@ pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// Gives the VM its memory. `memory` is to outlive the vCPUs.
+/// Gives the VM its memory. `memory` has to outlive the vCPUs.
 ///
 /// # Errors
 /// That of the ioctl.
@@ -79,8 +79,8 @@ pub(crate) fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the range is a mapping that `memory` owns. Only a running vCPU reaches it through KVM, and whoever
-        // holds the vCPU (`Machine`, then `Running`) holds the memory too and drops it last.
+        // SAFETY: the range is a mapping that `memory` owns. Only a running vCPU reaches it through KVM. The owner of
+        // the vCPU (`Machine`, then `Running`) owns the memory too, and drops it last.
         unsafe { vm.set_user_memory_region(region) }.map_err(at("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What both guests' machines are made of: a VM, its interrupt controllers, the threads of its processors, and its end.
+//! The parts of both guests' machines: a VM, its interrupt controllers, the threads of its processors, and its end.
 
 pub mod cpu_thread;
 pub mod ending;

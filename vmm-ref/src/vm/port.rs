@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A port of our own, by which a guest program calls the VMM.
+//! A port by which a guest program calls the VMM.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Telling a guest that has stalled from a host that has no CPU for it.
+//! Tells a stalled guest from a busy host.
 //!
-//! A limit on wall-clock time is also a limit on what else the host runs. The limits here are on this process's *own
+//! A limit on wall-clock time would also limit the other load of the host. The limits here are on this process's *own
 //! time*: wall-clock time without the time in which one of its threads was ready and waited for a CPU. On a quiet host
 //! the two are equal.
 
@@ -12,23 +12,24 @@ use std::time::{Duration, Instant};
 /// How much own time a round trip may take. Round trips take microseconds.
 pub const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often a run is looked after.
+/// How often a run's progress is checked.
 pub const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Finds that something has made no progress for a limit of own time.
+/// Detects that a count has not changed for a limit of own time.
 #[derive(Debug)]
 pub struct StallDetector {
     limit: Duration,
     progress: u64,
     last: Instant,
-    /// What each thread had waited for a CPU at `last`. `None` at the progress: a progress is not to cost a look.
+    /// The time that each thread had waited for a CPU at `last`. `None` right after progress, so that progress costs no
+    /// read of `schedstat`.
     waited: Option<BTreeMap<u32, Duration>>,
-    /// Own time since the progress.
+    /// Own time since the last progress.
     own: Duration,
 }
 
 impl StallDetector {
-    /// A detector for that limit. The progress is 0.
+    /// A detector with this limit. The count starts at 0.
     pub fn new(limit: Duration) -> Self {
         Self {
             limit,
@@ -39,8 +40,8 @@ impl StallDetector {
         }
     }
 
-    /// Whether the progress has not changed for the limit. May be called at any rate; it looks at most once in
-    /// [`INTERVAL`].
+    /// Whether `progress` has not changed for the limit. May be called at any rate: it reads `schedstat` at most once
+    /// in each [`INTERVAL`].
     pub fn is_stalled(&mut self, progress: u64) -> bool {
         if progress != self.progress {
             (self.progress, self.own) = (progress, Duration::ZERO);

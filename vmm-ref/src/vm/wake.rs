@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct Wake(OwnedFd);
 
 impl Wake {
-    /// A wake that nobody has asked for yet.
+    /// A wake that is not signalled.
     ///
     /// # Errors
     /// [`Error::System`] when no eventfd is to be had.
@@ -24,15 +24,15 @@ impl Wake {
         })
     }
 
-    /// Makes it readable.
+    /// Makes the eventfd readable.
     pub fn wake(&self) {
-        // It fails when the count is full, and it is readable then.
+        // The write fails only when the count is full. The eventfd is then readable.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Makes it not readable until the next [`wake`](Self::wake).
+    /// Makes the eventfd unreadable until the next [`wake`](Self::wake).
     pub fn take(&self) {
-        // It fails when there is nothing to take.
+        // The read fails when the count is 0.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The ACPI tables: what interrupts whom, by which line, and how the machine is switched off.
+//! The ACPI tables: the processors, the IOAPIC, the line of each device, and the power registers.
 //!
 //! The machine is of the hardware-reduced kind (ACPI 6.5, 4.1): no 8259, no PIT and no fixed power-management
 //! registers, but a sleep control register. Each device of the DSDT says of its line that it is **level-triggered and
-//! active-high**, by an Extended Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux takes as it is; what is said
-//! nowhere it would take for an ISA edge.
+//! active-high**, by an Extended Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux follows. Without the descriptor
+//! Linux would assume an ISA edge.
 
 use acpi_tables::Aml;
 use acpi_tables::aml;
@@ -27,18 +27,18 @@ const OEM_REVISION: u32 = 1;
 
 const LAPIC_BASE: u32 = 0xfee0_0000;
 
-/// IA-PC boot architecture flags: no VGA, no MSI, no CMOS clock. That there is no keyboard controller (bit 1 clear)
-/// keeps Linux from looking for a keyboard; its reset command works all the same.
+/// IA-PC boot architecture flags: no VGA, no MSI, no CMOS clock. Bit 1 is clear: no keyboard controller. Linux then
+/// looks for no keyboard. The controller's reset command works nevertheless.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 
-/// What switches the machine off, in the bits of the sleep control register (ACPI 6.5, 4.8.3.7).
+/// The sleep type that switches the machine off (sleep control register, ACPI 6.5, 4.8.3.7).
 pub const S5: u8 = 5;
-/// Carries out what the sleep type says.
+/// The bit that enters the sleep state of the sleep type.
 pub const SLEEP_ENABLE: u8 = 1 << 5;
-/// The sleep type begins at this bit.
+/// The lowest bit of the sleep type.
 pub const SLEEP_TYPE_SHIFT: u8 = 2;
 
-/// The keyboard controller's command port, from its first port on, and its command that resets the machine.
+/// The keyboard controller's command port, as an offset from its first port, and the command that resets the machine.
 const RESET_PORT: u16 = 4;
 const RESET: u8 = 0xfe;
 
@@ -51,16 +51,16 @@ pub struct VirtioDevice {
     pub size: u64,
     /// Its line.
     pub gsi: Gsi,
-    /// Whether other devices have that line too.
+    /// Whether other devices share the line.
     pub shared: bool,
 }
 
 /// Writes the tables for `cpus` processors and these devices.
 ///
 /// # Errors
-/// [`BootError::BootParameters`] when they do not fit in their place.
+/// [`BootError::BootParameters`] when the tables do not fit into their range.
 pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice]) -> Result<(), BootError> {
-    // The root pointer comes first; the others follow once their places are known.
+    // The root pointer has the first address. The other tables are placed behind it.
     let mut next = ACPI + (Rsdp::len() as u64).next_multiple_of(64);
     let mut put = |table: &dyn Aml| {
         let mut bytes = Vec::new();
@@ -117,7 +117,7 @@ fn madt(cpus: u8) -> MADT {
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
-    // All lines are this IOAPIC's, from GSI 0 on. Its ID comes after the processors'.
+    // This IOAPIC has all GSIs from 0 on. Its ID follows the IDs of the processors.
     madt.add_structure(IoApic::new(cpus, Ioapic::BASE as u32, 0));
     madt
 }
@@ -145,7 +145,7 @@ fn dsdt(devices: &[VirtioDevice]) -> Sdt {
     for (number, device) in devices.iter().enumerate() {
         let uid = number as u32;
         aml::Device::new(
-            // At most 8: there are no more pins.
+            // At most 8 devices, because the IOAPIC has 8 pins for them.
             format!("_SB_.VIO{number}").as_str().into(),
             vec![
                 &aml::Name::new("_HID".into(), &"LNRO0005"),

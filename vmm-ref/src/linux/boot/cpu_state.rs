@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's processors: what they say of themselves, and the 64-bit mode in which the first one starts.
+//! The guest's processors: their CPUID, and the 64-bit mode in which the first processor starts.
 //!
 //! The 64-bit boot protocol (Documentation/x86/boot.rst) wants paging on with the first memory mapped one to one, flat
 //! segments with selectors 0x10 (code) and 0x18 (data), interrupts off, and the boot parameters' address in RSI.
@@ -40,7 +40,7 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Writes the page tables and the descriptor table that [`start_at`] points to: the first 4 GiB one to one.
 ///
 /// # Errors
-/// [`Error::Memory`] when the memory ends before them.
+/// [`Error::Memory`] when the memory is too small for the tables.
 pub fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
     let entry = |table: u64, index: u64, value: u64| memory.write_obj(value, GuestAddress(table + index * 8));
     let pointers = PAGE_TABLES + PAGE;
@@ -62,7 +62,7 @@ pub fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-/// Makes the vCPU start at `entry` in 64-bit mode, with `rsi` as it is given.
+/// Makes the vCPU start at `entry` in 64-bit mode, with this `rsi`.
 ///
 /// # Errors
 /// That of the ioctl.
@@ -122,7 +122,7 @@ fn segment(selector: u16, descriptor: u64) -> kvm_segment {
     kvm_segment {
         selector,
         base: 0,
-        // In pages: all of them have the granularity bit.
+        // The limit counts pages, because every segment has the granularity bit.
         limit: u32::MAX,
         type_: (descriptor >> 40 & 0xf) as u8,
         s: bit(44),
@@ -136,7 +136,8 @@ fn segment(selector: u16, descriptor: u64) -> kvm_segment {
     }
 }
 
-/// What KVM can do, for the processor `id` of `cpus`: one package, a core each, one thread a core.
+/// Sets the CPUID of processor `id` of `cpus` to what KVM supports: one package, one core for each processor, one
+/// thread for each core.
 ///
 /// # Errors
 /// That of the ioctl.
@@ -180,7 +181,7 @@ fn describe(supported: &[kvm_cpuid_entry2], id: u8, cpus: u8, deadline: bool) ->
                     entry.edx & !EDX_HTT
                 };
             }
-            // The host's cores and who shares its caches.
+            // Report the guest's cores, and drop the host's cache sharing.
             CACHES => entry.eax = entry.eax & 0x3fff | (cpus.next_power_of_two() - 1) << 26,
             TOPOLOGY | TOPOLOGY_V2 => continue,
             AMD_SIZES => entry.ecx = entry.ecx & !0xf0ff | (cpus - 1),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A kernel file: what it is, and its way into the guest's memory.
+//! A kernel file: checks its kind and loads it into the guest's memory.
 //!
 //! Sources: the kernel's Documentation/x86/boot.rst (boot protocol, 64-bit entry) and zero-page.rst.
 
@@ -14,16 +14,16 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use crate::error::boot_error::{BootError, Size};
 use crate::linux::boot::memory_map::HIGH_START;
 
-/// Where a bzImage has its magic number "HdrS", and what else of its header is looked at here. Offsets into the file.
+/// File offsets of a bzImage's magic number "HdrS" and of the other header fields that are read here.
 const HDRS: usize = 0x202;
 const VERSION: usize = 0x206;
 const XLOADFLAGS: usize = 0x236;
 const HEADER_END: usize = 0x268;
 
-/// The protocol that has `xloadflags`, and its flag for a 64-bit entry.
+/// The first protocol version with `xloadflags`, and the flag of a 64-bit entry.
 const VERSION_WITH_XLOADFLAGS: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1;
-/// From the start of the loaded part to the 64-bit entry.
+/// The offset of the 64-bit entry in the loaded part.
 const ENTRY_64: u64 = 0x200;
 
 const EI_CLASS: usize = 4;
@@ -36,9 +36,9 @@ const EM_X86_64: u16 = 62;
 pub struct Kernel {
     /// Where the boot CPU starts, in 64-bit mode.
     pub entry: u64,
-    /// The end of what the kernel needs to itself before it looks at its memory map.
+    /// The end of the memory that the kernel uses before it reads its memory map.
     pub end: u64,
-    /// Its setup header, where the file has one.
+    /// The setup header; `None` for an ELF file.
     pub header: Option<setup_header>,
 }
 
@@ -84,7 +84,7 @@ impl Kernel {
                     BzImage::load(memory, Some(GuestAddress(HIGH_START)), &mut file, None).map_err(not_loaded)?;
                 Self {
                     entry: loaded.kernel_load.0 + ENTRY_64,
-                    // Where it unpacks itself to, and what it takes there.
+                    // The range that the kernel unpacks itself into.
                     end: loaded.setup_header.map_or(loaded.kernel_end, |header| {
                         let at = header.pref_address.max(loaded.kernel_load.0);
                         at.saturating_add(header.init_size.into()).max(loaded.kernel_end)
@@ -108,7 +108,7 @@ impl Kernel {
     }
 }
 
-/// As much of the beginning as there is.
+/// Reads the beginning of the file, or all of a shorter file.
 fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
     let mut length = 0;
     while length < start.len() {
@@ -120,8 +120,8 @@ fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
     Ok(length)
 }
 
-/// Looks at the beginning of the file: the loaders take some files that have no 64-bit entry, and some that have none
-/// at all.
+/// Checks the beginning of the file, because the loaders accept some files without a 64-bit entry, and some without any
+/// entry.
 fn check(start: &[u8], path: &Path) -> Result<Format, BootError> {
     let not_a_kernel = |reason: &str| BootError::NotAKernel {
         path: path.to_owned(),

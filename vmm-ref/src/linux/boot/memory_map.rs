@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where things are in the guest's physical memory, in its port space, and on its GSIs.
+//! The layout of the guest's physical memory, its ports and its GSIs.
 
 use interrupt_core::Gsi;
 use vm_memory::GuestAddress;
@@ -14,39 +14,40 @@ pub const BOOT_STACK: u64 = 0x8ff0;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// The kernel's command line, at most [`COMMAND_LINE_MAX`] bytes with its end mark.
 pub const COMMAND_LINE: u64 = 0x2_0000;
-/// What the kernel itself takes.
+/// The longest command line that the kernel accepts, in bytes with its end mark.
 pub const COMMAND_LINE_MAX: usize = 2048;
 /// The end of conventional memory.
 pub const LOW_END: u64 = 0xa_0000;
 /// ACPI tables begin with the root pointer, which a kernel looks for from here to [`HIGH_START`].
 pub const ACPI: u64 = 0xe_0000;
-/// Where a processor starts after a reset, and where a kernel jumps that resets the machine as a BIOS does.
+/// The reset vector. A processor starts here after a reset, and a kernel jumps here to reset the machine through the
+/// BIOS.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The first byte above the first MiB: a bzImage is loaded here.
 pub const HIGH_START: u64 = 0x10_0000;
-/// Memory ends here and goes on at [`ABOVE_GAP`]; devices are in between.
+/// Low memory ends here and continues at [`ABOVE_GAP`]. Devices are in between.
 pub const GAP_START: u64 = 0xc000_0000;
-/// Memory that the gap has pushed aside.
+/// The start of the memory above the gap.
 pub const ABOVE_GAP: u64 = 0x1_0000_0000;
 
 /// The virtio devices' windows, one page each.
 pub const VIRTIO_WINDOWS: u64 = 0xd000_0000;
-/// From one window to the next.
+/// The distance between two windows.
 pub const VIRTIO_WINDOW: u64 = 0x1000;
 
 /// The first serial port.
 pub const COM1: u16 = 0x3f8;
 /// The keyboard controller, whose command port is at offset 4.
 pub const I8042: u16 = 0x60;
-/// A byte that the guest writes here is the exit status of the run. QEMU's isa-debug-exit is usually at this port.
+/// The port of the exit status: the run ends with the byte that the guest wrote here. QEMU's isa-debug-exit is usually
+/// at this port.
 pub const EXIT_STATUS_PORT: u16 = 0xf4;
 /// ACPI's sleep control register, and the sleep status register after it.
 pub const SLEEP_CONTROL: u16 = 0x600;
 
 /// The serial port's line, as on every PC.
 pub const SERIAL_GSI: Gsi = Gsi(4);
-/// The line of the first virtio device, and of all with `--share-irq`. The pins from here on are the IOAPIC's alone: no
-/// 8259 is wired to them.
+/// The line of the first virtio device, and of all with `--share-irq`. No 8259 shares the pins from here on.
 pub const FIRST_VIRTIO_GSI: Gsi = Gsi(16);
 /// The pins of the IOAPIC from [`FIRST_VIRTIO_GSI`] on.
 pub const VIRTIO_GSIS: usize = 8;
@@ -61,7 +62,7 @@ pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
-/// The guest's usable memory, as the e820 map tells it: address and size.
+/// The guest's usable memory as ranges of address and size, for the e820 map.
 pub fn usable_ranges(size: u64) -> Vec<(u64, u64)> {
     let mut usable = vec![
         (0, LOW_END),

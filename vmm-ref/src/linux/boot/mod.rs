@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a kernel finds when it starts: itself, its parameters, the ACPI tables, and a processor in 64-bit mode.
+//! The state in which a kernel starts: the loaded kernel, its parameters, the ACPI tables, and a processor in 64-bit
+//! mode.
 
 pub mod acpi;
 pub mod cpu_state;

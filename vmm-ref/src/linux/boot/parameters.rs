@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a kernel finds in memory when it starts: its initrd, its command line and the boot parameters.
+//! The initrd, the command line and the boot parameters in the guest's memory.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,14 +21,14 @@ const PAGE: u64 = 4096;
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// What an ELF kernel's boot parameters have to say, which a bzImage brings along.
+/// Header fields for an ELF kernel. A bzImage has its own header.
 const BOOT_FLAG: u16 = 0xaa55;
 const HDRS: u32 = 0x5372_6448;
 const PROTOCOL: u16 = 0x20c;
 const LOADED_HIGH: u8 = 1;
-/// A boot loader without a number of its own.
+/// The type of a boot loader without an assigned number.
 const UNKNOWN_LOADER: u8 = 0xff;
-/// Below this an initrd is within reach of every 64-bit kernel.
+/// Every 64-bit kernel can reach an initrd below this address.
 const INITRD_MAX: u64 = 0x7fff_ffff;
 
 /// An initrd in the guest's memory.
@@ -39,7 +39,8 @@ pub struct Initrd {
 }
 
 impl Initrd {
-    /// Loads the file as high as the kernel takes it: the kernel unpacks itself from below.
+    /// Loads the file at the highest address that the kernel allows, because the kernel unpacks itself at low
+    /// addresses.
     ///
     /// # Errors
     /// [`BootError::File`], [`BootError::TooLittleMemory`], [`BootError::InitrdTooLarge`].
@@ -56,7 +57,7 @@ impl Initrd {
             _ => INITRD_MAX,
         };
         let address = place(kernel.end, memory_size, limit, size, path)?;
-        // What does not fit into a `usize` has not fitted into memory either.
+        // A size above `usize` does not fit into memory either.
         memory
             .read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)
             .map_err(|error| unreadable(std::io::Error::other(error.to_string())))?;
@@ -64,7 +65,7 @@ impl Initrd {
     }
 }
 
-/// The highest page at which `size` bytes fit above `start`, in memory and below `limit`.
+/// The highest page address above `start` at which `size` bytes fit into memory below `limit`.
 fn place(start: u64, memory_size: u64, limit: u64, size: u64, path: &Path) -> Result<u64, BootError> {
     let start = start.next_multiple_of(PAGE);
     let end = memory_size.min(GAP_START).min(limit.saturating_add(1));
@@ -86,8 +87,8 @@ fn place(start: u64, memory_size: u64, limit: u64, size: u64, path: &Path) -> Re
     }
 }
 
-/// Writes what a BIOS has at the reset vector: a jump there resets the machine. Linux makes it, for want of anything
-/// better, when there is no keyboard controller by the ACPI tables.
+/// Writes code at the reset vector that resets the machine, as a BIOS has there. Linux jumps to it as a last resort
+/// when the ACPI tables declare no keyboard controller.
 ///
 /// # Errors
 /// [`BootError::BootParameters`].

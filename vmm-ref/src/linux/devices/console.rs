@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The serial console: a 16550 on a level line, its output on a file of ours, its input from another.
+//! The serial console: a 16550 on a level line. It prints to one file and reads from another.
 //!
-//! The chip model knows an interrupt as a push of a button. Its line is a level all the same: it is high while the
-//! chip's identification register names a cause, and that is looked up after each access.
+//! The chip model signals an interrupt as a pulse. This device derives a level: the line is high while the chip's
+//! identification register names a cause. The register is read after each access.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -29,13 +29,13 @@ use crate::vm::wake::Wake;
 /// The bit of the identification register that is set while the chip has no cause for an interrupt.
 const IIR_NONE: u8 = 1;
 
-/// A line of output that its sender does not end shows after this time.
+/// An unfinished line of output is printed after this time.
 const PARTIAL_LINE: Duration = Duration::from_millis(20);
 
-/// Output that nobody has taken yet is passed on at this size.
+/// The buffered output is printed when it reaches this size.
 const BUFFER_MAX: usize = 4096;
 
-/// The serial port, as the guest's processors and the input's thread share it.
+/// The serial port, shared by the guest's processors and the input thread.
 pub struct Console {
     chip: Mutex<Serial<NoButton, Room, Output>>,
     interrupt: LevelInterrupt,
@@ -43,10 +43,10 @@ pub struct Console {
 }
 
 impl Console {
-    /// A serial port with that interrupt. It prints to `out`, and ends the run when `out` is closed.
+    /// A serial port that drives `interrupt` and prints to `out`. The run ends when the reader of `out` closes it.
     ///
     /// # Errors
-    /// [`Error::System`] when no eventfd is to be had.
+    /// [`Error::System`] when the eventfd cannot be made.
     pub fn new(interrupt: LevelInterrupt, out: File, ending: Arc<Ending>) -> Result<Arc<Self>> {
         let wake = Arc::new(Wake::new()?);
         let output = Output {
@@ -68,7 +68,7 @@ impl Console {
         &self.interrupt
     }
 
-    /// What the guest last said of the console's line, and of others.
+    /// The counts that the guest last printed for the console's line and other lines.
     pub fn guest_count(&self, gsi: interrupt_core::Gsi) -> Option<GuestCount> {
         self.chip().writer().counts.of(gsi).cloned()
     }
@@ -76,7 +76,7 @@ impl Console {
     /// Starts passing `input` on to the guest.
     ///
     /// # Errors
-    /// [`Error::System`] when there is no thread to be had.
+    /// [`Error::System`] when the thread cannot be started.
     pub fn start(self: &Arc<Self>, input: File) -> Result<Input> {
         let stop = Arc::new(AtomicBool::new(false));
         let (console, stopped) = (Arc::clone(self), Arc::clone(&stop));
@@ -98,19 +98,18 @@ impl Console {
         self.chip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the interrupt the level that the chip has now. Called with the chip's lock held, so that levels keep their
-    /// order.
+    /// Sets the interrupt to the chip's current level. The caller holds the chip's lock, which keeps levels in order.
     fn update_level(&self, chip: &Serial<NoButton, Room, Output>) {
-        // The interrupt counts a level that its source refuses, and tries it again at the next event.
+        // `LevelInterrupt` counts a level that its source refuses, and retries at the next event.
         let _ = self
             .interrupt
             .set_level(chip.state().interrupt_identification & IIR_NONE == 0);
     }
 
-    /// The thread of the input.
+    /// The input thread's loop.
     fn pass_on(&self, mut input: File, stop: &AtomicBool) {
         let mut buffer = [0; 64];
-        // The part of it that the chip has no room for yet.
+        // The part of the input that the chip has no room for yet.
         let mut waiting = 0..0;
         let (mut open, mut partial) = (true, false);
         while !stop.load(Ordering::Acquire) {
@@ -149,7 +148,7 @@ impl Console {
             }
             if !waiting.is_empty() {
                 let mut chip = self.chip();
-                // A full buffer is no loss: the guest's next read of it wakes this thread.
+                // The chip's buffer is full. The guest's next read of it wakes this thread.
                 waiting.start += chip.enqueue_raw_bytes(&buffer[waiting.clone()]).unwrap_or(0);
                 self.update_level(&chip);
             }
@@ -157,7 +156,7 @@ impl Console {
     }
 }
 
-/// Accesses of one byte; others read as ones and are ignored.
+/// Serves accesses of one byte. Other reads return ones, other writes are ignored.
 impl DevicePio for Console {
     fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         data.fill(0xff);
@@ -171,7 +170,7 @@ impl DevicePio for Console {
     fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
         if let [byte] = data {
             let mut chip = self.chip();
-            // The output has its own way to say that it is closed, and the button cannot fail.
+            // Ignore the error: the output reports a closed file itself, and `NoButton` cannot fail.
             let _ = chip.write(offset as u8, *byte);
             self.update_level(&chip);
         }
@@ -184,7 +183,7 @@ impl fmt::Debug for Console {
     }
 }
 
-/// The thread of the input. Dropping it ends it, and passes on what the guest has printed last.
+/// The input thread. A drop ends the thread and prints the last buffered output.
 #[derive(Debug)]
 pub struct Input {
     thread: Option<JoinHandle<()>>,
@@ -197,14 +196,14 @@ impl Drop for Input {
         self.stop.store(true, Ordering::Release);
         self.console.wake.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook.
+            // The panic hook has reported a panic of the thread.
             let _ = thread.join();
         }
         self.console.chip().writer_mut().pass_on();
     }
 }
 
-/// The chip model's way to ask for an interrupt: not needed, because its line is looked up.
+/// The chip model's interrupt trigger. It does nothing, because the port reads the chip's level instead.
 #[derive(Debug)]
 struct NoButton;
 
@@ -232,7 +231,7 @@ impl SerialEvents for Room {
     }
 }
 
-/// What the guest prints, gathered to lines: the chip writes byte by byte.
+/// The guest's output, gathered into lines, because the chip writes single bytes.
 #[derive(Debug)]
 struct Output {
     out: File,
@@ -243,7 +242,7 @@ struct Output {
 }
 
 impl Output {
-    /// Passes on what there is. Who does not read holds the guest up, but not the end of the run.
+    /// Prints the buffered output. A slow reader delays the guest, but not the end of the run.
     fn pass_on(&mut self) {
         let mut left = &self.buffer[..];
         while !left.is_empty() {
@@ -277,7 +276,7 @@ impl Write for Output {
         Ok(bytes.len())
     }
 
-    /// Nothing: the chip asks for it after each byte.
+    /// Does nothing: the chip calls it after each byte.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest says of its interrupts: its /proc/interrupts, picked out of the console when its init prints it.
+//! The guest's own interrupt counts: /proc/interrupts, taken from the console when the guest's init prints the file.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use serde::Serialize;
 pub struct GuestCount {
     /// How often its handler ran, on all CPUs together.
     pub count: u64,
-    /// How its kernel ends it: `fasteoi` for a level, `edge` for an edge.
+    /// The flow that the guest's kernel uses: `fasteoi` for a level, `edge` for an edge.
     pub flow: String,
 }
 
-/// Longer than any line of that file.
+/// The longest line that is kept. Lines of /proc/interrupts are shorter.
 const LINE_MAX: usize = 512;
 
-/// Reads a console as it comes.
+/// Parses the console's output as it arrives.
 #[derive(Debug, Default)]
 pub struct GuestCounts {
     line: Vec<u8>,
@@ -40,14 +40,14 @@ impl GuestCounts {
         }
     }
 
-    /// What was said last of the line `gsi`.
+    /// The last printed counts of the line `gsi`.
     pub fn of(&self, gsi: Gsi) -> Option<&GuestCount> {
         self.found.get(&gsi.0)
     }
 }
 
-/// ` 17:   12   3   IO-APIC   16-fasteoi   virtio0, virtio1`: the kernel's own number, a count for each CPU, the chip,
-/// its pin and the flow, and who has it. Pin and GSI are the same here.
+/// ` 17: 12 3 IO-APIC 16-fasteoi virtio0, virtio1`: the kernel's own number, a count for each CPU, the chip, its pin
+/// and the flow, and the devices. On this machine a pin has the number of its GSI.
 fn parse(line: &str) -> Option<(u32, GuestCount)> {
     let mut words = line.split_whitespace();
     words.next()?.strip_suffix(':')?.parse::<u32>().ok()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The devices of the machine that runs Linux, but for the virtio ones: what they are, and where each is.
+//! The devices of the machine that runs Linux, except the virtio devices, and the address of each device.
 
 pub mod console;
 pub mod guest_counts;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The registers by which a guest switches itself off, resets itself, or says its exit status.
+//! The registers by which a guest switches itself off, resets itself, or reports an exit status.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::vm::ending::{End, Ending};
 pub struct Power {
     ending: Arc<Ending>,
     keyboard: Mutex<I8042Device<Reset>>,
-    /// 256 until the guest gives one.
+    /// The exit status; 256 until the guest reports one.
     status: AtomicU16,
 }
 
@@ -33,7 +33,7 @@ impl Power {
         })
     }
 
-    /// The exit status that the guest has given, if it has.
+    /// The exit status that the guest has reported, if any.
     pub fn status(&self) -> Option<u8> {
         u8::try_from(self.status.load(Ordering::Acquire)).ok()
     }
@@ -51,7 +51,7 @@ impl Trigger for Reset {
     }
 }
 
-/// Accesses of one byte; others read as ones and are ignored.
+/// Serves accesses of one byte. Other reads return ones, other writes are ignored.
 impl DevicePio for Power {
     fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         data.fill(0xff);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The terminal while the guest has it.
 //!
-//! Keys go to the guest one by one and are echoed by the guest alone. Ctrl-C stays ours: it ends the run. Ctrl-Z and
-//! Ctrl-\ would leave the terminal as it is now, and go to the guest.
+//! Each key goes to the guest at once, and only the guest echoes it. Ctrl-C ends the run. Ctrl-Z and Ctrl-\ go to the
+//! guest, because they would leave the terminal in the guest's mode.
 //!
-//! Whoever kills this process (SIGKILL) gives it no chance to put the terminal back. A second process does it then, and
-//! ends; it has nothing else to do.
+//! SIGKILL gives this process no chance to restore the terminal. A second process waits for the end of this process,
+//! then restores the terminal and exits.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 
-/// A terminal in the guest's mode. Dropping it puts the terminal back as it was.
+/// A terminal in the guest's mode. A drop restores the previous mode.
 #[derive(Debug)]
 pub struct GuestTerminal {
     fd: OwnedFd,
@@ -23,11 +23,11 @@ pub struct GuestTerminal {
 }
 
 impl GuestTerminal {
-    /// Gives the terminal to the guest; `None` when `fd` is none, or cannot be changed.
+    /// Switches the terminal to the guest's mode. `None` when `fd` is no terminal or cannot be changed.
     pub fn take(fd: impl AsFd) -> Option<Self> {
         let before = tcgetattr(&fd).ok()?;
         let fd = fd.as_fd().try_clone_to_owned().ok()?;
-        // Without it the terminal is put back at every end but one.
+        // Without the guard, only SIGKILL leaves the terminal in the guest's mode.
         let guard = Guard::start(&fd).ok();
         let mut mode = before.clone();
         mode.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
@@ -41,14 +41,14 @@ impl GuestTerminal {
 
 impl Drop for GuestTerminal {
     fn drop(&mut self) {
-        // Fails when the terminal has gone.
+        // Ignore the error: the terminal has gone.
         let _ = tcsetattr(&self.fd, OptionalActions::Now, &self.before);
         drop(self.guard.take());
     }
 }
 
-/// The process that puts the terminal back when this one cannot. It waits for the end of a pipe whose other end only
-/// this process has.
+/// The process that restores the terminal when this process cannot. It waits for the end of a pipe whose write end only
+/// this process holds.
 #[derive(Debug)]
 struct Guard {
     alive: Option<OwnedFd>,
@@ -56,7 +56,7 @@ struct Guard {
 }
 
 impl Guard {
-    /// Takes note of how the terminal is, and starts waiting.
+    /// Records the terminal's mode and forks the waiting process.
     fn start(terminal: &OwnedFd) -> io::Result<Self> {
         let (ended, alive) = pipe_with(PipeFlags::CLOEXEC)?;
         let (terminal, ended_fd, alive_fd) = (terminal.as_raw_fd(), ended.as_raw_fd(), alive.as_raw_fd());
@@ -82,31 +82,31 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.alive.take());
-        // It has no reason to stay: it fails when somebody else has waited for it.
+        // The child ends when `alive` closes. waitpid fails only if the child has already been reaped.
         let _ = waitpid(self.process, WaitOptions::empty());
     }
 }
 
 /// The second process: no allocation, no lock, no panic, only calls that are async-signal-safe.
 fn wait_and_restore(terminal: libc::c_int, before: &libc::termios, ended: libc::c_int, alive: libc::c_int) -> ! {
-    // What ends the first process by way of the terminal is not for this one, and neither is being stopped in the
-    // background.
+    // Ignore the terminal's signals: this process has to outlive the first process, and must not stop when it changes
+    // the terminal from the background.
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGTTOU] {
         // SAFETY: no handler is installed.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    // SAFETY: it is this process's own copy.
+    // SAFETY: the descriptor is this process's own copy.
     unsafe { libc::close(alive) };
     let mut byte = 0_u8;
     loop {
-        // SAFETY: the buffer is a byte of ours. Nobody writes: the end of the pipe is what comes, or a signal.
+        // SAFETY: the buffer is a local byte. No process writes to the pipe, so read returns at its end or at a signal.
         if unsafe { libc::read(ended, (&raw mut byte).cast(), 1) } == 0 {
             break;
         }
     }
-    // SAFETY: the structure is whole. Where the first process has put the terminal back itself, this changes nothing.
+    // SAFETY: the structure is initialised. The call changes nothing if the first process has restored the terminal.
     unsafe { libc::tcsetattr(terminal, libc::TCSANOW, before) };
-    // SAFETY: it ends this process without running what belongs to the other one.
+    // SAFETY: _exit runs no destructors and no exit handlers, which belong to the first process.
     unsafe { libc::_exit(0) }
 }
 

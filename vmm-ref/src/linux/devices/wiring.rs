@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine's devices, and where each is: window, line, doorbell.
+//! The machine's devices, and the window, the line and the doorbell of each.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::vm::irqchip::{Controllers, occupied};
 /// A virtio device on its window and its line.
 #[derive(Debug)]
 pub struct OnLine {
-    /// What it is, for people.
+    /// A description for people.
     pub name: String,
     /// Its registers.
     pub mmio: Arc<Mmio>,
@@ -46,7 +46,7 @@ pub struct Devices {
     pub virtio: Vec<OnLine>,
 }
 
-/// What the devices are put on.
+/// The parts of the machine that devices connect to.
 #[derive(Debug)]
 pub struct Wiring<'a> {
     /// The interrupt controllers.
@@ -103,7 +103,7 @@ impl Devices {
                 step: "eventfd",
                 source,
             })?);
-            // Any width and any value: the device has one queue.
+            // Match any width and any value, because the device has one queue.
             let at = Match::mmio(place.window + QUEUE_NOTIFY, Length::Any);
             let doorbell = wiring.doorbells.register(at, Arc::clone(&kick))?;
             let mmio = Mmio::new(
@@ -124,7 +124,7 @@ impl Devices {
     /// The devices by their addresses.
     ///
     /// # Errors
-    /// [`Error::Guest`] when two of them are in one place.
+    /// [`Error::Guest`] when the ranges of two devices overlap.
     pub fn io_manager(&self) -> Result<IoManager> {
         let mut manager = IoManager::new();
         for (base, size) in [(I8042, 5), (SLEEP_CONTROL, 2), (EXIT_STATUS_PORT, 1)] {
@@ -146,7 +146,7 @@ impl Devices {
 }
 
 impl OnLine {
-    /// Why stores to its doorbell exit although KVM was asked to take them.
+    /// Why stores to the device's doorbell exit although KVM was asked to take them.
     pub fn trapped(&self) -> Option<String> {
         match self.doorbell.path() {
             Path::Kernel => None,

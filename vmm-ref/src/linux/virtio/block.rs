@@ -15,7 +15,7 @@ use crate::linux::virtio::chain::{Chain, Malformed};
 use crate::linux::virtio::disk::{Disk, SECTOR};
 use crate::linux::virtio::mmio::QUEUE_MAX;
 
-/// Type, a field that is reserved, and the sector.
+/// The size of a request's header: type, a reserved field, and the sector.
 const HEADER: usize = 16;
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
@@ -23,7 +23,7 @@ const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
-    /// A driver that does not flush relies on each write to be on stable storage (5.2.6.2).
+    /// Whether the driver flushes. Otherwise the driver relies on each write to be on stable storage (5.2.6.2).
     flushes: bool,
 }
 
@@ -45,10 +45,10 @@ impl Block {
                 }
                 if is_read {
                     self.disk.read(memory, buffers, at()?).map_err(io_error)?;
-                    // A chain is no longer than 4 GiB less one byte.
+                    // A chain has at most 4 GiB less one byte.
                     return Ok(buffers.length() as u32);
                 }
-                // A disk that is open for reading alone refuses.
+                // A read-only disk refuses the write.
                 self.disk.write(memory, buffers, at()?).map_err(io_error)?;
                 if !self.flushes {
                     self.disk.flush().map_err(io_error)?;
@@ -90,8 +90,8 @@ impl Backend for Block {
         read_only | 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX
     }
 
-    /// Capacity, the largest segment (not offered), and how many segments a request may have beside its header and its
-    /// status.
+    /// The capacity, the largest segment (not offered), and the number of segments of a request without its header and
+    /// its status.
     fn configuration(&self) -> Vec<u8> {
         let mut space = self.disk.sectors().to_le_bytes().to_vec();
         space.extend(0_u32.to_le_bytes());
@@ -113,7 +113,7 @@ impl Backend for Block {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(answer) => (answer, 0),
         };
-        // The address has been looked at.
+        // The address has been checked.
         let outside = |_| Malformed::OutsideMemory {
             address: status.0,
             length: 1,

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A descriptor chain that has been looked at: its buffers are in the guest's memory, and what the device reads comes
-//! before what it writes.
+//! A checked descriptor chain: all buffers are in the guest's memory, and the buffers that the device reads come before
+//! those that it writes.
 //!
-//! `virtio-queue` walks a chain no further than the table is long, and ends quietly where a descriptor is not to be
-//! had. That end is told from a proper one by the last descriptor, which then says that there is another.
+//! `virtio-queue` stops after as many descriptors as the table has, and stops without an error at an invalid
+//! descriptor. The last descriptor shows whether the chain was cut short: its NEXT flag is still set.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
-/// Why a queue cannot go on.
+/// Why a device cannot serve its queue any further.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The ring's index is further on than the ring is long.
+    /// The available ring's index is ahead by more than the ring's length.
     #[error("the index of its available ring: {0}")]
     Ring(String),
-    /// The queue's own addresses or its size.
+    /// The queue's addresses or its size are invalid.
     #[error(
         "a queue of {size} descriptors at {descriptors:#x}, {available:#x} and {used:#x} is not possible: {reason}"
     )]
     Queue {
-        /// Its size.
+        /// The queue's size.
         size: u32,
         /// The address of the descriptor table.
         descriptors: u64,
@@ -27,32 +27,32 @@ pub enum Malformed {
         available: u64,
         /// The address of the used ring.
         used: u64,
-        /// What is wrong with it.
+        /// Why the queue is invalid.
         reason: &'static str,
     },
-    /// Not even one descriptor.
+    /// The head of the chain is outside the descriptor table.
     #[error("the descriptor {0} is not in the table")]
     NoDescriptor(u16),
-    /// It does not come to an end of its own.
+    /// The chain is a loop, leaves its table, or is longer than 4 GiB.
     #[error("the chain at {0} is a loop, leads out of its table, or is longer than 4 GiB")]
     CutShort(u16),
-    /// A buffer somewhere else.
+    /// A buffer is outside the guest's memory.
     #[error("{length} bytes at {address:#x} are not in the guest's memory")]
     OutsideMemory {
-        /// Its address.
+        /// The buffer's address.
         address: u64,
-        /// Its length in bytes.
+        /// The buffer's length in bytes.
         length: u32,
     },
-    /// What the device is to read comes after what it is to write.
+    /// A buffer for the device to read follows a buffer for it to write.
     #[error("the chain at {0} has a buffer to read after one to write")]
     Order(u16),
     /// A part of the request is missing.
     #[error("the chain at {head} is too short for {what}")]
     TooShort {
-        /// Its first descriptor.
+        /// The first descriptor of the chain.
         head: u16,
-        /// What does not fit.
+        /// The part that is missing.
         what: &'static str,
     },
 }
@@ -61,18 +61,19 @@ pub enum Malformed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Buffers(Vec<(GuestAddress, u32)>);
 
-/// The buffers of one request. It is used again for the next one.
+/// The buffers of one request. The allocation is reused for the next request.
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
-    /// What the device reads.
+    /// The buffers that the device reads.
     pub readable: Buffers,
-    /// What the device writes.
+    /// The buffers that the device writes.
     pub writable: Buffers,
 }
 
 impl Buffers {
-    /// Their bytes. No more than 4 GiB: a longer chain is cut short.
+    /// The length of all buffers in bytes. A chain has less than 4 GiB: a longer one is refused as
+    /// [`Malformed::CutShort`].
     pub fn length(&self) -> u64 {
         self.0.iter().map(|(_, length)| u64::from(*length)).sum()
     }
@@ -82,7 +83,7 @@ impl Buffers {
         self.0.iter().copied()
     }
 
-    /// Takes the first bytes and puts them in `bytes`; `None` when there are not as many.
+    /// Removes the first bytes and copies them to `bytes`. `None` when the buffers are shorter.
     fn take_first(&mut self, memory: &GuestMemoryMmap, bytes: &mut [u8]) -> Option<()> {
         if self.length() < bytes.len() as u64 {
             return None;
@@ -101,7 +102,7 @@ impl Buffers {
         Some(())
     }
 
-    /// Takes the last byte, and says where it is.
+    /// Removes the last byte, and returns its address.
     fn take_last(&mut self) -> Option<GuestAddress> {
         loop {
             let (address, length) = self.0.last_mut()?;
@@ -115,10 +116,10 @@ impl Buffers {
 }
 
 impl Chain {
-    /// Takes over the buffers of `chain`.
+    /// Replaces the buffers by those of `chain`.
     ///
     /// # Errors
-    /// [`Malformed`]; the buffers are of no value then.
+    /// [`Malformed`]; the buffers are then incomplete.
     pub fn read(&mut self, chain: DescriptorChain<&GuestMemoryMmap>) -> Result<(), Malformed> {
         let (head, memory) = (chain.head_index(), chain.memory());
         self.head = head;
@@ -149,7 +150,7 @@ impl Chain {
         }
     }
 
-    /// Takes the first bytes of what the device reads.
+    /// Removes the first bytes of the buffers that the device reads, and copies them.
     ///
     /// # Errors
     /// [`Malformed::TooShort`].
@@ -159,7 +160,7 @@ impl Chain {
         taken.ok_or(Malformed::TooShort { head, what })
     }
 
-    /// Takes the last byte of what the device writes, and says where it is.
+    /// Removes the last byte of the buffers that the device writes, and returns its address.
     ///
     /// # Errors
     /// [`Malformed::TooShort`].

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A disk: a raw file or a block device.
 //!
-//! A write that has returned is in the host's page cache: it outlives this process, however that ends. What the guest
-//! has flushed is on stable storage. The file keeps the size that it had: a part that somebody cuts off is an error to
-//! the guest, in both directions.
+//! A completed write is in the host's page cache and outlives this process. A flushed write is on stable storage. The
+//! disk keeps its initial size: if the file is truncated, the guest's reads and writes beyond its end fail.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
@@ -19,7 +18,7 @@ use crate::linux::virtio::chain::Buffers;
 /// The unit of virtio's block device, in bytes.
 pub const SECTOR: u64 = 512;
 
-/// The kernel takes no more buffers at once.
+/// The most buffers that the kernel accepts in one call.
 const BUFFERS_MAX: usize = 1024;
 
 /// See the [module](self).
@@ -30,11 +29,11 @@ pub struct Disk {
     read_only: bool,
     size: u64,
     is_file: bool,
-    /// Used again for each request.
+    /// Reused by each request.
     buffers: Vec<libc::iovec>,
 }
 
-// SAFETY: the pointers in `buffers` are of no meaning between two calls of `transfer`, which makes them anew.
+// SAFETY: `transfer` rebuilds the pointers in `buffers` at each call and never uses those of an earlier call.
 unsafe impl Send for Disk {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +59,7 @@ impl Disk {
             path: path.to_owned(),
             what,
         };
-        // Before it is opened: that would wait for a pipe's other end.
+        // Check before the open, which would wait for the other end of a pipe.
         let kind = std::fs::metadata(path).map_err(unusable)?.file_type();
         if kind.is_dir() {
             return Err(not_a_disk("a directory"));
@@ -78,7 +77,7 @@ impl Disk {
             }
             Err(source) => return Err(unusable(source)),
         };
-        // A block device has no length, and an end all the same.
+        // The metadata of a block device have length 0. Seek to its end instead.
         let size = file.seek(SeekFrom::End(0)).map_err(unusable)?;
         if size == 0 {
             return Err(not_a_disk("empty"));
@@ -99,17 +98,17 @@ impl Disk {
         })
     }
 
-    /// Its size in sectors.
+    /// The disk's size in sectors.
     pub fn sectors(&self) -> u64 {
         self.size / SECTOR
     }
 
-    /// Whether it refuses writes.
+    /// Whether the disk is read-only.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// Where it is.
+    /// The path of the disk.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -127,14 +126,14 @@ impl Disk {
     /// # Errors
     /// The system's; `UnexpectedEof` when the disk ends, or has become shorter; EBADF for one that is read-only.
     pub fn write(&mut self, memory: &GuestMemoryMmap, buffers: &Buffers, at: u64) -> io::Result<()> {
-        // A file would grow again, with a hole where the guest's data was.
+        // A write beyond the end of a truncated file would extend the file, with a hole in place of the guest's data.
         if self.is_file && self.file.metadata()?.len() < self.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.transfer(Direction::Out, memory, buffers, at)
     }
 
-    /// Returns when everything that was written is on stable storage.
+    /// Flushes: returns when all completed writes are on stable storage.
     ///
     /// # Errors
     /// The system's.
@@ -159,7 +158,7 @@ impl Disk {
         };
         self.buffers.clear();
         for (address, length) in buffers.iter() {
-            // One buffer is several where the guest's memory is.
+            // A buffer may span several regions of the guest's memory.
             let slices = memory
                 .get_slices(address, length as usize, access)
                 .map_err(io::Error::other)?;
@@ -179,8 +178,8 @@ impl Disk {
             // A size is at most an `i64`.
             let offset = at as libc::off_t;
             let done = match direction {
-                // SAFETY: the buffers lie in the mappings of `memory`, which outlives the call. They are the guest's,
-                // whose processors may write them meanwhile: nothing in this process holds a reference to them.
+                // SAFETY: the buffers lie in the mappings of `memory`, which outlives the call. The guest's processors
+                // may write the buffers meanwhile, and no reference in this process points to them.
                 Direction::In => unsafe { libc::preadv(fd, left.as_ptr(), count, offset) },
                 // SAFETY: as above.
                 Direction::Out => unsafe { libc::pwritev(fd, left.as_ptr(), count, offset) },
@@ -201,7 +200,7 @@ impl Disk {
     }
 }
 
-/// Takes `done` bytes off the front of the buffers, and returns how many of them are done with.
+/// Removes `done` bytes from the front of the buffers, and returns the number of buffers that are complete.
 fn advance(buffers: &mut [libc::iovec], mut done: usize) -> usize {
     for (number, buffer) in buffers.iter_mut().enumerate() {
         if done < buffer.iov_len {

@@ -8,7 +8,7 @@ use vm_memory::{Bytes as _, GuestMemoryMmap};
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::{Chain, Malformed};
 
-/// A request gets no more than this. The driver is told how much it got, and asks again.
+/// The most bytes that one request gets. The driver sees the length and asks again for more.
 const REQUEST_MAX: usize = 4096;
 
 /// See the [module](self).
@@ -35,7 +35,7 @@ impl Backend for Entropy {
         let mut written = 0;
         for (address, length) in chain.writable.iter() {
             let wanted = &mut random[..(REQUEST_MAX - written).min(length as usize)];
-            // Fails only where the kernel has no such system call; the driver is then told that it got less.
+            // Fails only on a kernel without getrandom(2). The driver then gets fewer bytes.
             let got = getrandom(&mut *wanted, GetRandomFlags::empty()).unwrap_or(0);
             let outside = |_| Malformed::OutsideMemory {
                 address: address.0,

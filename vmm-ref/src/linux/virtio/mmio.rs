@@ -28,23 +28,22 @@ use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::Malformed;
 use crate::linux::virtio::worker::{Shared, Worker};
 
-/// The most descriptors that a queue has.
+/// The largest queue size in descriptors.
 pub const QUEUE_MAX: u16 = 256;
 
 /// The size of the window in bytes.
 pub const WINDOW: u64 = 0x200;
 
-/// The offset of the register that the guest writes when there is something in the queue. Its writes are an event of
-/// the ioevent bus.
+/// The offset of the register that the guest writes to announce requests. The ioevent bus serves these writes.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// "virt", and the version of the interface.
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
-/// Nobody's.
+/// The vendor ID: none.
 const VENDOR: u32 = 0;
 
-/// What the driver has written.
+/// The registers that the driver has written.
 #[derive(Debug, Default)]
 struct Registers {
     status: u32,
@@ -57,7 +56,7 @@ struct Registers {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct QueueRegisters {
-    /// 0 until the driver chooses one, which stands for the greatest.
+    /// The queue size. 0, until the driver chooses a size, stands for the largest.
     size: u32,
     ready: bool,
     descriptors: u64,
@@ -65,7 +64,7 @@ struct QueueRegisters {
     used: u64,
 }
 
-/// A device's registers, as the guest's processors share them.
+/// A device's registers, shared by the guest's processors.
 #[derive(Debug)]
 pub struct Mmio {
     kind: u32,
@@ -76,7 +75,7 @@ pub struct Mmio {
 }
 
 impl Mmio {
-    /// The transport of `backend`, with that interrupt. `kick` is a blocking eventfd that each write to
+    /// Makes the transport of `backend`, which drives this interrupt. `kick` is a blocking eventfd that each write to
     /// [`QUEUE_NOTIFY`] signals.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
@@ -97,12 +96,12 @@ impl Mmio {
     /// Starts the thread that serves the queue.
     ///
     /// # Errors
-    /// [`Error::System`](crate::error::Error::System) when there is none to be had.
+    /// [`Error::System`](crate::error::Error::System) when the thread cannot be started.
     pub fn start(&self, name: String) -> Result<Worker> {
         Worker::start(name, Arc::clone(&self.shared))
     }
 
-    /// What the registers share with that thread.
+    /// The state that the registers share with the thread.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -117,11 +116,11 @@ impl Mmio {
             VIRTIO_MMIO_VERSION => return VERSION,
             VIRTIO_MMIO_DEVICE_ID => return self.kind,
             VIRTIO_MMIO_VENDOR_ID => return VENDOR,
-            // Without the other registers' lock: it is read at each interrupt.
+            // Read without the lock of the other registers, because the guest reads this register at each interrupt.
             VIRTIO_MMIO_INTERRUPT_STATUS => return self.shared.interrupt().causes(),
             // The configuration does not change.
             VIRTIO_MMIO_CONFIG_GENERATION => return 0,
-            // A shared memory region that there is not has the length -1.
+            // The device has no shared memory region: its length reads as -1.
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => return u32::MAX,
             _ => {}
         }
@@ -138,7 +137,7 @@ impl Mmio {
 
     fn write_register(&self, register: u32, value: u32) {
         if register == VIRTIO_MMIO_INTERRUPT_ACK {
-            // A level that the source refuses is counted, and tried again at the next event.
+            // `LevelInterrupt` counts a level that the source refuses, and retries at the next event.
             let _ = self.shared.interrupt().clear(value);
             return;
         }
@@ -158,7 +157,7 @@ impl Mmio {
                     self.shared.reset();
                 }
             }
-            // A queue that is in use stays where it is.
+            // The addresses of a queue in use do not change.
             (_, 0) if !registers.queue.ready => {
                 let queue = &mut registers.queue;
                 match register {
@@ -176,7 +175,7 @@ impl Mmio {
         }
     }
 
-    /// The steps of a driver's set-up (section 3.1), as far as they are the device's matter.
+    /// The device's part of the driver's set-up (section 3.1).
     fn write_status(&self, registers: &mut Registers, mut value: u32) {
         if value == 0 {
             self.shared.reset();
@@ -187,7 +186,7 @@ impl Mmio {
         let acceptable =
             registers.driver_features & !self.features == 0 && registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
         if value & ok != 0 && was & ok == 0 && !acceptable {
-            // The driver reads back that its choice is none.
+            // Clear FEATURES_OK, so that the driver reads back that its choice is refused.
             value &= !ok;
         }
         registers.status = value & !VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -202,7 +201,7 @@ impl Mmio {
 }
 
 impl QueueRegisters {
-    /// The queue that they describe, looked at.
+    /// Builds the queue that the registers describe, and checks it.
     fn build(&self, features: u64, memory: &GuestMemoryMmap) -> std::result::Result<Queue, Malformed> {
         let wrong = |reason| Malformed::Queue {
             size: self.size,
@@ -228,7 +227,7 @@ impl QueueRegisters {
             .map_err(alignment)?;
         queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         queue.set_ready(true);
-        // The library takes an available ring at 0 for none.
+        // `virtio-queue` treats an available ring at address 0 as absent.
         if self.available == 0 || !queue.is_valid(memory) {
             return Err(wrong("it is not in the guest's memory"));
         }
@@ -252,8 +251,8 @@ fn set_half(value: &mut u64, select: u32, to: u32) {
     }
 }
 
-/// Registers are accessed as aligned words of 4 bytes (section 4.2.2.2), the configuration in any way. Others read as 0
-/// and are ignored.
+/// Serves aligned accesses of 4 bytes to the registers (section 4.2.2.2), and any access to the configuration. Other
+/// reads return 0, other writes are ignored.
 impl DeviceMmio for Mmio {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
@@ -269,7 +268,7 @@ impl DeviceMmio for Mmio {
     }
 
     fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
-        // QUEUE_NOTIFY does not get here: the ioevent bus has it.
+        // A write to QUEUE_NOTIFY does not arrive here: the ioevent bus serves it.
         if let (Ok(word), 0, true) = (data.try_into(), offset % 4, offset < VIRTIO_MMIO_CONFIG.into()) {
             self.write_register(offset as u32, u32::from_le_bytes(word));
         }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::linux::virtio::backend::Backend;
 use crate::linux::virtio::chain::{Chain, Malformed};
 
-/// What the transport and the thread share.
+/// The state that the transport and the thread share.
 #[derive(Debug)]
 pub struct Shared {
     memory: Arc<GuestMemoryMmap>,
@@ -36,7 +36,7 @@ struct State {
 }
 
 impl Shared {
-    /// A device without a queue yet. `kick` is blocking; the guest's notifications are counted in it.
+    /// A device without a queue yet. `kick` is a blocking eventfd that counts the guest's notifications.
     pub fn new(
         memory: Arc<GuestMemoryMmap>,
         interrupt: LevelInterrupt,
@@ -63,7 +63,7 @@ impl Shared {
         &self.interrupt
     }
 
-    /// What the guest's notifications are counted in.
+    /// The eventfd that counts the guest's notifications.
     pub fn kick(&self) -> &Arc<EventFd> {
         &self.kick
     }
@@ -78,30 +78,33 @@ impl Shared {
         self.needs_reset.load(Ordering::Acquire)
     }
 
-    /// The last reason why it needed one, which a reset does not erase.
+    /// The last reason for a needed reset. A reset does not erase the reason.
     pub fn trouble(&self) -> Option<Malformed> {
         self.state().trouble.clone()
     }
 
-    /// The driver has set the queue up. What is in it already is served, with or without a notification.
+    /// Starts serving the queue that the driver has set up. Requests already in the queue are served without a
+    /// notification.
     pub fn start(&self, queue: Queue, features: u64) {
         let mut state = self.state();
         state.backend.negotiated(features);
         state.queue = Some(queue);
         drop(state);
-        // It fails when the count is full, and the thread is awake then.
+        // The write fails only when the count is full. The thread is then awake.
         let _ = self.kick.write(1);
     }
 
-    /// Takes the queue away. When this returns, the guest's memory is not touched any more.
+    /// Removes the queue. After this returns, the device does not access the guest's memory.
     pub fn reset(&self) {
         self.state().queue = None;
         self.needs_reset.store(false, Ordering::Release);
-        // The interrupt counts a level that its source refuses, and tries it again at the next event; so below.
+        // `LevelInterrupt` counts a level that its source refuses, and retries at the next event. The calls below
+        // ignore the error too.
         let _ = self.interrupt.clear(u32::MAX);
     }
 
-    /// The driver has broken the rules: nothing more is served until it resets the device, and it is told so.
+    /// Records that the driver broke the rules, and tells the driver. The device serves nothing until the driver resets
+    /// it.
     pub fn fail(&self, why: Malformed) {
         Self::fail_in(self, &mut self.state(), why);
     }
@@ -113,7 +116,7 @@ impl Shared {
         let _ = self.interrupt.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
-    /// Serves what is in the queue.
+    /// Serves the requests in the queue.
     pub fn serve(&self) {
         let state = &mut *self.state();
         if let Err(why) = state.serve(&self.memory, &self.interrupt) {
@@ -131,7 +134,7 @@ impl State {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
-        // The rings have been looked at when the queue was set up: what fails here is their index.
+        // The addresses of the rings were checked at set-up, so only an invalid index fails here.
         let ring = |error: virtio_queue::Error| Malformed::Ring(error.to_string());
         loop {
             queue.disable_notification(memory).map_err(ring)?;
@@ -151,7 +154,7 @@ impl State {
     }
 }
 
-/// The thread. Dropping it ends it; the request that it serves is finished.
+/// The thread that serves the queue. A drop finishes the request in service and ends the thread.
 #[derive(Debug)]
 pub struct Worker {
     thread: Option<JoinHandle<()>>,
@@ -162,13 +165,13 @@ impl Worker {
     /// Starts serving.
     ///
     /// # Errors
-    /// [`Error::System`] when there is no thread to be had.
+    /// [`Error::System`] when the thread cannot be started.
     pub fn start(name: String, shared: Arc<Shared>) -> Result<Self> {
         let serves = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(name)
             .spawn(move || {
-                // An error is EINTR: the eventfd is open, and blocking.
+                // The read fails only with EINTR, because the eventfd is open and blocking.
                 while !serves.stop.load(Ordering::Acquire) {
                     if serves.kick.read().is_ok() {
                         serves.serve();
@@ -189,10 +192,10 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // It fails when the count is full, and the thread is awake then.
+        // The write fails only when the count is full. The thread is then awake.
         let _ = self.shared.kick.write(1);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook.
+            // The panic hook has reported a panic of the thread.
             let _ = thread.join();
         }
     }
