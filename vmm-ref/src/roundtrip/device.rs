@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device with a level interrupt: it has a cause for as long as the guest has not served all of its requests.
+//! A device with a level interrupt. Its cause persists until the guest has served all of its requests.
 //!
 //! The device is written against `interrupt-core` alone. The VMM chooses the source, the notifier and the thread that
 //! tells of EOIs.
@@ -16,12 +16,12 @@ use super::guest::status::Registers;
 pub struct Device {
     interrupt: LevelInterrupt,
     registers: Registers,
-    /// Held from a look at the registers until the level that follows from it has been set.
+    /// Held from reading the registers until the level is set from them.
     looking: Mutex<()>,
 }
 
 impl Device {
-    /// A device without a request, which `notifier` tells of the EOIs of its line.
+    /// Makes a device without a request, and subscribes it to the EOIs of its line at `notifier`.
     ///
     /// # Errors
     /// The notifier's.
@@ -44,8 +44,8 @@ impl Device {
         self.interrupt.set_level(true)
     }
 
-    /// Lowers the interrupt if all requests are served, and returns whether they are. For the guest's acknowledgement,
-    /// and for an EOI before the listeners are told of it.
+    /// Lowers the interrupt if all requests are served, and returns whether they are. Called at the guest's
+    /// acknowledgement, and at an EOI before the listeners are notified.
     ///
     /// # Errors
     /// The source's.
@@ -63,17 +63,18 @@ impl Device {
         self.registers.is_served()
     }
 
-    /// How many requests it has raised.
+    /// How many requests the device has raised.
     pub fn raised(&self) -> u64 {
         self.registers.raised.load(Ordering::Relaxed).into()
     }
 
-    /// How many of them the guest says that it has served.
+    /// How many of these requests the guest reports as served.
     pub fn serviced(&self) -> u64 {
         self.registers.serviced.load(Ordering::Acquire).into()
     }
 
-    /// How often it has asserted its source: once for each request, and once for each EOI that found a request.
+    /// How often the device has asserted its source: once for each request, and once for each EOI that found an
+    /// unserved request.
     pub fn asserted(&self) -> u64 {
         let counts = self.interrupt.counts();
         counts.raised + counts.reasserted

@@ -2,17 +2,17 @@
 //! The device's doorbell: two places, one in port space and one in memory space, each with an eventfd that a store of
 //! the guest signals.
 //!
-//! Both are registered on an [`IoeventBus`]. With `--doorbell ioeventfd` that is one on KVM, and what KVM refuses is
-//! served from the exit; with `--doorbell trap` KVM is not asked, and everything is. The guest rings before it takes
-//! interrupts: `--count` stores to each place, every one counted by the guest, by the eventfd, and by the exit path if
-//! it exits.
+//! Both are registered on an [`IoeventBus`]. With `--doorbell ioeventfd` the bus registers both with KVM, and serves
+//! from the exit what KVM refuses. With `--doorbell trap` the bus does not ask KVM, and every store exits. The guest
+//! rings before it takes interrupts: `--count` stores to each place, every one counted by the guest, by the eventfd,
+//! and by the exit path if it exits.
 //!
 //! **Cost.** The guest reads its time-stamp counter before and after each store. A figure is the median of the
-//! difference, in ns by KVM_GET_TSC_KHZ, and so contains what reading the counter takes. That is measured in the same
-//! way with no store in between, and is reported beside it: some 20 ns where the CPU reads it, some 500 ns where KVM
-//! emulates each instruction. The ratio of two figures is therefore lower than that of the stores alone. The counter
-//! needs no fence: each store leaves the guest. Nobody waits on the eventfds while the guest rings, so waking a
-//! device's thread, which both ways have to do, is in neither.
+//! difference, in ns by KVM_GET_TSC_KHZ, and so contains the cost of reading the counter. That cost is measured in the
+//! same way with no store in between, and is reported beside the figures: about 20 ns where the CPU reads the counter,
+//! about 500 ns where KVM emulates each instruction. The ratio of two figures is therefore lower than that of the
+//! stores alone. The counter needs no fence: each store leaves the guest. No thread waits on the eventfds while the
+//! guest rings, so neither figure contains the wake-up of a device's thread, which both ways have to make.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +34,7 @@ use crate::vm::exits::DoorbellStores;
 use crate::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
 
 impl DoorbellPath {
-    /// The bus that makes it so.
+    /// Makes the bus for this choice.
     pub fn bus(self, machine: &Machine) -> IoeventBus {
         match self {
             Self::Ioeventfd => IoeventBus::kvm(Arc::clone(machine.vm())),
@@ -49,7 +49,7 @@ const DOORBELLS: [Match; 2] = [
     Match::mmio(DOORBELL_ADDRESS, Length::Bytes4),
 ];
 
-/// The guest's doorbells, from their registration to the account of them.
+/// The guest's doorbells, from their registration to their counts.
 #[derive(Debug)]
 pub struct Doorbell {
     registrations: [Registration; 2],
@@ -58,7 +58,8 @@ pub struct Doorbell {
     batches: Arc<Batches>,
 }
 
-/// The guest's batches of stores. The vCPU's thread is here at the end of each batch, the waiting thread in between.
+/// The guest's batches of stores. The vCPU's thread takes the lock at the end of each batch, the waiting thread in
+/// between.
 #[derive(Debug)]
 struct Batches {
     ringing: Ringing,
@@ -69,7 +70,7 @@ struct Batches {
     waits: Thread,
 }
 
-/// What the batches so far have taken.
+/// The times of the batches so far.
 #[derive(Debug)]
 struct Samples {
     left: u64,
@@ -80,31 +81,31 @@ struct Samples {
     batch: Vec<u32>,
 }
 
-/// What became of the stores.
+/// The counts and times of the stores.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DoorbellSummary {
     /// By PIO.
     pub pio: DoorbellStats,
     /// By MMIO.
     pub mmio: DoorbellStats,
-    /// Median of what reading the guest's clock takes, in ns: a part of each other figure.
+    /// Median time of reading the guest's clock, in ns. Each other figure contains this time.
     pub clock_p50_ns: Option<u64>,
 }
 
-/// What became of the stores to one doorbell.
+/// The counts and times of the stores to one doorbell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DoorbellStats {
-    /// Who took the stores: KVM can refuse what was asked for.
+    /// The path of the stores. KVM may refuse an ioeventfd that was asked for.
     pub path: DoorbellPath,
-    /// Why not KVM.
+    /// Why KVM did not take the stores.
     pub why: Option<String>,
-    /// Stores that the guest says it has made.
+    /// Stores that the guest reports.
     pub stores: u64,
     /// Signals of the eventfd.
     pub signals: u64,
     /// Stores that exited.
     pub exits: u64,
-    /// Median of what a store takes the guest, reading the clock included, in ns. `None` when it made none.
+    /// Median time of a store, in ns, including the reading of the clock. `None` when the guest made no store.
     pub p50_ns: Option<u64>,
 }
 
@@ -113,7 +114,8 @@ impl Doorbell {
     /// calling thread may [`wait`](Self::wait).
     ///
     /// # Errors
-    /// When the bus rejects the doorbells, or an eventfd or the guest's clock rate cannot be had.
+    /// When the bus rejects the doorbells, when an eventfd cannot be made, or when KVM does not report the guest's
+    /// clock rate.
     pub fn new(machine: &mut Machine, bus: IoeventBus, stores: u64) -> Result<Self> {
         bus.reserve(&[ReservedRange::ram(0..=MEMORY_SIZE as u64 - 1)])?;
         bus.reserve(&ReservedRange::X86_IRQCHIP)?;
@@ -150,11 +152,11 @@ impl Doorbell {
         })
     }
 
-    /// Returns when the guest has made its stores, when `interrupted` became true and it has made those of the batch,
-    /// or when it has ended.
+    /// Waits until the guest has made its stores, until `interrupted` is true and the current batch is complete, or
+    /// until the guest has ended.
     ///
     /// # Errors
-    /// [`Error::Guest`] when it stops half-way.
+    /// [`Error::Guest`] when the guest stops half-way.
     pub fn wait(&self, running: &Running, interrupted: &AtomicBool) -> Result<()> {
         let mut stall = StallDetector::new(STALL_LIMIT);
         while !self.batches.done.load(Ordering::Acquire) && !running.has_ended() {
@@ -172,10 +174,10 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Ends the registrations and says what became of the stores. The guest is to be stopped by now.
+    /// Ends the registrations and returns the counts and times of the stores. The guest has to be stopped.
     ///
     /// # Errors
-    /// When the kernel does not remove what it had accepted, or an eventfd cannot be read.
+    /// When the kernel does not remove an ioeventfd, or an eventfd cannot be read.
     pub fn summary(self) -> Result<DoorbellSummary> {
         let stores = self.batches.ringing.rung();
         let samples = self.batches.samples();
@@ -202,7 +204,7 @@ impl Batches {
         for (timed, latency) in [(Timed::Pio, pio), (Timed::Mmio, mmio), (Timed::Clock, clock)] {
             self.ringing.samples(timed, batch)?;
             for ticks in batch.iter() {
-                // 2^32 ticks times 10^6 fit.
+                // 2^32 ticks times 10^6 fit into 64 bits.
                 latency.record(Duration::from_nanos(u64::from(*ticks) * 1_000_000 / self.tsc_khz));
             }
         }
@@ -258,8 +260,8 @@ impl DoorbellStats {
         })
     }
 
-    /// As many signals as stores, and as many exits where each store is to exit. Of the others some may: KVM does not
-    /// find all that it has accepted.
+    /// Checks that there are as many signals as stores, and with `trap` as many exits. With an ioeventfd some stores
+    /// may exit, because KVM does not match every store that it should.
     fn is_exact(&self) -> bool {
         let exited = match self.path {
             DoorbellPath::Ioeventfd => self.exits <= self.stores,
@@ -269,7 +271,7 @@ impl DoorbellStats {
     }
 }
 
-/// Takes what an eventfd has counted.
+/// Reads and resets the count of an eventfd.
 fn count(event: &EventFd) -> Result<u64> {
     match event.read() {
         Ok(count) => Ok(count),

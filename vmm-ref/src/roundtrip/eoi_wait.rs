@@ -13,10 +13,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::error::{Error, Result};
 
-/// How long a blocking `dispatch` sleeps before it looks whether it is to end.
+/// How long a blocking `dispatch` sleeps before it checks whether the wait is stopped.
 const DISPATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The EOIs of one line, as one thread waits for them. Dropping it ends the subscriptions.
+/// Waits in one thread for the EOIs of one line. A drop ends the subscriptions.
 pub struct EoiWait {
     path: Path,
     waiter: Waiter,
@@ -26,14 +26,14 @@ pub struct EoiWait {
 }
 
 enum Path {
-    /// KVM adds 1 to one eventfd for each listener. All listeners of a line are told of each of its EOIs, so that one
-    /// EOI is as many counts as there are listeners.
+    /// KVM adds 1 to one eventfd for each listener. Every listener of a line is notified of each EOI, so one EOI adds
+    /// as many counts as there are listeners.
     Eventfd {
         fd: Arc<OwnedFd>,
         listeners: u64,
         counts: u64,
     },
-    /// A callback counts, on whichever thread runs `dispatch`: this one.
+    /// A callback counts. It runs on the thread that calls `dispatch`, which is the waiting thread.
     Dispatch {
         interrupts: KvmInterrupts,
         told: Arc<AtomicU64>,
@@ -61,7 +61,7 @@ impl EoiNotifier for LineListeners {
     }
 }
 
-/// Ends a wait early, from another thread.
+/// Stops the waits, from another thread.
 #[derive(Clone, Debug)]
 pub struct Stop {
     stopped: Arc<AtomicBool>,
@@ -90,13 +90,13 @@ impl Stop {
 }
 
 impl EoiWait {
-    /// Subscribes to each of `subjects`, which are of `gsi`, with the same eventfd, which KVM makes the resamplefd of
-    /// each of them.
+    /// Subscribes one eventfd to each of `subjects`, which are sources of `gsi` or `gsi` itself. KVM uses the eventfd
+    /// as the resamplefd of each subject.
     ///
     /// # Errors
     /// Those of the notifier, and of making an eventfd.
     pub fn by_eventfd(notifier: &dyn EoiNotifier, gsi: Gsi, subjects: &[EoiScope], waiter: Waiter) -> Result<Self> {
-        // Blocking, which saves the sleeping wait a poll.
+        // The eventfd is blocking, so that a sleeping wait needs no poll.
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(system("eventfd"))?);
         let guards = subjects
             .iter()
@@ -153,12 +153,12 @@ impl EoiWait {
         })
     }
 
-    /// Where the devices of the line subscribe. The thread that waits tells them, by [`tell`](Self::tell).
+    /// The notifier that the line's devices subscribe to. The waiting thread notifies them by [`tell`](Self::tell).
     pub fn listeners(&self) -> &LineListeners {
         &self.listeners
     }
 
-    /// Tells the devices of an EOI. They answer with their levels.
+    /// Notifies the devices of an EOI. Each device answers with its level.
     ///
     /// # Errors
     /// That of a listener's eventfd.
@@ -167,17 +167,17 @@ impl EoiWait {
         Ok(())
     }
 
-    /// What ends the waits of this.
+    /// A handle that stops the waits of this value.
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// Waits in the waiter's way for EOIs, and returns how many there were: at least 1, or 0 once it is stopped.
+    /// Waits for EOIs as the waiter is configured. Returns the number of EOIs: at least 1, or 0 after a stop.
     ///
     /// # Errors
     /// That of reading the eventfd, or of the dispatch.
     pub fn wait(&mut self) -> Result<u64> {
-        // Looked at before each wait, because `try_wait` may have taken the count of `Stop`.
+        // Check the flag before each wait, because `try_wait` may have taken the count of `Stop`.
         while !self.stop.is_stopped() {
             let stop = &self.stop;
             match &mut self.path {
@@ -204,7 +204,7 @@ impl EoiWait {
         Ok(0)
     }
 
-    /// The EOIs that there have been by now; 0 when none, and once it is stopped.
+    /// Takes the EOIs so far without waiting. Returns 0 when there were none, and after a stop.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -231,8 +231,7 @@ impl EoiWait {
         self.stop.is_stopped()
     }
 
-    /// Takes the whole EOIs out of what has been counted; none once it is stopped, because the count of `Stop` is not
-    /// an EOI.
+    /// Takes the complete EOIs out of the counts. Returns 0 after a stop, because the count of `Stop` is no EOI.
     fn take(&mut self) -> u64 {
         if self.stop.is_stopped() {
             return 0;

@@ -47,12 +47,12 @@ pub struct Machine {
     doorbells: IoeventBus,
     doorbell_stores: Arc<DoorbellStores>,
     ending: Arc<Ending>,
-    /// Keeps the mapping that is the guest's memory too.
+    /// Keeps a BAR's mapping, which is also memory of the guest, alive.
     bar: Option<Arc<Bar>>,
 }
 
 impl Machine {
-    /// A VM with that irqchip, and `image` in its memory.
+    /// Makes a VM with this irqchip and `image` in its memory.
     ///
     /// # Errors
     /// [`Error::NoFullIrqchip`], or that of the step that failed.
@@ -133,7 +133,7 @@ impl Machine {
     /// Ticks of the guest's time-stamp counter in a millisecond, never 0.
     ///
     /// # Errors
-    /// That of the ioctl, or [`Error::Guest`] when KVM does not know it.
+    /// That of the ioctl, or [`Error::Guest`] when KVM does not report the frequency.
     pub fn tsc_khz(&self) -> Result<u32> {
         match self.vcpu.get_tsc_khz().map_err(at("KVM_GET_TSC_KHZ"))? {
             0 => Err(Error::Guest(
@@ -143,8 +143,8 @@ impl Machine {
         }
     }
 
-    /// Gives the guest these doorbells, and calls `batch_made` when it has made a batch of stores. Returns the count of
-    /// the stores that exit.
+    /// Gives the guest these doorbells, and calls `batch_made` after each batch of stores. Returns the counters of the
+    /// stores that exit.
     ///
     /// # Errors
     /// [`Error::Guest`] for a second call.
@@ -167,7 +167,7 @@ impl Machine {
     /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
     ///
     /// # Errors
-    /// What [`Cpu::start`] says, or [`Error::Guest`] when the guest does not get ready.
+    /// Those of [`Cpu::start`], or [`Error::Guest`] when the guest does not get ready.
     pub fn start(
         mut self,
         controllers: &Controllers,
@@ -179,7 +179,7 @@ impl Machine {
         })?;
         controllers.attach(&mut self.devices)?;
         if self.irqchip == Irqchip::Split {
-            // The guest masks an 8259 that a split irqchip does not have.
+            // The guest writes the masks of the 8259s, which a split irqchip does not have.
             for (first, ports) in Pic::PORTS {
                 let range = PioRange::new(PioAddress(first), ports).map_err(occupied)?;
                 self.devices
@@ -204,14 +204,15 @@ impl Machine {
         })
     }
 
-    /// The same with a `body` of the caller's own that runs the vCPU until its flag becomes true.
+    /// As [`start`](Self::start), with the caller's `body`, which runs the vCPU until the flag becomes true.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(self, body: impl FnOnce(VcpuFd, &AtomicBool) -> Result<()> + Send + 'static) -> Result<Running> {
         let (status, vcpu) = (self.status()?, self.vcpu);
         let cpu = Cpu::start("vcpu0", move |stop| body(vcpu, stop))?;
-        // The vCPU keeps the VM alive, but its irqfds end when the last file of the VM itself is closed.
+        // Keep the VM's file open: the vCPU keeps the VM alive, but KVM removes the irqfds when the last file of the VM
+        // is closed.
         Running::new(cpu, &status, (self.vm, self.memory, self.bar))
     }
 }
@@ -222,10 +223,10 @@ impl fmt::Debug for Machine {
     }
 }
 
-/// A machine whose guest runs. Dropping it stops the guest.
+/// A machine with a running guest. A drop stops the guest.
 pub struct Running {
     cpu: Cpu,
-    /// What the guest lives in.
+    /// The machine's memory and devices.
     _kept: Box<dyn Send>,
 }
 
@@ -233,7 +234,7 @@ impl Running {
     /// Waits for the guest to get ready, and keeps `kept` for as long as it runs.
     ///
     /// # Errors
-    /// [`Error::Guest`] when it ends, or does not get ready in time.
+    /// [`Error::Guest`] when the guest ends or does not get ready in time.
     pub(crate) fn new(cpu: Cpu, status: &Status, kept: impl Send + 'static) -> Result<Self> {
         let mut stall = StallDetector::new(STALL_LIMIT);
         while !status.is_ready() {
@@ -273,7 +274,7 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Memory with the program and its interrupt vector table in it.
+/// Makes memory that holds the program and its interrupt vector table.
 fn load(image: &Image) -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
         .map_err(|error| Error::Memory(error.to_string()))?;

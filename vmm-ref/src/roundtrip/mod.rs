@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Round trips of level interrupts through a small guest of our own, counted and timed.
 //!
-//! [`run`](run::run) puts the parts of a composition together ([`parts`]), makes the traffic ([`traffic`]) and draws up
-//! the account ([`summary`]).
+//! [`run`](run::run) puts the parts of a composition together ([`parts`]), makes the traffic ([`traffic`]) and counts
+//! the results ([`summary`]).
 
 pub mod device;
 pub mod doorbell;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whether a host reports the guest's EOI, or ends interrupts itself.
+//! Finds out whether a host reports the guest's EOI or ends interrupts itself.
 //!
-//! Some hosts end an interrupt when they inject it, and a resamplefd then says nothing of the guest. It cannot be
-//! looked up; it is found by taking the EOI out of the guest's handler and seeing whether one is reported all the same.
+//! Some hosts end an interrupt when they inject it. A resamplefd is then signalled without the guest's EOI. KVM does
+//! not report this, so the control runs a guest whose handler writes no EOI, and checks whether an EOI is reported.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -19,11 +19,11 @@ use crate::roundtrip::summary::{Options, Outcome};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndedBy {
-    /// The guest: without its EOI nobody is told.
+    /// The guest: without its EOI, no EOI is reported.
     Guest,
-    /// The host: an EOI is reported for a handler that makes none.
+    /// The host: an EOI is reported although the handler writes none.
     Host,
-    /// Nobody: no EOI is reported even for a handler that makes one.
+    /// Neither: no EOI is reported although the handler writes one.
     Nobody,
 }
 
@@ -37,11 +37,11 @@ impl fmt::Display for EndedBy {
     }
 }
 
-/// Enough to see that the path works.
+/// The round trips of a control run: enough to see that the path works.
 const ROUNDS: u64 = 20;
 
-/// Finds out by two short runs, with the guest's EOI and without it. `interrupted` cuts them short, and the answer is
-/// then of no value.
+/// Makes two short runs, with the guest's EOI and without. When `interrupted` becomes true the runs end early, and the
+/// result means nothing.
 ///
 /// # Errors
 /// As [`run`].

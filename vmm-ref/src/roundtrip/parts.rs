@@ -18,16 +18,16 @@ use crate::roundtrip::eoi_wait::{EoiWait, keys};
 use crate::roundtrip::guest::status::Status;
 use crate::vm::irqchip::Controllers;
 
-/// What a run consists of beside its machine.
+/// The parts of a run besides its machine.
 #[derive(Debug)]
 pub struct Parts {
     /// The devices, which share one line.
     pub devices: Arc<[Device]>,
     /// The EOIs of that line.
     pub eois: EoiWait,
-    /// The device outside of this process, if it is one, with what carries its interrupt.
+    /// The device outside of this process, if any, and its forwarder.
     pub passthrough: Option<Passthrough>,
-    /// The model of such a device, if it is one, with what carries its interrupt.
+    /// The model device, if any, and its forwarder.
     pub modelled: Option<Modelled>,
 }
 
@@ -35,7 +35,7 @@ pub struct Parts {
 // Field order is drop order: INTx is disabled while the device is there.
 #[derive(Debug)]
 pub struct Modelled {
-    /// From the device to the line and back.
+    /// The forwarder between the device and the line.
     pub forwarding: Forwarding,
     /// The device.
     pub model: Model,
@@ -45,18 +45,18 @@ pub struct Modelled {
 // Field order is drop order: INTx is disabled while the device is there.
 #[derive(Debug)]
 pub struct Passthrough {
-    /// From the device to the line and back.
+    /// The forwarder between the device and the line.
     pub forwarding: Forwarding,
     /// The device.
     pub edu: Edu,
 }
 
 impl Parts {
-    /// Puts the parts together.
+    /// Makes the parts of `composition` and connects them.
     ///
     /// # Errors
     /// [`Error::Impossible`](crate::error::Error::Impossible) for a composition that cannot work, before anything is
-    /// registered. Otherwise that of the part that could not be had; nothing is left registered.
+    /// registered. Otherwise the error of the part that failed. Nothing stays registered.
     pub fn compose(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         composition.check()?;
         match composition.device {
@@ -78,7 +78,7 @@ impl Parts {
         let notifier = &*controllers.notifier();
         let eois = match (composition.source, composition.eoi, controllers) {
             (_, Eoi::Resamplefd | Eoi::Key, _) => EoiWait::by_eventfd(notifier, gsi, &keys(&sources), waiter),
-            // The dispatch loop has to run anyway: it states levels again that KVM may have forgotten.
+            // The dispatch loop has to run anyway, because it also re-asserts levels that KVM may have lost.
             (Source::Line, Eoi::Gsi, Controllers::Kernel(interrupts)) => EoiWait::by_dispatch(interrupts, gsi, waiter),
             (_, Eoi::Gsi, _) => EoiWait::by_eventfd(notifier, gsi, &[gsi.into()], waiter),
         }?;
@@ -96,18 +96,18 @@ impl Parts {
         })
     }
 
-    /// What carries the device's interrupt, if it is not the device itself.
+    /// The forwarder of the device's interrupt. `None` for embedded devices.
     pub fn forwarding(&self) -> Option<&Forwarding> {
         let passthrough = self.passthrough.as_ref().map(|passthrough| &passthrough.forwarding);
         passthrough.or(self.modelled.as_ref().map(|modelled| &modelled.forwarding))
     }
 
-    /// As [`pass_through`](Self::pass_through), with a device that is none.
+    /// As [`pass_through`](Self::pass_through), with a model device.
     fn model(controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
         let source = controllers.source(composition.source, gsi, "model".to_owned())?;
         let eois = EoiWait::by_eventfd(&*controllers.notifier(), gsi, &[gsi.into()], waiter(composition.wait))?;
-        // Where the kernel has no irqfd for the line, the model's host has one.
+        // The model's thread plays the irqfd of a line for which the kernel has none.
         let irqfd = match controllers {
             Controllers::Kernel(_) | Controllers::Split { .. } => None,
             Controllers::User(_) => Some(Arc::new(PinIrqfd::new(Arc::clone(&source))?)),
@@ -127,8 +127,8 @@ impl Parts {
         })
     }
 
-    /// The forwarder listens to the line for the device. The devices' thread listens besides, by GSI, and is not in the
-    /// way of either: it is how the EOIs are counted and timed.
+    /// The forwarder subscribes to the line's EOIs for the device. The devices' thread subscribes by GSI as well, to
+    /// count and time the EOIs, and does not disturb the forwarder.
     fn pass_through(edu: Edu, controllers: &Controllers, status: &Status, composition: &Composition) -> Result<Self> {
         let gsi = composition.controller.gsi();
         let label = edu.label().to_owned();
@@ -146,7 +146,7 @@ impl Parts {
     }
 }
 
-/// The guest's end of a forwarder, with what is known of where the line ends.
+/// The guest's end of a forwarder, which also states the line's irqchip.
 fn line(controllers: &Controllers, kind: Source, source: Arc<dyn LevelSource>) -> Arc<dyn Consumer> {
     let notifier = controllers.notifier();
     match (controllers, kind) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One run: a machine, the parts of its composition, traffic through them, and the account of it.
+//! One run: builds a machine and the parts of its composition, drives the traffic, and returns the summary.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,18 +26,18 @@ use crate::roundtrip::traffic::{Progress, Traffic};
 use crate::vm::irqchip::Controllers;
 use crate::vm::stall::{INTERVAL, STALL_LIMIT, StallDetector};
 
-/// How much own time after the handler has run an EOI may come that the handler did not make. A host that ends
-/// interrupts by itself has done so before the handler starts, and the news takes microseconds.
+/// How long a negative control waits, in own time, for an EOI after the handler has run. A host that ends interrupts by
+/// itself does so before the handler starts, and the notification takes microseconds.
 const NO_EOI_LIMIT: Duration = Duration::from_millis(250);
 
-/// How long the guest goes on at the end, so that interrupts that nobody raised are taken and counted.
+/// How long the guest keeps running after the last request, so that it takes and counts spurious interrupts.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// Runs, calling `on_progress` with the number of completed round trips now and then, until all are made, `interrupted`
-/// becomes true, or no progress is made any more. The soft machine needs no `kvm`.
+/// Makes the run, until all round trips are complete, `interrupted` becomes true, or the run stalls. Calls
+/// `on_progress` with the number of completed round trips at intervals. The soft machine needs no `kvm`.
 ///
 /// # Errors
-/// When the parts cannot be put together, the guest fails, or a system call does. Lost interrupts are no error but an
+/// When the parts cannot be built, the guest fails, or a system call fails. Lost interrupts are no error: they are an
 /// [`Outcome`](crate::roundtrip::summary::Outcome).
 pub fn run(
     kvm: Option<&Kvm>,
@@ -68,7 +68,7 @@ pub fn run(
     } = parts;
     let doorbell = match (&mut guest, composition.doorbell) {
         (Guest::Kvm(machine), Some(path)) => Some(Doorbell::new(machine, path.bus(machine), options.count)?),
-        // The soft machine with one is impossible.
+        // A composition with a doorbell and the soft machine is refused earlier.
         (Guest::Soft(_), Some(_)) | (_, None) => None,
     };
     let acknowledged = Arc::clone(&devices);
@@ -108,14 +108,14 @@ pub fn run(
         on_progress(done);
         let served = devices.iter().all(Device::is_served);
         let serviced = devices.iter().map(Device::serviced).sum::<u64>();
-        // Without the guest's EOI the handler serves one request, and nothing is to come after that.
+        // Without the guest's EOI the handler serves one request, and no EOI may follow.
         let is_silent = !options.guest_eoi && served && serviced > 0 && silence.is_stalled(serviced);
         if is_silent || stall.is_stalled(done) {
             break;
         }
         thread::park_timeout(INTERVAL);
     }
-    // Whatever ended the loop, the thread ends now, and the guest's own error comes first: the others follow from it.
+    // Stop the devices' thread first. Return the guest's error before the others, because it causes them.
     let stopped = stop.stop();
     let traffic = thread.join();
     progress.finish();
@@ -124,7 +124,7 @@ pub fn run(
     running.stop()?;
     stopped?;
     if let Some(passthrough) = passthrough {
-        // A device that does not answer explains what the guest has missed.
+        // Ask the device first: a device that does not answer explains lost interrupts.
         let answer = passthrough.edu.bar().status();
         answer.map_err(|source| Error::System {
             step: "asking the device for its status",

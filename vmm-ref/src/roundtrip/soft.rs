@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine without KVM: a bus master that does to the controllers' registers what the embedded guest's program does,
-//! and serves interrupts as its handler does.
+//! A machine without KVM. A bus master accesses the controllers' registers as the embedded guest's program does, and
+//! serves interrupts as its handler does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,10 +30,10 @@ pub struct SoftMachine {
 }
 
 impl SoftMachine {
-    /// A machine whose bus master does what `program` says.
+    /// Makes a machine whose bus master follows `program`.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there is no memory to be had.
+    /// [`Error::Memory`] when the memory cannot be allocated.
     pub fn new(program: Program) -> Result<Self> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
             .map_err(|error| Error::Memory(error.to_string()))?;
@@ -54,7 +54,7 @@ impl SoftMachine {
     /// Starts the bus master and returns when it is ready for interrupts.
     ///
     /// # Errors
-    /// What [`Cpu::start`] says, or [`Error::Guest`] when it does not get ready.
+    /// Those of [`Cpu::start`], or [`Error::Guest`] when the bus master does not get ready.
     pub fn start(
         self,
         controllers: &Controllers,
@@ -106,7 +106,7 @@ impl Master {
         while !stop.load(Ordering::Acquire) {
             match bus.take() {
                 Some(vector) if vector == self.program.vector() => self.handle(bus)?,
-                // An interrupt that a controller itself calls spurious has nothing to end.
+                // A spurious interrupt of a controller needs no EOI.
                 Some(_) => drop(self.status.stray.fetch_add(1, Ordering::Relaxed)),
                 None => thread::park(),
             }
@@ -136,11 +136,11 @@ impl Master {
     }
 }
 
-/// What a processor does to one kind of controller.
+/// The accesses of a processor to one kind of controller.
 trait Bus {
-    /// Programs it: the line of the devices open and level-triggered, everything else masked.
+    /// Programs the controller: the devices' line open and level-triggered, every other input masked.
     fn set_up(&self, controller: Controller);
-    /// Takes the interrupt that waits, if one does.
+    /// Takes the pending interrupt, if any.
     fn take(&self) -> Option<u8>;
     /// Ends the interrupt in service.
     fn end(&self);
@@ -150,7 +150,7 @@ struct OverPic<'a>(&'a Pic);
 
 impl OverPic<'_> {
     fn out(&self, port: u32, value: i32) {
-        // The chips' constants are ports and bytes.
+        // The constants of [`chips`](super::guest::chips) are ports and bytes, so they fit.
         self.0.pio_write(PioAddress(port as u16), 0, &[value as u8]);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a run was to do, and what came of it.
+//! The options and the results of a run.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use crate::roundtrip::guest::status::Status;
 use crate::roundtrip::swapper::Account as SwapAccount;
 use crate::roundtrip::traffic::{Traffic, Watched};
 
-/// What to run.
+/// The options of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The parts.
+    /// The composition.
     pub composition: Composition,
     /// Round trips.
     pub count: u64,
-    /// Whether the guest's handler ends its interrupts. Without, the run is the negative control.
+    /// Whether the guest's handler ends its interrupts. A run without the EOI is the negative control.
     pub guest_eoi: bool,
-    /// The path of the device's interrupt is changed every so many round trips.
+    /// The number of round trips between two changes of path.
     pub swap_every: Option<u64>,
 }
 
@@ -39,40 +39,39 @@ pub enum Outcome {
     Spurious,
     /// A store to the doorbell was not signalled exactly once.
     Doorbell,
-    /// Stopped before its end; nothing lost and nothing spurious until then.
+    /// Stopped early, with nothing lost and nothing spurious until then.
     Interrupted,
-    /// The negative control, as it should be: the handler served the request, did not end the interrupt, and nobody was
-    /// told.
+    /// The negative control passed: the handler served the request and wrote no EOI, and no EOI was reported.
     NoEoi,
-    /// The negative control found that the host ends interrupts without the guest: figures of this path are no EOI
-    /// figures.
+    /// The negative control found that the host ends interrupts without the guest. Figures of this path do not measure
+    /// EOIs.
     EndedByHost,
 }
 
-/// The account of a run.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// What was to be run.
+    /// The options of the run.
     pub options: Options,
     /// Round trips completed.
     pub done: u64,
-    /// Assertions made: one for each request, and one each time that a level was stated again.
+    /// Assertions made: one for each request, and one for each re-assertion after an EOI.
     pub asserted: u64,
-    /// Requests that the guest says it has served.
+    /// Requests that the guest reports as served.
     pub serviced: u64,
-    /// EOIs of the line that the devices were told of.
+    /// EOIs of the line that the devices were notified of.
     pub resampled: u64,
-    /// Requests that were not served, or whose device was not told so.
+    /// Requests that were not served, or whose device was not notified.
     pub lost: u64,
     /// Interrupts that the guest took beyond the assertions made.
     pub spurious: u64,
     /// How often the handler ran.
     pub handler_runs: u64,
-    /// How often it found no request.
+    /// How often the handler found no request.
     pub found_nothing: u64,
     /// From assertion to the EOI that ends the request.
     pub latency: Option<Percentiles>,
-    /// All of these latencies.
+    /// The histogram of these latencies.
     pub distribution: Latency,
     /// The first round trips.
     pub trace: Vec<Watched>,
@@ -80,16 +79,16 @@ pub struct Summary {
     pub elapsed: Duration,
     /// The doorbell, if the guest rang it.
     pub doorbell: Option<DoorbellSummary>,
-    /// By which path the device's interrupt went at the beginning, and why, if it was forwarded.
+    /// The path of a forwarded interrupt at the beginning of the run, and the reasons for it.
     pub forwarding: Option<Explanation>,
-    /// The changes of path, if there were to be any.
+    /// The changes of path, if the options asked for them.
     pub swaps: Option<SwapAccount>,
     /// How it ended.
     pub outcome: Outcome,
 }
 
 impl Summary {
-    /// Draws up the account of a run that has ended.
+    /// Computes the results of a run that has ended.
     pub fn new(
         options: &Options,
         traffic: &Traffic,
@@ -107,7 +106,7 @@ impl Summary {
             asserted,
             serviced,
             resampled: traffic.resampled,
-            // A handler that ends nothing cannot get its device told.
+            // Without an EOI a served request is not lost, although its device is not notified.
             lost: raised - if options.guest_eoi { traffic.done } else { serviced },
             spurious: handler_runs.saturating_sub(asserted) + u64::from(status.stray()),
             handler_runs,
@@ -125,13 +124,13 @@ impl Summary {
         summary
     }
 
-    /// Whether everything was made that was asked for.
+    /// Whether the run made all round trips and all stores that the options asked for.
     fn is_complete(&self) -> bool {
         let count = self.options.count;
         self.done == count && self.doorbell.as_ref().is_none_or(|doorbell| doorbell.made(count))
     }
 
-    /// The one place that decides how a run ended.
+    /// Decides how the run ended. No other function does.
     fn judge(&self, interrupted: bool) -> Outcome {
         if self.lost > 0 {
             Outcome::Lost
@@ -196,7 +195,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A run of 100 that went well, and what `change` makes of it.
+    /// Applies `change` to a successful run of 100, and returns the new outcome.
     fn outcome(guest_eoi: bool, interrupted: bool, change: impl FnOnce(&mut Summary)) -> Outcome {
         let mut summary = sample();
         summary.options.guest_eoi = guest_eoi;

@@ -17,20 +17,20 @@ use crate::latency::{Latency, Percentiles};
 use crate::passthrough::forwarding::Forwarding;
 use crate::roundtrip::traffic::Progress;
 
-/// A change begins at most so long after the round trip that it is due with: as long as a round trip takes.
+/// The longest random delay of a change after the round trip at which it is due. A round trip takes about as long.
 const SPREAD_NS: u64 = 60_000;
 
-/// What the changes came to.
+/// The results of the changes of path.
 #[derive(Clone, Debug, Serialize)]
 pub struct Account {
-    /// A change was due every so many round trips.
+    /// The number of round trips between two changes.
     pub every: u64,
     /// How often the path was changed.
     pub swaps: u64,
-    /// How often to each.
+    /// How often the interrupt changed to each path.
     pub to: BTreeMap<String, u64>,
-    /// How long a change took from its first step to its last, in us: the interrupt is held back for less. `null` when
-    /// there was none.
+    /// How long a change took from its first step to its last, in us. The interrupt is held back for a part of this
+    /// time. `null` when there was no change.
     pub cost_us: Option<Percentiles>,
 }
 
@@ -41,10 +41,11 @@ pub struct Swapper {
 }
 
 impl Swapper {
-    /// Changes the path of `forwarding` from now on, until `progress` is finished.
+    /// Starts changing the path of `forwarding`, until `progress` is finished.
     ///
     /// # Errors
-    /// [`Error::NothingToSwap`] when there are not two paths, and [`Error::System`] when there is no thread to be had.
+    /// [`Error::NothingToSwap`] when there are fewer than two paths, and [`Error::System`] when the thread cannot be
+    /// started.
     pub fn start(forwarding: &Forwarding, every: u64, progress: &Arc<Progress>) -> Result<Self> {
         let connection = forwarding.connection().ok_or(Impossible::NothingToForward)?;
         let paths = connection.possible();
@@ -70,7 +71,7 @@ impl Swapper {
         Ok(Self { thread })
     }
 
-    /// Waits for the end, which has to have come to `progress`.
+    /// Waits for the thread. The caller has to finish `progress` before.
     ///
     /// # Errors
     /// The first change that could not be made.
@@ -82,7 +83,7 @@ impl Swapper {
     }
 }
 
-/// It keeps the connection only while it changes the path: INTx ends with whoever drops the connection.
+/// Upgrades `connection` only while it changes the path, because the last holder of the connection ends INTx.
 fn swap(connection: &Weak<Connection>, paths: &[Path], every: u64, progress: &Progress) -> Result<Account> {
     let (mut random, mut cost, mut to) = (Random(1), Latency::new(), BTreeMap::new());
     let mut due = every;
@@ -117,7 +118,7 @@ fn swap(connection: &Weak<Connection>, paths: &[Path], every: u64, progress: &Pr
     })
 }
 
-/// A sequence that is the same in each run (splitmix64).
+/// A random number generator with the same sequence in each run (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -130,12 +131,12 @@ impl Random {
     }
 
     fn below(&mut self, n: usize) -> usize {
-        // `n` is not 0: there are at least two paths, and one of them is not the one that there is.
+        // `n` is not 0, because at least one of the two or more paths differs from the current path.
         (self.next() % n as u64) as usize
     }
 }
 
-/// Polls: a sleep is longer than a round trip.
+/// Waits by polling, because a sleep would be longer than a round trip.
 fn wait(time: Duration) {
     let start = Instant::now();
     while start.elapsed() < time {

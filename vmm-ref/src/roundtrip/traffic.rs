@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What makes the devices want interrupts: one request after the other, each to the next device in turn, each followed
-//! through until its device is told of the EOI and finds its cause gone.
+//! The traffic of a run: one request after the other, for each device in turn. A request is complete when its device is
+//! notified of the EOI and finds its cause gone.
 //!
-//! There is one request at a time, so that every interrupt has its one assertion. With two on the way, an irqfd's
-//! assertion can reach the line after the handler has served its request together with another one's, and an interrupt
-//! that finds nothing would not be an error.
+//! Only one request is in flight, so that every interrupt has one assertion. With two requests in flight, the handler
+//! could serve both before an irqfd's assertion for the second reaches the line. The second interrupt would then find
+//! no request, without any fault.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,11 +16,11 @@ use crate::latency::Latency;
 use crate::roundtrip::device::Device;
 use crate::roundtrip::eoi_wait::EoiWait;
 
-/// The first so many round trips are watched closely, by polling, for [`Traffic::trace`]. They are no part of the
-/// latencies.
+/// The number of round trips at the start that are observed by polling, for [`Traffic::trace`]. The latencies do not
+/// include them.
 pub const WATCHED: u64 = 5;
 
-/// How far the traffic is, for other threads.
+/// The progress of the traffic, for other threads.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
@@ -34,7 +34,7 @@ impl Progress {
         self.done.load(Ordering::Acquire)
     }
 
-    /// Lets the round trip under way be the last.
+    /// Ends the traffic after the current round trip.
     pub fn finish(&self) {
         self.finish.store(true, Ordering::Release);
     }
@@ -44,7 +44,7 @@ impl Progress {
         self.finish.load(Ordering::Acquire)
     }
 
-    /// Unparks the calling thread after every so many round trips. The first caller is the only one.
+    /// Unparks the calling thread after every `every` round trips. Only the first call has an effect.
     pub fn call_every(&self, round_trips: u64) {
         let _ = self.called.set((round_trips, thread::current()));
     }
@@ -59,7 +59,7 @@ impl Progress {
     }
 }
 
-/// One round trip as it was watched. Times are since the first assertion of the run.
+/// The steps of one observed round trip. Times are since the first assertion of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watched {
     /// The device is about to assert.
@@ -78,11 +78,11 @@ pub struct Traffic {
     watched: u64,
     /// Round trips completed.
     pub done: u64,
-    /// EOIs that the devices were told of.
+    /// EOIs that the devices were notified of.
     pub resampled: u64,
     /// From assertion to completion.
     pub latency: Latency,
-    /// The round trips that were watched.
+    /// The observed round trips.
     pub trace: Vec<Watched>,
     /// From the first assertion to the last completion.
     pub elapsed: Duration,
@@ -104,17 +104,18 @@ impl Traffic {
         }
     }
 
-    /// The same with every round trip measured, and no trace.
+    /// As [`new`](Self::new), with every round trip measured and no trace.
     pub fn unwatched(self) -> Self {
         Self { watched: 0, ..self }
     }
 
-    /// Makes the requests, until all are completed, `progress` says to finish, or `eois` is stopped.
+    /// Makes the requests, until all are complete, `progress` is finished, or `eois` is stopped.
     ///
     /// # Errors
     /// The first error of a line or of a wait.
     pub fn run(&mut self, eois: &mut EoiWait, progress: &Progress) -> Result<()> {
-        // Not of a request: the guest's set-up unmasks the line, and an unmask asks for the level.
+        // Discard EOIs from before the first request: the guest's set-up unmasks the line, and an unmask causes a
+        // resample.
         eois.try_wait()?;
         let start = Instant::now();
         let ended = loop {
@@ -176,7 +177,7 @@ impl Traffic {
             if self.answer(eois)? {
                 self.trace.push(Watched {
                     asserted,
-                    // The request is served, so if that was not seen before, it was seen just now.
+                    // The request is served by now. If polling has not seen that earlier, use the current time.
                     handled: handled.unwrap_or_else(|| start.elapsed()),
                     told,
                 });
@@ -191,8 +192,8 @@ impl Traffic {
         &self.devices[(self.done % self.devices.len() as u64) as usize]
     }
 
-    /// Tells every device of an EOI, as every sharer of a line is told. Returns whether all requests are served: the
-    /// answer of all devices is "low" then, and low the line is.
+    /// Notifies every device of an EOI, as all sharers of a line are. Returns whether all requests are served; all
+    /// devices then answer "low", and the line is low.
     fn answer(&self, eois: &EoiWait) -> Result<bool> {
         let mut all_served = true;
         for device in self.devices.iter() {

@@ -73,8 +73,8 @@ pub(super) fn mask_pics(a: &mut CodeAssembler) -> Result<(), IcedError> {
     out(a, SLAVE_DATA, 0xff)
 }
 
-/// What is written to which port so that both 8259s are in 8086 mode, input `pin` of the first is open and
-/// level-triggered, and everything else is masked.
+/// The port writes that put both 8259s into 8086 mode, make input `pin` of the first open and level-triggered, and mask
+/// every other input.
 pub(crate) fn pic_set_up(pin: u32) -> Vec<(u32, i32)> {
     let master = (MASTER_COMMAND, MASTER_DATA, i32::from(PIC_BASE), 1 << CASCADE_IRQ);
     let slave = (SLAVE_COMMAND, SLAVE_DATA, i32::from(PIC_BASE) + 8, CASCADE_IRQ as i32);
@@ -95,8 +95,8 @@ pub(crate) fn pic_set_up(pin: u32) -> Vec<(u32, i32)> {
     writes
 }
 
-/// What is written to which register of the IOAPIC so that its `pin` is open and level-triggered: fixed delivery,
-/// physical destination 0, active high; the low half last, because it unmasks the pin.
+/// The register writes that make `pin` of the IOAPIC open and level-triggered: fixed delivery, physical destination 0,
+/// active high. The low half comes last, because it unmasks the pin.
 pub(crate) fn ioapic_set_up(pin: u32) -> [(u32, u32); 2] {
     let rte = redirection(pin);
     [(rte + 1, 0), (rte, RTE_LEVEL | u32::from(IOAPIC_VECTOR))]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A program as it is loaded.
+//! The loadable image of a guest program.
 
 use std::fmt;
 
-/// An assembled program, and what is to be put where.
+/// An assembled program, with its addresses and its interrupt handlers.
 #[derive(Clone)]
 pub struct Image {
     /// The machine code.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where things are in the guest's memory and port space. The program and the host's view of it are both made from
-//! these.
+//! The layout of the guest's memory and ports. The guest's program and the host's view both use these constants.
 
 /// Size of the guest's memory in bytes, from address 0: all that real mode reaches without segments.
 pub const MEMORY_SIZE: usize = 0x1_0000;
@@ -10,21 +9,23 @@ use crate::composition::options::MAX_DEVICES;
 /// Where the first bytes of a VFIO device's BAR 0 are, in the place of a PC's option ROMs: the base of GS.
 pub const BAR_ADDRESS: u64 = 0xe_0000;
 
-/// The handler writes a byte here before the EOI, when its devices want to hear of it (`Program::acknowledge`). The
-/// exit that this costs is what a device without a shared page has to pay.
+/// The acknowledge port. The handler writes a byte here before the EOI if its devices need an acknowledgement
+/// (`Program::acknowledge`). The write costs an exit, as it would for any device without a shared page.
 pub const ACKNOWLEDGE_PORT: u16 = 0x5a0;
 
-/// A byte written here says that the CPU took a vector that nothing in this machine raises.
+/// The port for an unexpected vector: a byte written here reports that the CPU took a vector that nothing in this
+/// machine raises.
 pub const FAULT_PORT: u16 = 0x5af;
 
-/// The device's doorbell in port space: the guest stores 4 bytes here, with any value. It is below 0x100, so that the
-/// instruction holds the port and nothing has to be loaded for it while the store is timed.
+/// The device's doorbell in port space: the guest stores 4 bytes here, with any value. The port is below 0x100, so the
+/// instruction contains it, and the timed code loads no register for it.
 pub const DOORBELL_PORT: u16 = 0xe0;
 
 /// The device's doorbell in memory space: 4 bytes, any value. FS has its base here.
 pub const DOORBELL_ADDRESS: u64 = 0xd000_0000;
 
-/// A byte written here says that a batch of stores to the doorbells is made and its samples are in memory.
+/// The batch port: a byte written here reports that a batch of stores to the doorbells is complete and its samples are
+/// in memory.
 pub const BATCH_PORT: u16 = 0x5a8;
 
 /// Most stores of a batch, to each doorbell.
@@ -39,8 +40,7 @@ pub(super) const STACK: u64 = 0x8000;
 /// Where the program starts.
 pub(super) const CODE: u64 = 0x1000;
 
-/// The status page, whose words are 32 bits wide. What the guest writes and what the host writes lie in different cache
-/// lines.
+/// The status page, whose words are 32 bits wide. The guest's words and the host's words lie in different cache lines.
 pub(super) const READY: u64 = 0x3000;
 pub(super) const HANDLER_RUNS: u64 = 0x3040;
 pub(super) const FOUND_NOTHING: u64 = 0x3044;

@@ -3,10 +3,9 @@
 //! its devices meet.
 //!
 //! The page makes a round trip exit-free: a device raises a request by adding 1 to its
-//! [`Registers::raised`](status::Registers::raised), the handler serves it by copying that into
-//! [`Registers::serviced`](status::Registers::serviced), and a device that is told of an EOI sees by comparing the two
-//! whether its cause is gone. The handler counts its runs, so that lost and spurious interrupts are found by comparing
-//! numbers and not by guessing.
+//! [`Registers::raised`](status::Registers::raised), the handler serves the request by copying that value into
+//! [`Registers::serviced`](status::Registers::serviced), and at an EOI the device compares the two to see whether its
+//! cause is gone. The handler counts its runs, so that comparing the counts finds lost and spurious interrupts.
 
 pub(crate) mod chips;
 pub(crate) mod edu_handler;

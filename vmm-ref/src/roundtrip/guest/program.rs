@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's program: it sets up one interrupt controller, and then does nothing but serve interrupts.
+//! The guest's program: sets up one interrupt controller, and then serves interrupts.
 
 use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, ptr};
 use iced_x86::{BlockEncoderOptions, IcedError};
@@ -21,7 +21,7 @@ use crate::roundtrip::guest::ringing::ring;
 /// A variant of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
-    /// The controller it sets up.
+    /// The controller that the program sets up.
     pub controller: Controller,
     /// How many devices share the line: 1 to `MAX_DEVICES`.
     pub devices: usize,
@@ -30,24 +30,25 @@ pub struct Program {
     pub edu: bool,
     /// Whether the handler writes [`ACKNOWLEDGE_PORT`] before the EOI.
     pub acknowledge: bool,
-    /// Whether the handler ends its interrupt. Without it, it is the negative control.
+    /// Whether the handler writes the EOI. The program without it is the negative control.
     pub eoi: bool,
-    /// What it does between interrupts.
+    /// What the program does between interrupts.
     pub idle: Idle,
 }
 
 /// What the program does between interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// It halts, for two reasons. With an in-kernel irqchip that costs no exit. And where KVM has to emulate every
-    /// instruction, it looks for an interrupt only once in a batch of them, but at once in a halt.
+    /// The program halts, for two reasons. With an in-kernel irqchip a halt costs no exit. And where KVM emulates every
+    /// instruction, KVM checks for an interrupt once in a batch of instructions, but at once in a halt.
     Halt,
-    /// It spins. On a split irqchip an EOI becomes known when the CPU next enters the guest, and a halted one does not.
+    /// The program spins. On a split irqchip KVM reports an EOI when the CPU next enters the guest, and a halted CPU
+    /// does not enter it.
     Spin,
 }
 
 impl Idle {
-    /// What suits an irqchip.
+    /// The choice for an irqchip.
     pub fn on(irqchip: Irqchip) -> Self {
         match irqchip {
             Irqchip::Split => Self::Spin,
@@ -56,9 +57,9 @@ impl Idle {
     }
 }
 
-/// The 8259 raises IRQ 7 when the line that asked for attention is low again at the acknowledge.
+/// The 8259 raises IRQ 7 as a spurious interrupt when the requesting line is low again at the acknowledge.
 const PIC_SPURIOUS: u8 = PIC_BASE + 7;
-/// As the 8259's IRQ 7, for the LAPIC.
+/// The LAPIC's vector for spurious interrupts.
 const LAPIC_SPURIOUS: u8 = 0xff;
 
 impl Program {
@@ -73,7 +74,7 @@ impl Program {
     /// Assembles the program.
     ///
     /// # Errors
-    /// None for a program whose `devices` is in range; the assembler's error would name the instruction.
+    /// None for a program whose `devices` is in range. Otherwise the assembler's error, which names the instruction.
     pub fn assemble(&self) -> Result<Image, IcedError> {
         let mut a = CodeAssembler::new(16)?;
         let mut idle = a.create_label();
@@ -86,11 +87,11 @@ impl Program {
             Controller::Ioapic => self.set_up_ioapic(&mut a)?,
         }
         a.mov(dword_ptr(READY as u32), 1)?;
-        // Before the first interrupt: neither is in the other's figures.
+        // Ring before the first interrupt, so that doorbells and interrupts do not disturb each other's figures.
         ring(&mut a)?;
         a.sti()?;
 
-        // The registers belong to the handler, which therefore saves none.
+        // Only the handler uses registers from here on, so the handler saves none.
         a.set_label(&mut idle)?;
         if self.idle == Idle::Halt {
             a.hlt()?;
@@ -100,7 +101,7 @@ impl Program {
         a.set_label(&mut handler)?;
         self.handle(&mut a)?;
 
-        // An interrupt that a controller itself calls spurious has nothing to end.
+        // A spurious interrupt of a controller needs no EOI.
         a.set_label(&mut stray)?;
         a.inc(dword_ptr(STRAY as u32))?;
         a.iret()?;
@@ -124,7 +125,7 @@ impl Program {
         })
     }
 
-    /// Serves every device that has raised a request, and ends the interrupt.
+    /// Serves every device with a request, and ends the interrupt.
     fn handle(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.inc(dword_ptr(HANDLER_RUNS as u32))?;
         if self.edu {
@@ -158,7 +159,7 @@ impl Program {
         }
         a.inc(dword_ptr(FOUND_NOTHING as u32))?;
         a.jmp(done)?;
-        // From the first one that has a request on, each is served; copying is right for those that have none, too.
+        // Serve every device from the first with a request on. The copy changes nothing for a device without a request.
         for (n, found) in found.iter_mut().enumerate() {
             a.set_label(found)?;
             a.mov(eax, ptr(raised(n) as u32))?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Ringing the device's doorbells: the guest's instructions, and the host's view of what they leave.
+//! The stores to the device's doorbells: the guest's instructions, and the host's view of their results.
 //!
-//! The guest makes batches of stores, as many as the host has put down for the next one. It reads its time-stamp
-//! counter before and after each store, and leaves the difference in memory. Then it writes [`BATCH_PORT`]; the exit
-//! that this costs is in no figure, and while it lasts the guest stands still and the host takes the samples.
+//! The guest makes batches of stores. The host sets the size of the next batch. The guest reads its time-stamp counter
+//! before and after each store, and writes the difference to memory. After a batch the guest writes [`BATCH_PORT`].
+//! During that exit, which is in no figure, the guest stands still and the host takes the samples.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,22 +15,22 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use crate::roundtrip::guest::layout::{BATCH, BATCH_MAX, BATCH_PORT, DOORBELL_PORT, TIMED_STEPS, rung, samples};
 use crate::roundtrip::guest::word::GuestWord;
 
-/// What is timed.
+/// A timed step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timed {
     /// A store to [`DOORBELL_PORT`].
     Pio,
     /// A store to [`DOORBELL_ADDRESS`](super::layout::DOORBELL_ADDRESS).
     Mmio,
-    /// Nothing: what reading the clock takes by itself.
+    /// No store: the time of reading the clock.
     Clock,
 }
 
 /// In the order of a batch.
 const TIMED: [Timed; TIMED_STEPS] = [Timed::Pio, Timed::Mmio, Timed::Clock];
 
-/// Makes batches of stores until the next one has none. With the word at [`BATCH`] 0, as it is when nobody writes it,
-/// there is no store at all.
+/// Makes batches of stores until the size of the next batch is 0. The word at [`BATCH`] starts as 0, so that a guest
+/// without doorbells makes no store.
 pub(super) fn ring(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut batch = a.create_label();
     let mut done = a.create_label();
@@ -42,7 +42,7 @@ pub(super) fn ring(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.mov(di, samples(timed as usize) as i32)?;
         a.mov(ecx, dword_ptr(BATCH as u32))?;
         a.set_label(&mut again)?;
-        // The low half is enough for what is shorter than the counter's 2^32 ticks.
+        // The low half suffices for times below 2^32 ticks.
         a.rdtsc()?;
         a.mov(esi, eax)?;
         match timed {
@@ -87,23 +87,24 @@ impl Ringing {
     /// Lets the next batch have `stores` to each doorbell, [`BATCH_MAX`] at most. With 0 the guest goes on to its
     /// interrupts.
     ///
-    /// It is for a guest that has not started, or that stands still in its write to [`BATCH_PORT`].
+    /// The guest must not have started yet, or must stand still in its write to [`BATCH_PORT`].
     pub fn next(&self, stores: u32) {
         self.batch.store(stores.min(BATCH_MAX), Ordering::Release);
     }
 
-    /// Stores to each doorbell in the batch that was made last.
+    /// Stores to each doorbell in the last batch.
     pub fn batch(&self) -> u32 {
-        // It is memory that the guest could write.
+        // Limit the value, because the guest could have written this memory.
         self.batch.load(Ordering::Acquire).min(BATCH_MAX)
     }
 
-    /// Stores that the guest says it has made to the port doorbell, and to the memory one. It counts in 32 bits.
+    /// The numbers of stores that the guest reports for the port doorbell and for the memory doorbell, counted in 32
+    /// bits.
     pub fn rung(&self) -> [u32; 2] {
         self.rung.each_ref().map(|rung| rung.load(Ordering::Acquire))
     }
 
-    /// The samples of the batch that was made last, in ticks of the time-stamp counter, in `into`.
+    /// Copies the samples of the last batch, in ticks of the time-stamp counter, to `into`.
     ///
     /// # Errors
     /// None in practice: the memory is large enough.
@@ -112,7 +113,7 @@ impl Ringing {
         let bytes = &mut bytes[..4 * self.batch() as usize];
         self.memory.read_slice(bytes, GuestAddress(samples(timed as usize)))?;
         into.clear();
-        // The guest is of the host's byte order: it runs on its CPU.
+        // The guest has the host's byte order, because it runs on the host's CPU.
         into.extend(
             bytes
                 .chunks_exact(4)

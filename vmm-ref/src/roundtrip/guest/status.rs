@@ -26,7 +26,7 @@ impl Registers {
     }
 }
 
-/// What the guest says of itself.
+/// The guest's status.
 #[derive(Debug)]
 pub struct Status {
     memory: Arc<GuestMemoryMmap>,
@@ -83,7 +83,7 @@ impl Status {
         })
     }
 
-    /// The words through which the guest is told to ring its doorbells, and says how it went.
+    /// The words that control the guest's doorbell batches and report their results.
     ///
     /// # Errors
     /// When `memory` has no room for them.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A program that unmasks a pin when it is told to, and takes no interrupts.
+//! A program that unmasks a pin on request and takes no interrupts.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, dword_ptr};

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, VolatileMemory as _};
 
-/// An aligned 32-bit word of guest memory. It is looked up once, so that using it on the hot path can neither fail nor
-/// cost more than the access.
+/// An aligned 32-bit word of guest memory. The address is resolved once, so that an access on the hot path cannot fail
+/// and costs one memory access.
 pub struct GuestWord {
     word: NonNull<AtomicU32>,
     /// Keeps the mapping.
     _memory: Arc<GuestMemoryMmap>,
 }
 
-// SAFETY: it is a shared reference to an atomic, which any thread may use and drop; the mapping it keeps alive is Send
-// + Sync.
+// SAFETY: the pointer stands for a shared reference to an atomic, which any thread may use and drop. The mapping that
+// this value keeps alive is Send + Sync.
 unsafe impl Send for GuestWord {}
 // SAFETY: as for Send.
 unsafe impl Sync for GuestWord {}
@@ -43,7 +43,7 @@ impl Deref for GuestWord {
 
     fn deref(&self) -> &AtomicU32 {
         // SAFETY: `word` came from a reference into the mapping, which vm-memory checked for range and alignment, and
-        // the mapping is never moved or unmapped while `_memory` is held. All access through it is atomic.
+        // the mapping is never moved or unmapped while `_memory` is held. All access through `word` is atomic.
         unsafe { self.word.as_ref() }
     }
 }
