@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use log::{debug, warn};
+use log::{debug, error, warn};
 use rustix::io::Errno as Code;
 
 use crate::backend::{Backend, Refusal};
@@ -179,7 +179,14 @@ impl Ledger {
                 Path::Kernel
             }
             Err(refusal) => {
-                if let Refusal::Kernel(_) = refusal {
+                if let Refusal::Kernel(code) = refusal {
+                    if code == errno(Code::EXIST) {
+                        error!(
+                            "ioevent {at}: an ioeventfd that was registered past the bus takes its stores, and this \
+                             registration loses them; remove that ioeventfd, or register it here"
+                        );
+                        return Path::Trapped(refusal);
+                    }
                     if std::mem::replace(&mut books.refusal_reported, true) {
                         debug!("ioevent {at}: served from the exit path: {refusal}");
                     } else {
