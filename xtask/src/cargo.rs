@@ -52,18 +52,26 @@ impl TestProgram {
     }
 }
 
+/// What `cargo metadata` tells with one more option.
+///
+/// # Errors
+/// When cargo cannot be run, or fails.
+pub fn metadata(option: &str) -> Result<Value> {
+    let output = cargo()
+        .args(["metadata", "--format-version=1", option])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed");
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+}
+
 impl Workspace {
     /// Asks `cargo metadata`.
     pub fn load() -> Result<Self> {
-        let output = cargo()
-            .args(["metadata", "--no-deps", "--format-version=1"])
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
-        if !output.status.success() {
-            bail!("cargo metadata failed");
-        }
-        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+        let metadata = metadata("--no-deps")?;
         let root = PathBuf::from(text(&metadata, "workspace_root")?);
         let libraries = root.join("crates");
         let packages = array(&metadata, "packages")

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use crate::cargo::{Workspace, cargo};
+use crate::cargo::{Workspace, cargo, metadata};
 
 /// Show that the patches of upstream/ mend what they say, in the released sources of those crates.
 ///
@@ -96,15 +96,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// Where the released source of each dependency lies, by name and version.
 fn released_sources() -> Result<BTreeMap<(String, String), PathBuf>> {
-    let output = cargo()
-        .args(["metadata", "--format-version=1", "--all-features"])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("cargo metadata failed");
-    }
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let metadata = metadata("--all-features")?;
     let packages = metadata["packages"]
         .as_array()
         .context("cargo metadata has no packages")?;
