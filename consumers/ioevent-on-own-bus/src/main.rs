@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VMM with a bus of its own, which hands its exits to closures by address. It puts one line before that: a store that is a
-//! doorbell is ioevent's, whether the kernel took it or not.
+//! A VMM with a bus of its own, which calls a closure for the address of each exit. The VMM adds one line before the
+//! bus: ioevent serves each store to a doorbell that exits.
 //!
-//! The same guest runs with KVM's ioeventfds and without. The doorbells ring alike; what differs is who is asked.
+//! The same guest runs with and without KVM's ioeventfds. The doorbells ring in both runs; without ioeventfds their
+//! stores exit.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow::{Break, Continue};
@@ -62,7 +63,7 @@ fn ring(bus: impl FnOnce(&SmallVmm) -> IoeventBus) -> Result<usize, Error> {
             // The line that was added, once for each kind of store.
             Exit::MmioWrite(address, data) if bus.dispatch(Space::Mmio, address, data).unwrap() => rung += 1,
             Exit::PioWrite(port, data) if bus.dispatch(Space::Pio, port.into(), data).unwrap() => rung += 1,
-            // What was there before.
+            // The VMM's own bus.
             Exit::PioWrite(DONE, _) => return Break(()),
             Exit::PioWrite(port, data) if own.contains_key(&port) => own.get_mut(&port).unwrap()(data[0]),
             Exit::MmioWrite(DOORBELL, _) => unclaimed += 1,

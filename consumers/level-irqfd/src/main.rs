@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VMM that has its `VmFd` and its vCPU loop, and wants one thing: a level-triggered line that is asserted by an eventfd and
-//! tells when the guest has ended the interrupt.
+//! A VMM that has its `VmFd` and its vCPU loop, and adds a level-triggered line: an eventfd asserts the line, and
+//! another eventfd reports that the guest has ended the interrupt.
 //!
-//! The device has two requests. Each is one interrupt: it asserts again at the first EOI, because its cause persists, and does
-//! not at the second.
+//! The device has two requests, and each request is one interrupt. The device asserts again at the first EOI, because
+//! its cause persists, and does not assert at the second EOI.
 
 use std::ops::ControlFlow::{Break, Continue};
 
@@ -37,7 +37,8 @@ fn main() -> Result<(), Error> {
         Exit::PioWrite(IN_HANDLER, _) => {
             interrupts_taken += 1;
             requests -= 1;
-            // In service, and not ended: nothing may have been said yet. On a host where something has, the chip is not genuine.
+            // The interrupt is in service and has not ended, so no EOI may have been reported yet. A host that has
+            // reported one ends interrupts itself.
             assert!(eoi.read().is_err(), "an EOI was told of before the guest made it");
             Continue(())
         }

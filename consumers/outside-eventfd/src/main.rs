@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device in another process, which brings its own eventfds, as vhost-user and vfio-user devices do: one that it signals to
-//! assert its line, and one that it wants signalled at the guest's EOI. The VMM passes both to KVM and sees none of the traffic.
+//! A device in another process, which brings its own eventfds, as vhost-user and vfio-user devices do. The device
+//! signals one eventfd to assert its line, and the other eventfd is signalled at the guest's EOI. The VMM passes both
+//! eventfds to KVM, and takes no part in the signals.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VMM that has an IOAPIC of its own, as firecracker and cloud-hypervisor do, and no KVM type in it. It wants what that lacks:
-//! a device that can ask to be told of an EOI, and somebody who brings a device's interrupt and a line together. It keeps its
-//! redirection table, and takes `Line` for each pin and the registry.
+//! A VMM that has an IOAPIC of its own, as cloud-hypervisor does, and no KVM type in the IOAPIC. The VMM adds two
+//! features: devices that are told of EOIs, and a registry that connects a device's interrupt and a line. The IOAPIC
+//! keeps its redirection table, and uses a `Line` for each pin.
 //!
-//! Everything here but `Line` and the trait is the VMM's own code.
+//! All code of this file is the VMM's own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +20,7 @@ const PINS: u32 = 24;
 /// A redirection-table entry, as far as this VMM's guests use it.
 #[derive(Debug, Default)]
 struct Entry {
-    /// What `Line` keeps under the entry's lock.
+    /// The state of the `Line`, under the entry's lock.
     or: WiredOr,
     vector: u8,
     remote_irr: bool,
@@ -162,8 +162,8 @@ fn main() -> Result<()> {
     bring_together(Arc::new(ioapic))
 }
 
-/// A device's interrupt and a line of this IOAPIC find each other by the eventfd that they share, in either order. This IOAPIC is
-/// in no kernel, so that the interrupt is relayed, and the registry says so.
+/// A device's interrupt and a line of this IOAPIC find each other by the eventfd that they share, in either order. This
+/// IOAPIC is not in the kernel, so the interrupt is relayed, and the registry reports that.
 fn bring_together(ioapic: Arc<OwnIoapic>) -> Result<()> {
     const EVENT: EventfdId = EventfdId(7);
     fn refused<T>(error: forward::Error) -> T {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VMM that is on another version of vfio-ioctls than this project tests with, and hides its devices behind a trait of its
-//! own, as cloud-hypervisor does. It shows its INTx to vfio-intx by implementing `DeviceInterrupt`, and takes neither the feature
-//! `vfio` nor the event loop.
+//! A VMM that uses another version of vfio-ioctls than this project tests with, and hides its devices behind a trait of
+//! its own, as cloud-hypervisor does. The VMM implements `DeviceInterrupt` for its devices' INTx, and uses neither the
+//! feature `vfio` nor an event loop.
 //!
-//! The impl for vfio-ioctls' device is compiled here, and the same INTx code is run on a device without hardware.
+//! The implementation for vfio-ioctls' device is only compiled. The same INTx code runs on a device without hardware.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
@@ -15,7 +15,7 @@ use vfio_intx::irq_set::{INTX, IrqInfo};
 use vfio_intx::{Intx, State};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The VMM's own trait over its VFIO devices, as it was before.
+/// The VMM's own trait over its VFIO devices, unchanged.
 trait Vfio: Send + Sync {
     fn irq_info(&self, index: u32) -> Option<(u32, u32)>;
     fn enable_irq(&self, index: u32, event: &EventFd) -> io::Result<()>;
@@ -38,7 +38,7 @@ impl Vfio for vfio_ioctls::VfioDevice {
     }
 }
 
-/// What was written for vfio-intx: the INTx of such a device.
+/// The code for vfio-intx: the INTx of such a device.
 struct OwnIntx<V: ?Sized>(Arc<V>);
 
 impl<V: Vfio + ?Sized> OwnIntx<V> {
@@ -59,7 +59,7 @@ impl<V: Vfio + ?Sized> DeviceInterrupt for OwnIntx<V> {
     fn info(&self) -> Result<InterruptInfo> {
         let (flags, count) = self.0.irq_info(INTX).unwrap_or((0, 0));
         Ok(InterruptInfo {
-            // This version of vfio-ioctls can neither mask nor take an unmask eventfd away. The relay needs neither.
+            // This version of vfio-ioctls can neither mask nor remove an unmask eventfd. The relay needs neither.
             maskable: false,
             unmask_fd: false,
             ..IrqInfo { flags, count }.interrupt(self.label())?
@@ -97,7 +97,7 @@ impl<V: ?Sized> std::fmt::Debug for OwnIntx<V> {
     }
 }
 
-/// That vfio-ioctls' device is one is what this VMM needs of the compiler.
+/// Shows that the code above compiles for vfio-ioctls' device.
 #[allow(dead_code, reason = "a VMM with hardware calls it")]
 fn intx_of(device: Arc<vfio_ioctls::VfioDevice>) -> Arc<dyn DeviceInterrupt> {
     Arc::new(OwnIntx(device))

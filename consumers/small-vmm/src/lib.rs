@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The VMM that a consumer has already: a `VmFd`, one real-mode vCPU, and a guest of a few bytes. It knows none of the crates
-//! that the consumers try.
+//! The VMM that a consumer starts from: a `VmFd`, one real-mode vCPU, and a guest of a few bytes. This VMM uses none of
+//! the crates that the consumers try.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,7 +10,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// What any of this can end with.
+/// The error of any function here.
 pub type Error = Box<dyn std::error::Error>;
 
 /// The guest writes to this port from its interrupt handler, before the EOI.
@@ -19,8 +19,8 @@ pub const IN_HANDLER: u16 = 0x510;
 pub const AFTER_EOI: u16 = 0x511;
 /// The guest writes to this port when its program is over.
 pub const DONE: u16 = 0x512;
-/// The guest writes to this port when it has set its interrupt controller up. A line that is high before that is one that KVM's
-/// 8259 forgets at ICW1.
+/// The guest writes to this port when it has set its interrupt controller up. KVM's 8259 forgets at ICW1 a line that is
+/// already high.
 pub const READY: u16 = 0x513;
 
 const PROGRAM: u64 = 0x1000;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! vm-superio's serial port, as its users have it, on a level-triggered line: the port's `Trigger` is a level source, and an EOI
-//! asks it for its level.
+//! vm-superio's unchanged serial port on a level-triggered line: the port's `Trigger` is a level source, and an EOI
+//! asks the port for its level.
 //!
-//! The guest's handler reads one byte and returns, which a UART allows. A port whose trigger is a pulse would be silent from
-//! then on.
+//! The guest's handler reads one byte and returns, which a UART allows. A port with a pulse as its trigger would then
+//! make no further interrupt.
 
 use std::ops::ControlFlow::{Break, Continue};
 use std::sync::{Arc, Mutex};
@@ -44,7 +44,7 @@ fn main() -> Result<(), Error> {
     let source = interrupts.resample_source(Gsi(IRQ.into()), "serial")?;
     let line = Arc::new(LevelInterrupt::new(source, &interrupts)?);
     let serial = Mutex::new(Serial::new(Line(line.clone()), Vec::new()));
-    // The port says when there is a cause; when the cause ends follows from its registers.
+    // The port reports the begin of a cause; its registers show the end.
     let settle = |serial: &Serial<Line, _, Vec<u8>>| {
         let state = serial.state();
         let cause = !state.in_buffer.is_empty() && state.interrupt_enable & RECEIVED_DATA != 0;

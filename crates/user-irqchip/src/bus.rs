@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Values of registers as the bytes of a bus access.
 
-/// Answers a read of up to 8 bytes with a register's value, zero-extended. False when the width is none a processor has;
-/// the bytes then stay as they are, and no more than 8 of them are ever written.
+/// Answers a read of up to 8 bytes with a register's value, zero-extended. Returns false if a processor makes no access
+/// of this width, and then leaves the bytes as they are. Writes at most 8 bytes.
 pub(crate) fn answer(data: &mut [u8], value: u32) -> bool {
     let valid = has_valid_width(data);
     if valid {
@@ -13,7 +13,7 @@ pub(crate) fn answer(data: &mut [u8], value: u32) -> bool {
     valid
 }
 
-/// The low 32 bits of what is written, zero-extended.
+/// The low 32 bits of the written bytes, zero-extended.
 pub(crate) fn value(data: &[u8]) -> u32 {
     if let Some(bytes) = data.first_chunk() {
         return u32::from_le_bytes(*bytes);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Counts of what went wrong where there is nobody to return an error to.
+//! Counters of failures that have no caller to return an error to.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One count. It orders nothing.
+/// One counter. An increment orders no other memory access.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 

@@ -4,7 +4,7 @@
 
 use interrupt_core::{Gsi, Msi};
 
-/// A chip that cannot be made.
+/// An invalid description of a chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -30,41 +30,41 @@ pub enum ConfigError {
     },
 }
 
-/// A saved state that cannot be restored. The chip is as it was, except after [`StateError::Route`].
+/// The reason against restoring a saved state. The chip is unchanged, except after [`StateError::Route`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The state was saved in a format that this version of the crate does not read. Reading a state with serde gives this
-    /// error's text as the error of the deserialiser.
+    /// The state was saved in a format that this version of the crate does not read. With serde the deserialiser's
+    /// error has the text of this error.
     #[error("saved state has format {found}, and formats {oldest} to {newest} are known here")]
     Format {
         /// The format of the saved state.
         found: u32,
-        /// The oldest format that is known.
+        /// The oldest format that this version reads.
         oldest: u32,
-        /// The newest format that is known.
+        /// The newest format that this version reads.
         newest: u32,
     },
-    /// The state is of another chip: of another number of pins, say.
+    /// The state belongs to a different chip, with another number of pins for example.
     #[error("saved state has {what} {found}, and this chip has {here}")]
     OtherChip {
-        /// What differs.
+        /// The property that differs.
         what: &'static str,
-        /// What the saved state has.
+        /// The value in the saved state.
         found: usize,
-        /// What the chip has.
+        /// The value of the chip.
         here: usize,
     },
     /// No chip can be in this state.
     #[error("saved state has an impossible {what}: {value:#x}")]
     Impossible {
-        /// What is impossible.
+        /// The impossible property.
         what: &'static str,
         /// Its value.
         value: u64,
     },
-    /// The state was taken over, but the output would not be told of a route. Pins of such routes send nothing until their
-    /// entries are written again.
+    /// The chip has taken over the state, but the output refused a route. The pins of refused routes send nothing until
+    /// their entries are written again.
     #[error("a route of the restored state: {0}")]
     Route(#[source] interrupt_core::Error),
 }
@@ -76,11 +76,11 @@ pub enum Route {
     Ioapic(Gsi),
     /// To this IRQ of the 8259 pair.
     Pic(Gsi),
-    /// To no controller: a rising line sends this message, and nobody learns of its end.
+    /// To no controller: a rising line sends this message, which has no EOI.
     Msi(Msi),
 }
 
-/// A route that a GSI cannot have.
+/// The reason against a route.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
@@ -89,7 +89,7 @@ pub enum RouteError {
     NoPin {
         /// The GSI.
         gsi: Gsi,
-        /// Where it was to lead.
+        /// The refused target.
         route: Route,
     },
     /// A GSI leads to pins or to an MSI, not to both.
@@ -104,7 +104,7 @@ pub enum RouteError {
         /// The GSI.
         gsi: Gsi,
     },
-    /// A controller would not let go of the line or take it, or the output would not be told of an MSI.
+    /// A controller refused to release or to add the line, or the output refused an MSI.
     #[error(transparent)]
     Line(#[from] interrupt_core::Error),
 }

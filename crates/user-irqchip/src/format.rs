@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Saved states as serde reads and writes them: a format number, and then the state in that format.
 //!
-//! The number is looked at before the state, so that a state of an unknown format is refused by its number whatever its shape,
-//! and a state of an older format is read as that format has it.
+//! The reader looks at the number before the state. So a state of an unknown format is refused by its number, whatever
+//! its shape, and a state of an older format is read in the shape of that format.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -25,7 +25,7 @@ pub(crate) trait Versioned: Sized {
     fn read<'de, B: Body<'de>>(format: u32, body: B) -> Result<Self, B::Error>;
 }
 
-/// The place of the state, after the format.
+/// Reads the state, which follows the format number.
 pub(crate) trait Body<'de> {
     type Error;
 

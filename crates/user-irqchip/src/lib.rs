@@ -7,8 +7,8 @@
 //! * [`Router`]: for a machine with both, whose GSIs lead to pins of either.
 //!
 //! Devices see [`LevelSource`](interrupt_core::LevelSource)s and [`EoiNotifier`](interrupt_core::EoiNotifier)s, the same as
-//! with the kernel's controllers. The guest sees registers, on vm-device's bus traits. No thread is started, nothing reads a
-//! clock, and no lock is held while code of the caller's runs, except in
+//! with the kernel's controllers. The guest sees registers, on vm-device's bus traits. The crate starts no thread,
+//! reads no clock, and holds no lock while the caller's code runs, except in
 //! [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -32,7 +32,7 @@ pub use ioapic::{Ioapic, IoapicBuilder, IoapicState};
 pub use pic::{Pic, PicState};
 pub use router::Router;
 
-/// The README's examples are compiled and run with the documentation's.
+/// The doctests compile and run the README's examples too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A level source that an EOI lowers, on a pin whose EOI may never be told.
+//! A level source that an EOI lowers, on a pin whose EOI may never be reported.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -34,7 +34,7 @@ impl<P: Pulse> LevelSource for PulsingSource<P> {
         let mut delivery = source.assert()?;
         if line.pin().is_open_edge() {
             if delivery == Delivery::Coalesced {
-                // Asserted before the guest made this an edge pin: the line falls first.
+                // The source asserted before the guest made this pin an edge pin, so the line has to fall first.
                 source.deassert()?;
                 delivery = source.assert()?;
             }

@@ -51,7 +51,7 @@ impl Targets {
         pic.into_iter().chain(ioapic).chain(msi.map(Route::Msi)).collect()
     }
 
-    /// Takes over what `new` has, and gives back what was there.
+    /// Takes over the routes of `new`, and returns the replaced routes.
     fn replace(&mut self, new: Self) -> Self {
         Self {
             ioapic: new.ioapic.and_then(|input| self.ioapic.replace(input)),
@@ -101,7 +101,7 @@ impl Pin for RoutedPin {
             pic: None,
             msi: targets.msi.filter(|_| level == Level::High),
         };
-        // Neither refuses a level, so that one is not left with it while the other has none.
+        // Neither target refuses a level, so both targets always have the same level.
         if let Some(input) = &targets.ioapic {
             outcome.ioapic = input.source.drive(level)?.map(|outcome| (input.pin, outcome));
         }
@@ -119,7 +119,7 @@ impl Pin for RoutedPin {
             msi: output,
             listener_errors: _,
         } = &*self.controllers;
-        // Every one is delivered, whatever becomes of the others.
+        // Every message is delivered, even if another one fails.
         let deliveries = [
             our_pic
                 .as_ref()
@@ -149,7 +149,7 @@ impl Pulse for RoutedPin {
     }
 }
 
-/// The outcome of an assertion with these two outcomes.
+/// Combines the outcomes of an assertion at two targets.
 fn both(one: Delivery, other: Delivery) -> Delivery {
     use Delivery::{Coalesced, Delivered, Pending, Unknown};
     match (one, other) {
@@ -211,7 +211,7 @@ impl Router {
     /// A router with a PC's routes: a GSI leads to the IOAPIC's pin and to the IRQ of its number, where these exist.
     ///
     /// # Errors
-    /// Those of [`add`](Self::add), which a fresh machine does not have.
+    /// The errors of [`add`](Self::add), none of which a fresh machine causes.
     pub fn pc(
         ioapic: Option<Arc<Ioapic>>,
         pic: Option<Arc<Pic>>,
@@ -236,16 +236,16 @@ impl Router {
         line.map_or_else(Vec::new, |line| line.pin().lock().targets.routes())
     }
 
-    /// Adds a route to a GSI, in place of its route to the same controller. A level that holds leaves the old pin and is driven
-    /// at the new pin. An MSI is sent when the line rises.
+    /// Adds a route to a GSI, in place of its route to the same controller. A level that is high is lowered at the old
+    /// pin and driven at the new pin. An MSI is sent when the line rises.
     ///
     /// # Errors
     /// * [`RouteError::NoPin`]: there is no such pin, or no such controller.
     /// * [`RouteError::Mixed`]: a GSI leads to pins or to an MSI, not to both.
     /// * [`RouteError::InUse`]: the route is an MSI, and the GSI has sources or listeners, which may wait for an EOI.
-    /// * [`RouteError::Line`]: the output would not be told of the MSI, or would not send it for a level that holds.
+    /// * [`RouteError::Line`]: the output refused the MSI, or refused to send the MSI for a level that is high.
     ///
-    /// The routes are as they were then, except when a message was not sent.
+    /// After an error the routes are unchanged, except if the message was not sent.
     pub fn add(&self, gsi: Gsi, route: Route) -> std::result::Result<(), RouteError> {
         let line = self.line(gsi);
         let mixed = self.routes(gsi).iter().any(|old| is_msi(old) != is_msi(&route));
@@ -271,14 +271,15 @@ impl Router {
             }
             return Err(RouteError::Mixed { gsi });
         }
-        // What was replaced is dropped without a lock: the guard's end waits for a listener that may want this line.
+        // The replaced routes are dropped without a lock: the drop of a guard waits for its listener, which may take
+        // this line's lock.
         Ok(())
     }
 
     /// Removes all routes of a GSI. The sources of the GSI keep their levels, which are driven at the next route.
     ///
     /// # Errors
-    /// [`RouteError::Line`]: the output would not be told that the GSI has no MSI any more. The routes are gone all the same.
+    /// [`RouteError::Line`]: the output refused the removal of the MSI. The routes are removed nevertheless.
     pub fn clear(&self, gsi: Gsi) -> std::result::Result<(), RouteError> {
         let line = self.line(gsi);
         let removed = line.while_low(|wires| std::mem::take(&mut wires.targets))?;
@@ -291,13 +292,13 @@ impl Router {
     /// Takes over the saved states of the controllers, in place of their own `restore`, and the levels of the GSIs. Call this
     /// with the routes added, before the sources state their levels and before the guest runs (law 17).
     ///
-    /// The sources own their levels. The level that was saved at a pin holds until each source of the GSI has stated its own, or
-    /// until the GSI's next EOI. A controller alone cannot tell a GSI that is low from one whose sources have not stated their
-    /// level yet.
+    /// The sources own their levels. The saved level of a pin holds until each source of the GSI has stated its level,
+    /// or until the GSI's next EOI. A controller alone cannot tell a GSI that is low from one whose sources have not
+    /// stated their level yet.
     ///
     /// # Errors
-    /// [`StateError`]; nothing has changed, except after [`StateError::Route`], which also says that the message of a GSI would
-    /// not be sent for a level that holds.
+    /// [`StateError`]; nothing has changed, except after [`StateError::Route`], which is also the error if the output
+    /// refused to send the message of a GSI for a level that is high.
     pub fn restore(&self, ioapic: Option<&IoapicState>, pic: Option<&PicState>) -> std::result::Result<(), StateError> {
         let to_ioapic = paired(&self.controllers.ioapic, ioapic)?;
         let to_pic = paired(&self.controllers.pic, pic)?;
@@ -346,7 +347,7 @@ impl Router {
         })
     }
 
-    /// How many listeners could not be told of an EOI, because their eventfd could not be written.
+    /// The number of notifications that failed, because the listener's eventfd could not be written.
     pub fn listener_errors(&self) -> u64 {
         self.controllers.listener_errors.get()
     }
@@ -397,7 +398,7 @@ impl Router {
     }
 
     fn input<P: Pin>(&self, line: &Arc<Line<RoutedPin>>, on: &Arc<Line<P>>) -> Result<Input<P>> {
-        // The device is the line, which is lowered by its own sources.
+        // The device is the GSI's line, which its own sources lower.
         let source = on.input(line.gsi().to_string());
         let (line, controllers) = (Arc::downgrade(line), Arc::downgrade(&self.controllers));
         let told = Listener::callback(move |_| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A model of local APICs for tests, as far as an IOAPIC can tell: the interrupts that wait, those in service, and those that
-//! an EOI ends.
+//! A model of local APICs for tests, with the parts that an IOAPIC can observe: pending interrupts, interrupts in
+//! service, and EOIs.
 //!
 //! The model has no registers and no timers, and takes fixed and lowest-priority messages only.
 
@@ -135,8 +135,8 @@ impl LocalApics {
         self.with(processor, |apic| apic.registers).unwrap_or_default()
     }
 
-    /// The processor takes the highest interrupt that waits, if its class is above the task's and above that of what is in
-    /// service. The interrupt is then in service.
+    /// The processor takes the highest pending interrupt, if its class is above the task's class and above the class of
+    /// the interrupt in service. The interrupt is then in service.
     pub fn accept(&self, processor: u8) -> Option<u8> {
         self.with(processor, |apic| {
             let vector = apic.registers.irr.highest()?;
@@ -149,8 +149,8 @@ impl LocalApics {
         })?
     }
 
-    /// The processor ends the highest interrupt in service and tells the IOAPIC, unless it suppresses that. Returns the
-    /// vector; None when nothing is in service, and then nobody is told.
+    /// The processor ends the highest interrupt in service and tells the IOAPIC, unless it suppresses EOI broadcasts.
+    /// Returns the vector, or None if no interrupt is in service; the IOAPIC is not told then.
     pub fn eoi(&self, processor: u8, ioapic: &Ioapic) -> Option<u8> {
         let (vector, is_level, suppressed) = self.with(processor, |apic| {
             let vector = apic.registers.isr.highest()?;
@@ -165,7 +165,7 @@ impl LocalApics {
         Some(vector)
     }
 
-    /// A processor that does not exist has nothing.
+    /// A processor that does not exist has no vectors.
     fn with<R>(&self, processor: u8, act: impl FnOnce(&mut LocalApic) -> R) -> Option<R> {
         self.0.get(usize::from(processor)).map(|apic| act(&mut lock(apic)))
     }
@@ -175,7 +175,7 @@ impl MsiOutput for LocalApics {
     fn send_msi(&self, _gsi: Gsi, message: Msi) -> Result<Delivery> {
         const BROADCAST: u8 = 0xff;
         let [destination, ..] = (message.address >> 12).to_le_bytes();
-        // Bits 14:8 of a destination, which is then none of these processors.
+        // Bits 14:8 of the destination are set, so none of these processors is meant.
         let is_extended = message.address >> 5 & 0x7f != 0;
         let is_logical = message.address & 1 << 2 != 0;
         let [vector, mode, ..] = message.data.to_le_bytes();
@@ -197,7 +197,7 @@ impl MsiOutput for LocalApics {
             .map(|(_, apic)| apic);
         let taken = match mode & 0b111 {
             0 => meant.map(|mut apic| apic.take(vector, is_level)).count(),
-            // Two guards are held at a time, in the order of the processors; nobody else holds two.
+            // Two guards are held at a time, in the order of the processors. No other code holds two.
             1 => {
                 let lowest = meant.min_by_key(|apic| apic.priority());
                 lowest.map(|mut apic| apic.take(vector, is_level)).into_iter().count()
@@ -208,7 +208,7 @@ impl MsiOutput for LocalApics {
     }
 
     fn set_pin(&self, _gsi: Gsi, _message: Option<Msi>, _masked: bool) -> Result<()> {
-        // A message carries all that a local APIC needs, and only the IOAPIC sends messages of its pins.
+        // A message carries all data that a local APIC needs, and only the IOAPIC sends messages of its pins.
         Ok(())
     }
 }

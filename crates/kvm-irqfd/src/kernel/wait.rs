@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a thread waits for an eventfd: asleep, awake, or awake for as long as that has paid off lately.
+//! How a thread waits for an eventfd: by sleeping, by polling, or by polling for as long as polling has shortened the
+//! last waits.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,13 +18,13 @@ pub enum WaitMode {
     Block,
     /// Poll until the event: the shortest wait, and a whole CPU.
     Spin,
-    /// Poll for a short time, then sleep. The time follows from how long the last waits took, is never longer than
-    /// [`Waiter::MAX_POLL`], and is none while polling does not bring the event sooner, which is the case when the one
-    /// who is to bring it needs this CPU.
+    /// Poll for a short time, then sleep. The time to poll depends on the duration of the last waits, and is at most
+    /// [`Waiter::MAX_POLL`]. The wait does not poll while polling does not shorten waits, which is so when the
+    /// signalling thread needs this CPU.
     Adaptive,
 }
 
-/// A wait of one thread for one event at a time.
+/// Waits on one thread for one event at a time.
 ///
 /// ```
 /// use std::os::fd::AsFd;
@@ -39,9 +40,9 @@ pub enum WaitMode {
 #[derive(Clone, Debug)]
 pub struct Waiter {
     mode: WaitMode,
-    /// Waits are beyond the reach of polling.
+    /// Waits have been longer than polling lasts.
     idle: bool,
-    /// What waits have cost lately with and without polling.
+    /// The average cost of the last waits, with and without polling.
     polled: Average,
     blocked: Average,
     waits: u32,
@@ -50,14 +51,14 @@ pub struct Waiter {
 impl Waiter {
     /// The longest time that [`WaitMode::Adaptive`] polls for one event.
     pub const MAX_POLL: Duration = Duration::from_micros(100);
-    /// The shortest time to poll for, and what it starts with.
+    /// The shortest time to poll, and the initial time.
     const MIN_POLL: Duration = Duration::from_micros(12);
-    /// Polling goes on for so many times what waits have taken lately.
+    /// Polling lasts for this multiple of the average wait.
     const PATIENCE: u64 = 3;
-    /// One wait in so many is made the other way, to learn whether it has become the better one.
+    /// One wait in this number polls instead of sleeping, or the reverse, to learn which is better now.
     const EXPLORE: u32 = 64;
 
-    /// A waiter that knows nothing yet.
+    /// A waiter without measurements.
     pub fn new(mode: WaitMode) -> Self {
         Self {
             mode,
@@ -68,7 +69,7 @@ impl Waiter {
         }
     }
 
-    /// The mode it was made with.
+    /// The waiter's mode.
     pub fn mode(&self) -> WaitMode {
         self.mode
     }
@@ -76,10 +77,10 @@ impl Waiter {
     /// Waits for the eventfd to be signalled, takes its counter and returns it. To end a wait early, signal the
     /// eventfd.
     ///
-    /// The eventfd may be blocking or not; a blocking one saves a `poll` call when it comes to sleeping.
+    /// The eventfd may be blocking or non-blocking; a blocking eventfd saves a `poll` call for each sleep.
     ///
     /// # Errors
-    /// That of `read`, `preadv2` or `poll`; a signal does not end the wait.
+    /// The error of `read`, `preadv2` or `poll`. A signal to the thread does not end the wait.
     pub fn wait(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<u64> {
         self.wait_with(
             || match take(eventfd)? {
@@ -90,10 +91,10 @@ impl Waiter {
         )
     }
 
-    /// The same for anything that can be tried without waiting, and waited for.
+    /// Waits as [`wait`](Self::wait) does, with `try_now` as the poll and `sleep` as the blocking wait.
     ///
     /// # Errors
-    /// Those of `try_now` and `sleep`.
+    /// The errors of `try_now` and `sleep`.
     pub fn wait_with<T, E>(
         &mut self,
         mut try_now: impl FnMut() -> Result<Option<T>, E>,
@@ -124,7 +125,7 @@ impl Waiter {
         }
     }
 
-    /// How long to poll this time: the one place that decides.
+    /// Decides how long to poll this time; no other code does.
     fn window(&mut self) -> Duration {
         self.waits = self.waits.wrapping_add(1);
         let pays = !self.idle && (self.polled.0 <= self.blocked.0 || self.blocked.0 == 0);
@@ -144,8 +145,8 @@ impl Waiter {
         // The event came after MAX_POLL, so the line is idle: sleep at once next time. An exploratory sleep does not
         // count.
         self.idle = took > Self::MAX_POLL && (self.idle || window > Duration::ZERO);
-        // A wait beyond MAX_POLL counts as MAX_POLL: there may have been no event to come, or polling kept this CPU
-        // from the thread that was to bring the event.
+        // A wait beyond MAX_POLL counts as MAX_POLL: perhaps no event was due, or polling kept this CPU from the
+        // signalling thread.
         let counted = took.min(Self::MAX_POLL);
         if window == Duration::ZERO {
             self.blocked.add(counted);
@@ -186,8 +187,8 @@ fn sleep(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    /// One wait, which takes `asleep` when the thread sleeps at once, and `awake` when it polls first. Whether it
-    /// polled.
+    /// Makes one wait, which takes `asleep` if the thread sleeps at once, and `awake` if the thread polls first.
+    /// Returns whether the thread polled.
     fn polls(waiter: &mut Waiter, asleep: Duration, awake: impl Fn(Duration) -> Duration) -> bool {
         let window = waiter.window();
         let polled = window > Duration::ZERO;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The end of an interrupt: who is asked for the level, and what is sent again.
+//! The end of an interrupt: the chip asks the sources for their level, and sends the interrupts of the lines that are
+//! high.
 
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use super::pin::IoapicPin;
 pub const EOI_DELAY: Duration = Duration::from_millis(10);
 
 impl Ioapic {
-    /// Ends **level-triggered** interrupts of this vector. Call this for KVM_EXIT_IOAPIC_EOI on a split irqchip, and for the
-    /// EOI broadcast of a local APIC otherwise. Tells the listeners, and sends again what is still high.
+    /// Ends **level-triggered** interrupts of this vector. Call this for KVM_EXIT_IOAPIC_EOI on a split irqchip, and
+    /// for the EOI broadcast of a local APIC otherwise. Tells the listeners, and sends the interrupt again if the line
+    /// is high after that.
     ///
-    /// The cost is that of the pins with this vector; for a vector that no pin has, one load.
+    /// The cost grows with the number of pins that have this vector. An EOI of a vector that no pin has costs one load.
     pub fn eoi(&self, vector: u8) {
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {
@@ -25,8 +27,8 @@ impl Ioapic {
     }
 
     /// Ends **edge-triggered** interrupts of this vector: tells the listeners, and nothing else. A level pin that shares the
-    /// vector keeps its remote IRR. Hardware and a split irqchip do not tell an IOAPIC of these EOIs, and KVM's own irqchip
-    /// does; see [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
+    /// vector keeps its remote IRR. KVM's own irqchip tells its IOAPIC of these EOIs; hardware and a split irqchip do
+    /// not. See [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
     pub fn edge_eoi(&self, vector: u8) {
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {
@@ -35,15 +37,15 @@ impl Ioapic {
         }
     }
 
-    /// Ends a delay: sends what is still high. Call this when [`EOI_DELAY`] has passed since the hook of
-    /// [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) ran.
+    /// Ends a delay: sends the interrupts whose lines are still high. Call this when [`EOI_DELAY`] has passed since the
+    /// hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) ran.
     pub fn delayed_eoi(&self) {
         for line in &self.lines {
             line.pin().delay_over();
         }
     }
 
-    /// Asks the sources of a line to state their level: lowers what an EOI lowers, and tells the listeners.
+    /// Asks the sources of a line to state their level: lowers the sources that an EOI lowers, and tells the listeners.
     pub(super) fn resample(&self, line: &Line<IoapicPin>) {
         self.shared.counters.listener_errors.count_error(line.eoi());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The IOAPIC: a line for each pin, the registers that the guest sees, and the EOIs that the chip is told of.
+//! The IOAPIC: a line for each pin, the guest's registers, and the EOIs.
 
 mod eoi;
 mod pin;
@@ -38,9 +38,9 @@ pub enum Version {
     /// and back. The default, because KVM broadcasts every EOI unless the VMM chooses otherwise.
     #[default]
     V11,
-    /// Version 0x20: has the EOI register too. A guest that sees this version may suppress EOI broadcasts. On a split irqchip
-    /// choose it together with KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST: without that flag KVM offers suppression and then
-    /// broadcasts all the same, which ends each interrupt twice and storms.
+    /// Version 0x20: also has the EOI register. A guest that sees this version may suppress EOI broadcasts. On a split
+    /// irqchip choose this version together with KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST: without that flag KVM offers
+    /// suppression and then broadcasts all the same, which ends each interrupt twice and storms.
     V20,
 }
 
@@ -73,14 +73,14 @@ impl IoapicBuilder {
         self
     }
 
-    /// Sets the GSI of pin 0; pin *n* has the *n*th after it.
+    /// Sets the GSI of pin 0. The GSI of pin *n* is greater by *n*.
     #[must_use]
     pub fn first_gsi(mut self, gsi: Gsi) -> Self {
         self.first_gsi = gsi;
         self
     }
 
-    /// Sets the IOAPIC's ID after a reset, 0 to 15. The ACPI table (MADT) has to say the same.
+    /// Sets the IOAPIC's ID after a reset, 0 to 15. The ACPI table (MADT) must have the same ID.
     #[must_use]
     pub fn id(mut self, id: u8) -> Self {
         self.id = id;
@@ -94,17 +94,17 @@ impl IoapicBuilder {
         self
     }
 
-    /// Says that the local APICs tell of the EOIs of edge-triggered interrupts too, by [`Ioapic::edge_eoi`]. A source that an
-    /// EOI lowers ([`LoweredBy::Eoi`]) then holds the line of an edge-triggered pin until that EOI, as with KVM's irqchip.
-    /// Otherwise, as on a split irqchip, each assertion of such a source is a rising edge and falls by itself.
+    /// States that the VMM reports the EOIs of edge-triggered interrupts too, by [`Ioapic::edge_eoi`]. A source that an
+    /// EOI lowers ([`LoweredBy::Eoi`]) then holds the line of an edge-triggered pin until that EOI, as with KVM's
+    /// irqchip. Otherwise, as on a split irqchip, each assertion of such a source is a rising edge and falls by itself.
     #[must_use]
     pub fn edge_eois(mut self) -> Self {
         self.edge_eois = true;
         self
     }
 
-    /// Delays a pin's interrupt after 10,000 EOIs in a row that found its line high, as Linux does, so that a guest whose
-    /// handler does not serve the device gets to run something else. `hook` is called without a lock, on the thread that
+    /// Delays a pin's interrupt after 10,000 EOIs in a row that found its line high, as Linux does, so that a guest
+    /// whose handler does not serve the device can run other code. `hook` is called without a lock, on the thread that
     /// brought the EOI, with the time to wait ([`EOI_DELAY`]). The hook starts a timer, which then calls
     /// [`Ioapic::delayed_eoi`]. The chip has no clock and no thread; without a hook nothing is delayed.
     #[must_use]
@@ -167,13 +167,14 @@ impl fmt::Debug for IoapicBuilder {
 /// messages to an [`MsiOutput`].
 ///
 /// # When a listener is told
-/// * The EOI of a vector tells every listener of every pin whose entry has that vector: of masked pins and edge pins too, and
-///   also when the interrupt was another pin's.
-/// * A write of an entry that leaves a level pin unmasked, its line high and nothing in service, tells them too, as in Linux
-///   since 6.4: sources that an EOI lowers ([`LoweredBy::Eoi`]) are lowered first, and what then is asserted again, or held by
-///   others, is sent. A device that is quiet by the time its interrupt is unmasked causes none.
-/// * A write that unmasks a level pin or gives it another message, its line being low, tells the listeners of the GSI. A
-///   signal that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind the old entry.
+/// * The EOI of a vector tells every listener of every pin whose entry has that vector, including masked pins and edge
+///   pins, also when another pin sent the interrupt.
+/// * A write of an entry that leaves a level pin unmasked, its line high and nothing in service, tells the listeners of
+///   that pin too, as in Linux since 6.4. The chip first lowers the sources that an EOI lowers ([`LoweredBy::Eoi`]),
+///   and sends the interrupt if the line is high after that. So a device whose cause has ended before the unmask makes
+///   no interrupt.
+/// * A write that unmasks a level pin with a low line, or changes its message, tells the listeners of the GSI. A signal
+///   that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind the old entry.
 ///
 /// # A new destination
 /// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI. KVM
@@ -181,8 +182,8 @@ impl fmt::Debug for IoapicBuilder {
 ///
 /// # Locks
 /// Asserting, ending and sending take the lock of the one line, and allocate nothing. Writes of entries go one at a time, also
-/// while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for them, except an EOI after which the output has to be
-/// told of a new destination. Listeners, messages and the hook of a delay are called without a lock.
+/// while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for these writes, except an EOI that has to tell the
+/// output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
     shared: Arc<Shared>,
@@ -263,10 +264,10 @@ impl Ioapic {
         self.lines.iter().enumerate().map(bit).sum()
     }
 
-    /// Drives the pin of `gsi` once more when its line is high. A level that no processor took is then tried again.
+    /// Drives the pin of `gsi` once more when its line is high. So a level that no processor took is sent again.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when no pin has that GSI, and those of [`MsiOutput::send_msi`].
+    /// [`Error::NotFound`] when no pin has that GSI, and the errors of [`MsiOutput::send_msi`].
     pub fn reassert(&self, gsi: Gsi) -> Result<Delivery> {
         self.line(gsi)?.reassert()
     }
@@ -287,12 +288,13 @@ impl Ioapic {
         self.line(gsi).map(|line| line.counts())
     }
 
-    /// The events so far that nobody could be told of.
+    /// The failures so far that had no caller to return an error to.
     pub fn counts(&self) -> Counts {
         self.shared.counts()
     }
 
-    /// The state as it is now. Bring the devices and the guest to rest first; otherwise the state is that of no single moment.
+    /// The current state. Stop the guest and the devices first; otherwise the parts of the state are from different
+    /// moments.
     pub fn save(&self) -> IoapicState {
         IoapicState {
             version: self.version.number(),
@@ -305,18 +307,18 @@ impl Ioapic {
     /// Takes over a saved state, and tells the output of every pin that differs. Call this before the sources state their
     /// levels and before the guest runs (law 17).
     ///
-    /// Of a chip behind a [`Router`](crate::Router), the state is restored by [`Router::restore`](crate::Router::restore).
+    /// For a chip behind a [`Router`](crate::Router), call [`Router::restore`](crate::Router::restore) instead.
     ///
-    /// The sources own their levels. The level that was saved holds until each source has stated its own, or until the pin's
-    /// next EOI or unmask. Sources that assert already go on asserting.
+    /// The sources own their levels. The saved level holds until each source has stated its level, or until the pin's
+    /// next EOI or unmask. Sources that already assert continue to assert.
     ///
     /// # Errors
-    /// [`StateError`]; the chip is as it was, except after [`StateError::Route`].
+    /// [`StateError`]; the chip is unchanged, except after [`StateError::Route`].
     pub fn restore(&self, state: &IoapicState) -> std::result::Result<(), StateError> {
         state.check(self.version.number(), self.lines.len())?;
         self.select.store(state.select, Ordering::Relaxed);
         self.id.store(state.id, Ordering::Relaxed);
-        // Every pin is restored, whatever becomes of the first pin's message.
+        // Every pin is restored, even if the output refuses the message of one.
         let mut told = Ok(());
         for (line, saved) in self.lines.iter().zip(&state.pins) {
             told = told.and(line.pin().restore(saved));

@@ -28,7 +28,7 @@ pub(crate) struct IoapicPin {
     masked: AtomicBool,
 }
 
-/// The line's part of the state and the pin's, under one lock: to assert or to end an interrupt takes this lock once.
+/// The state of the line and the state of the pin, under one lock: an assertion or an EOI takes this lock once.
 #[derive(Debug)]
 pub(crate) struct Locked {
     or: WiredOr,
@@ -36,7 +36,7 @@ pub(crate) struct Locked {
 }
 
 impl Locked {
-    /// Makes one step, and returns what the step leaves to be done.
+    /// Makes one step, and returns the work that remains.
     pub(super) fn step<R>(&mut self, step: impl FnOnce(PinState) -> (PinState, R)) -> R {
         let (next, result) = step(self.pin);
         self.pin = next;
@@ -55,7 +55,7 @@ struct Program {
     masked: bool,
 }
 
-/// A message in one word, which is 0 for none. The address of an IOAPIC's message has 32 bits.
+/// A message in one word; 0 means no message. The address of an IOAPIC's message has 32 bits.
 fn pack(message: Option<Msi>) -> u64 {
     message.map_or(0, |message| message.address << 32 | u64::from(message.data))
 }
@@ -108,7 +108,7 @@ impl IoapicPin {
         let _writes = lock(&self.shared.writes);
         let entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed)).written(half, value);
         if entry.is_masked() {
-            // A masked pin sends nothing, whatever the output knows.
+            // A masked pin sends nothing, so the output's message does not matter.
             let mut locked = self.lock();
             self.exchange(entry);
             let program = self.program(&mut locked, entry, None);
@@ -122,9 +122,9 @@ impl IoapicPin {
         if message.is_none() {
             self.shared.counters.illegal_entries.count();
         }
-        // An error of the output is counted, and there is nobody to return it to.
+        // An error of the output is counted, because there is no caller to return it to.
         let unmasks = self.masked.load(Ordering::Relaxed) && pack(message) == self.message.load(Ordering::Relaxed);
-        // The pin is still masked here, and sends nothing while the output is told.
+        // Until the output has been told, this pin's state is masked, and the pin sends nothing.
         if unmasks && self.tell(Program { message, masked: false }).is_ok() {
             let mut locked = self.lock();
             self.exchange(entry);
@@ -147,14 +147,15 @@ impl IoapicPin {
         locked.step(|state| state.after_write(changed))
     }
 
-    /// Exchanges the entry. Under [`Shared::writes`].
+    /// Exchanges the entry. The caller holds [`Shared::writes`].
     fn exchange(&self, entry: RedirectionEntry) {
         let before = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed));
         self.entry.store(entry.without_remote_irr().bits(), Ordering::Relaxed);
         self.shared.reindex(self.number, before.vector(), entry.vector());
     }
 
-    /// Tells the output of the entry's destination, after an interrupt in service kept the old one, and sends what is high.
+    /// Tells the output of the new destination, after the interrupt in service that kept the old destination has ended.
+    /// Sends the interrupt if the line is high.
     fn program_moved(&self) {
         let writes = lock(&self.shared.writes);
         let mut locked = self.lock();
@@ -172,8 +173,8 @@ impl IoapicPin {
         self.send_unasked(sent);
     }
 
-    /// Takes an entry that the guest has written, and its message, into the state. Returns what the output has to be told.
-    /// Under [`Shared::writes`].
+    /// Takes an entry that the guest has written, and its message, into the state. Returns the change to tell the
+    /// output. The caller holds [`Shared::writes`].
     fn program(&self, locked: &mut Locked, entry: RedirectionEntry, message: Option<Msi>) -> Option<Program> {
         let known = unpack(self.message.load(Ordering::Relaxed));
         let masked = entry.is_masked();
@@ -184,7 +185,7 @@ impl IoapicPin {
             destination: differs && message.map(|new| new.data) == known.map(|old| old.data),
         };
         locked.pin = locked.pin.written(entry, output);
-        // A masked pin and one in service keep their message: the interrupt in service was sent by it.
+        // A masked pin keeps its message, and so does a pin in service: its interrupt was sent by this message.
         let keeps = masked || locked.pin.is_moved();
         let message = if keeps { known } else { message };
         (locked.pin.is_stale() || output.mask).then_some(Program { message, masked })
@@ -201,7 +202,7 @@ impl IoapicPin {
         told
     }
 
-    /// Does what an EOI has left to be done. Returns whether a delay begins.
+    /// Does the work that remains after an EOI. Returns whether a delay begins.
     pub(super) fn ended(&self, after: AfterEoi) -> bool {
         match after {
             AfterEoi::Nothing => {}
@@ -212,12 +213,12 @@ impl IoapicPin {
         false
     }
 
-    /// The sources have been asked for their level: sends what is high.
+    /// Call this after the sources were asked for their level: sends the interrupt if the line is high.
     pub(super) fn resampled(&self) {
         self.send_unasked(self.step(PinState::settled));
     }
 
-    /// The delay is over, if there was one: sends what is high.
+    /// Ends the delay, if there is one, and sends the interrupt if the line is high.
     pub(super) fn delay_over(&self) {
         self.send_unasked(self.step(PinState::delay_over));
     }
@@ -225,7 +226,7 @@ impl IoapicPin {
     /// Sends a message, without a lock: the receiver may end the interrupt at once.
     fn send(&self, sent: Sent) -> Result<Delivery> {
         let Some(message) = unpack(self.message.load(Ordering::Acquire)) else {
-            // The guest has taken the message away at this very moment.
+            // The guest has just changed the entry to one without a message.
             self.step(|state| (state.refused(sent), ()));
             return Ok(Delivery::Pending);
         };
@@ -242,7 +243,7 @@ impl IoapicPin {
         delivered
     }
 
-    /// Sends a message that no source asked for now, so that there is nobody to give an error to.
+    /// Sends a message outside of an assertion. An error is counted, because no source waits for the outcome.
     pub(super) fn send_unasked(&self, sent: Option<Sent>) {
         if let Some(sent) = sent {
             self.shared.counters.send_errors.count_error(self.send(sent));
@@ -262,8 +263,8 @@ impl IoapicPin {
         }
     }
 
-    /// Takes over a saved state, and tells the output, of a masked entry's message too: an interrupt that is in service behind
-    /// the mask has to find its way back.
+    /// Takes over a saved state, and tells the output of the message, also of a masked entry: the EOI of an interrupt
+    /// in service comes back by this route.
     pub(super) fn restore(&self, saved: &SavedPin) -> Result<()> {
         let SavedPin {
             entry,

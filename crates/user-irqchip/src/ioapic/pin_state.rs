@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The state that a pin's decisions follow from, and the decision to send an interrupt.
+//! The state of a pin, and the decision to send an interrupt.
 //!
 //! Everything here is a function from one state to the next. The state is one word.
 
@@ -9,15 +9,15 @@ use interrupt_core::{Delivery, Level};
 
 use super::spec::RedirectionEntry;
 
-/// So many EOIs in a row that find the line high are followed by a delay, as in Linux (IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT): a
-/// guest whose handler does not serve the device must get to run something else.
+/// The number of EOIs in a row with the line high after which a delay follows, as in Linux
+/// (IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). The delay lets a guest whose handler does not serve the device run other code.
 pub(super) const EOIS_BEFORE_DELAY: u64 = 10_000;
 
 /// The state of one pin. Bits 16:0 are those of the redirection-table entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct PinState(u64);
 
-/// The bits of the entry that decisions follow from: vector, delivery mode, remote IRR, trigger mode and mask.
+/// The bits of the entry that the decision needs: vector, delivery mode, remote IRR, trigger mode and mask.
 const ENTRY: u64 = 0x1_ffff;
 
 const MASKED: u64 = RedirectionEntry::MASKED;
@@ -26,7 +26,7 @@ const REMOTE_IRR: u64 = RedirectionEntry::REMOTE_IRR;
 const LINE: u64 = 1 << 17;
 /// A rising edge has not been sent yet, because the output is being programmed.
 const EDGE: u64 = 1 << 18;
-/// The output is being programmed, or refused to be. The pin sends nothing meanwhile.
+/// The output is being told of the pin, or has refused. The pin sends nothing meanwhile.
 const STALE: u64 = 1 << 19;
 /// The output knows a message of the pin.
 const ROUTED: u64 = 1 << 20;
@@ -40,7 +40,7 @@ const EOIS: u64 = 0x3fff * EOI;
 /// Bits 63:48 count the messages that were sent.
 const SEND: u64 = 1 << 48;
 
-/// Which of a pin's messages is meant, modulo 2^16.
+/// The number of a pin's message, modulo 2^16.
 pub(super) type Sent = u16;
 
 /// The result of a level that was driven.
@@ -57,12 +57,12 @@ pub(super) enum Driven {
 pub(super) enum AfterWrite {
     /// Nothing.
     Nothing,
-    /// An edge that came up while the output was programmed is to be sent.
+    /// An edge that arrived while the output was being told is to be sent.
     Send(Sent),
-    /// The line has been waiting and can be sent now: the sources are asked first whether their cause persists.
+    /// A waiting level can be sent now. The sources are asked first whether their cause persists.
     Resample,
-    /// The line is low, but a signal may have been lost that goes to the processor without this chip (an irqfd on the pin's
-    /// GSI): the listeners of the GSI are told.
+    /// The line is low, but a signal that goes to the processor without this chip (an irqfd on the pin's GSI) may have
+    /// been lost: the listeners of the GSI are told.
     ResampleGsi,
 }
 
@@ -73,9 +73,9 @@ pub(super) enum AfterEoi {
     Nothing,
     /// The line is high again, or still.
     Send(Sent),
-    /// The line is high, once too often in a row.
+    /// The line is high, and the limit of such EOIs in a row is reached.
     Delay,
-    /// The output is to be told of the entry's new destination, and then what is high is to be sent.
+    /// The output is to be told of the entry's new destination. Then the interrupt is sent if the line is high.
     Program,
 }
 
@@ -128,7 +128,7 @@ impl PinState {
         (self.0 / SEND) as Sent
     }
 
-    /// The one place that decides to send an interrupt. A message that is returned counts as sent.
+    /// Decides whether to send an interrupt; no other code does. A returned message counts as sent.
     fn evaluate(self) -> (Self, Option<Sent>) {
         if self.has(MASKED) {
             // A masked edge is lost, as on hardware. A level stays.
@@ -153,7 +153,7 @@ impl PinState {
         (next, Some(next.sent()))
     }
 
-    /// The line has this level now. A high level may be driven again: one that no processor took is then tried again.
+    /// The line has this level now. Driving a high level again sends again a message that no processor took.
     pub(super) fn drive(self, level: Level) -> (Self, Driven) {
         if level == Level::Low {
             return (self.with(LINE, false), Driven::Nothing(Delivery::Coalesced));
@@ -169,13 +169,13 @@ impl PinState {
         (next, sent.map_or(Driven::Nothing(Delivery::Pending), Driven::Send))
     }
 
-    /// The guest has written `entry`. `Output` says how that differs from what the output knows; until
-    /// [`told`](Self::told) an unmasked pin sends nothing if it differs.
+    /// The guest has written `entry`. `Output` says how the entry differs from the output's knowledge. If it differs,
+    /// an unmasked pin sends nothing until [`told`](Self::told).
     pub(super) fn written(self, entry: RedirectionEntry, output: Output) -> Self {
         let remote_irr = self.has(REMOTE_IRR) && entry.is_level();
         let next = Self(self.0 & !ENTRY | entry.bits() & ENTRY & !REMOTE_IRR).with(REMOTE_IRR, remote_irr);
-        // The interrupt in service was sent by the old message, and its EOI comes back by the old route: KVM before 6.16
-        // forgets an interrupt in service whose route goes to another CPU.
+        // Keep the old route until the EOI of the interrupt in service: KVM before 6.16 forgets an interrupt in service
+        // whose route goes to another CPU.
         let waits = remote_irr && output.destination;
         let masked = entry.is_masked();
         let differs = !masked && output.mask || output.message && !waits;
@@ -196,12 +196,13 @@ impl PinState {
         self.with(STALE, false).with(ROUTED, has_message)
     }
 
-    /// The output refused to be told of a masked pin: the pin sends nothing before the output has been told of it unmasked.
+    /// The output refused a masked pin. The pin sends nothing until the output has accepted the unmasked pin.
     pub(super) fn untold(self) -> Self {
         self.with(STALE, true)
     }
 
-    /// The second half of a write of the entry, when the output has been told. `changed`: there was something to tell.
+    /// The second half of a write of the entry, when the output has been told. `changed`: the output was told of a
+    /// change.
     pub(super) fn after_write(self, changed: bool) -> (Self, AfterWrite) {
         let is_open = self.is_level() && !self.has(MASKED) && !self.has(REMOTE_IRR);
         if is_open && self.has(LINE) {
@@ -251,14 +252,15 @@ impl PinState {
         (next, sent.map_or(AfterEoi::Nothing, AfterEoi::Send))
     }
 
-    /// No processor took the message: a level waits, and is tried again when it is driven again, at a write of the entry and
-    /// at an EOI of its vector. Without effect when another message was sent since.
+    /// No processor took the message. A level waits; it is sent again when the level is driven again, at a write of the
+    /// entry, and at an EOI of its vector. Has no effect if another message has been sent since.
     pub(super) fn refused(self, sent: Sent) -> Self {
         self.with(REMOTE_IRR, self.has(REMOTE_IRR) && self.sent() != sent)
     }
 
-    /// A saved state. The count of messages goes on, so that a message on its way is not mistaken for a new one; the count of
-    /// EOIs and a delay begin anew, at worst sending an interrupt a few milliseconds early.
+    /// A saved state. The count of messages continues, so that a message on its way is not mistaken for a new message.
+    /// The count of EOIs begins at 0 and a delay is dropped, which at worst sends an interrupt a few milliseconds
+    /// early.
     pub(super) fn restored(self, entry: RedirectionEntry, high: bool, edge: bool, output: Output) -> Self {
         let kept = self.0 & (STALE | ROUTED) | (self.0 & !(SEND - 1)).wrapping_add(SEND);
         Self(kept | entry.bits() & ENTRY)
@@ -269,7 +271,7 @@ impl PinState {
     }
 }
 
-/// How an entry differs from what the output knows of the pin.
+/// The difference between an entry and the output's knowledge of the pin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Output {
     /// The mask differs.

@@ -8,10 +8,11 @@ use crate::StateError;
 
 /// The saved state of an [`Ioapic`](super::Ioapic).
 ///
-/// Sources and listeners are not in it: the devices own them. Nor is a delay after a storm; it ends with the save.
+/// The state contains neither sources nor listeners, because the devices own them, and no delay after a storm: a
+/// restored chip has no delay.
 ///
-/// With the feature `serde` it is written as a format number and the state in that format. A state of format 1 is read too;
-/// any other format is refused before the state is looked at.
+/// With the feature `serde` the state is written as a format number and the state in that format. Format 1 is read too.
+/// Any other format is refused before the state is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IoapicState {
     /// The version that the guest sees: 0x11 or 0x20.
@@ -33,7 +34,7 @@ pub struct SavedPin {
     pub entry: u64,
     /// The line was high.
     pub high: bool,
-    /// An edge had come up that the output could not be told of.
+    /// An edge was waiting to be sent, because the output was being told of the pin or had refused.
     pub edge: bool,
     /// The address of the message in service, if the guest has moved the entry to another destination since. Format 2.
     pub sent_to: Option<u64>,
@@ -78,7 +79,7 @@ impl SavedPin {
 }
 
 impl IoapicState {
-    /// The state of a chip with this version and so many pins can be this one.
+    /// Checks that a chip with this version and this number of pins can be in this state.
     pub(super) fn check(&self, version: u8, pins: usize) -> Result<(), StateError> {
         let other = |what, found, here| Err(StateError::OtherChip { what, found, here });
         if self.version != version {

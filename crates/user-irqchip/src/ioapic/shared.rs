@@ -8,16 +8,16 @@ use interrupt_core::MsiOutput;
 
 use crate::counter::Counter;
 
-/// Events in an [`Ioapic`](super::Ioapic) that nobody could be told of.
+/// Failures in an [`Ioapic`](super::Ioapic) that had no caller to return an error to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Accesses to no register, or of a width that the register does not take. They were ignored.
+    /// Ignored accesses: to no register, or of a width that the register does not take.
     pub ignored_accesses: u64,
     /// Writes that left an entry unmasked with a vector below 16 or a reserved delivery mode. Such a pin sends nothing.
     pub illegal_entries: u64,
     /// Messages that no processor took: none has that destination, or its local APIC is disabled.
     pub refused_messages: u64,
-    /// Messages that the output could not send, beside those whose error went to the asserting device.
+    /// Messages that the output could not send, except those whose error was returned to the asserting device.
     pub send_errors: u64,
     /// Refused calls of [`MsiOutput::set_pin`]. Such a pin sends nothing until its entry is written again.
     pub route_errors: u64,
@@ -41,7 +41,7 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// Held from the write of an entry until the output knows of it, so that the output is told in the order of the writes.
     pub(super) writes: Mutex<()>,
-    /// For each vector, the pins whose entry has it: an EOI costs what its own pins cost.
+    /// For each vector, the pins whose entry has the vector, so that an EOI looks at these pins only.
     pins: Box<[AtomicU64]>,
 }
 

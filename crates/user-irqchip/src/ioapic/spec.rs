@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The IOAPIC's registers: where they are, and what their bits mean.
+//! The IOAPIC's registers: their addresses, and the meaning of their bits.
 //!
 //! Source: Intel 82093AA datasheet, section 3; the EOI register is that of version 0x20 (ICH and later).
 
@@ -27,7 +27,7 @@ const ID_SHIFT: u32 = 24;
 /// The greatest ID of an IOAPIC.
 pub(super) const MAX_ID: u8 = 0xf;
 
-/// What the identification register reads for this ID (0 to 15).
+/// The value of the identification register for this ID (0 to 15).
 pub(super) fn id_register(id: u8) -> u32 {
     u32::from(id) << ID_SHIFT
 }
@@ -37,7 +37,7 @@ pub(super) fn id_of(value: u32) -> u8 {
     (value >> ID_SHIFT) as u8 & MAX_ID
 }
 
-/// What the version register reads: the version in bits 7:0, the number of the last pin in bits 23:16.
+/// The value of the version register: the version in bits 7:0, the number of the last pin in bits 23:16.
 pub(super) fn version_register(version: u8, pins: usize) -> u32 {
     u32::from(version) | (pins.saturating_sub(1) as u32 & 0xff) << 16
 }
@@ -51,7 +51,7 @@ pub(super) enum Half {
     High,
 }
 
-/// What a register index selects.
+/// The register that an index selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Register {
     /// The identification register.
@@ -72,7 +72,7 @@ pub(super) enum Register {
 }
 
 impl Register {
-    /// What `index` selects.
+    /// The register that `index` selects.
     pub(super) fn at(index: u8) -> Self {
         match index {
             ID => Self::Id,
@@ -102,7 +102,7 @@ pub(super) enum DeliveryMode {
     Init,
     /// From an 8259, which supplies the vector.
     ExtInt,
-    /// 3 or 6, which mean nothing.
+    /// 3 or 6, which are reserved.
     Reserved,
 }
 
@@ -117,7 +117,7 @@ pub enum Trigger {
 
 /// A redirection-table entry.
 ///
-/// The reserved bits keep what is written to them. Polarity is stored and means nothing: a line's level is logical.
+/// The reserved bits keep the written value. Polarity is stored and has no effect: a line's level is logical.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RedirectionEntry(u64);
 
@@ -135,9 +135,9 @@ impl RedirectionEntry {
     const LOGICAL: u64 = 1 << 11;
     const READ_ONLY: u64 = Self::DELIVERY_STATUS | Self::REMOTE_IRR;
     const LOW: u64 = 0xffff_ffff;
-    /// The address of every message, but for its destination.
+    /// The address of every message, without its destination.
     const ADDRESS: u64 = 0xfee0_0000;
-    /// Vectors below are not the IOAPIC's to send: the local APIC calls them illegal (Intel SDM vol. 3, 12.5.2).
+    /// The IOAPIC sends no vector below: such a vector is illegal at the local APIC (Intel SDM vol. 3, 12.5.2).
     const FIRST_VECTOR: u8 = 16;
 
     /// The entry after a reset: masked, and 0 otherwise.
@@ -161,8 +161,8 @@ impl RedirectionEntry {
         }
     }
 
-    /// The entry after the guest has written one half. The read-only bits stay, except that an edge pin has no remote IRR:
-    /// guests switch a pin to edge and back where they have no EOI register to end its interrupt with.
+    /// The entry after the guest has written one half. The read-only bits stay, except that an edge pin has no remote
+    /// IRR: a guest without an EOI register ends an interrupt by switching its pin to edge and back.
     #[must_use]
     pub(super) fn written(self, half: Half, value: u32) -> Self {
         let written = match half {
@@ -199,8 +199,8 @@ impl RedirectionEntry {
         self.0 & Self::LOGICAL != 0
     }
 
-    /// How the pin reads its line. Only interrupts that a local APIC ends can be level-triggered; the datasheet (3.2.4) has
-    /// the others treated as edges, whatever bit 15 says.
+    /// How the pin reads its line. Only interrupts that a local APIC ends can be level-triggered. The datasheet (3.2.4)
+    /// treats all other interrupts as edges, whatever bit 15 is.
     pub fn trigger(self) -> Trigger {
         if self.is_level() { Trigger::Level } else { Trigger::Edge }
     }
@@ -220,7 +220,7 @@ impl RedirectionEntry {
         Self(self.0 & !Self::REMOTE_IRR)
     }
 
-    /// Bit 14: an interrupt of this level pin has been taken and has not been ended.
+    /// Bit 14: a local APIC has taken an interrupt of this level pin, and the interrupt has not ended.
     pub fn remote_irr(self) -> bool {
         self.0 & Self::REMOTE_IRR != 0
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One 8259: its inputs, its priorities, and the decision to ask for the processor.
+//! One 8259: its inputs, its priorities, and the decision to request an interrupt.
 //!
-//! Nothing here calls out. An EOI returns the inputs that it ends, and the pair tells their listeners without a lock.
+//! The chip calls no callback. An EOI returns the inputs that it ends, and the pair tells their listeners without a
+//! lock.
 
 use super::saved::{Awaits, SavedChip};
 use super::spec::{self, CASCADE, Command, Ocw2, Role, SPURIOUS};
@@ -24,7 +25,8 @@ impl SavedChip {
     }
 }
 
-/// How far the first of these inputs is from the highest priority, which input `highest` has; 8 when there is none.
+/// The distance of the first of these inputs from input `highest`, which has the highest priority; 8 if the set is
+/// empty.
 fn rank(inputs: u8, highest: u8) -> u32 {
     inputs.rotate_right(highest.into()).trailing_zeros()
 }
@@ -49,7 +51,7 @@ impl Chip {
         }
     }
 
-    /// The one place that decides whether the chip asks for the processor, and for which input.
+    /// Decides whether the chip requests an interrupt, and for which input; no other code does.
     pub(super) fn request(&self) -> Option<u8> {
         let asking = self.asking();
         if asking == 0 {
@@ -76,8 +78,8 @@ impl Chip {
         holding
     }
 
-    /// The input that an EOI without a name ends: the one in service with the highest priority. In special mask mode a masked
-    /// input in service takes an EOI by name only.
+    /// The input that a non-specific EOI ends: the input in service with the highest priority. In special mask mode
+    /// only a specific EOI ends a masked input in service.
     fn first_in_service(&self) -> Option<u8> {
         let state = &self.state;
         let masked = if state.special_mask { state.imr } else { 0 };
@@ -89,12 +91,12 @@ impl Chip {
         self.state.base | input & 7
     }
 
-    /// The input has this level now. Whether that is a new request; a masked one is none.
+    /// The input has this level now. Returns whether this is a new request; a masked input makes none.
     pub(super) fn drive(&mut self, input: u8, high: bool) -> Driven {
         let input = bit(input);
         let state = &mut self.state;
         if !high {
-            // An edge that has been seen stays.
+            // A latched edge stays.
             state.high &= !input;
             return Driven::Nothing;
         }
@@ -112,18 +114,18 @@ impl Chip {
         }
     }
 
-    /// The slave asks for the processor, or still does. The master latches that like an edge: when the slave has nothing to
-    /// ask for any more by the time it is acknowledged, the processor gets the slave's spurious interrupt.
+    /// The slave requests an interrupt, or still does. The master latches the request like an edge: if the slave has no
+    /// request any more at the acknowledge cycle, the processor gets the slave's spurious interrupt.
     pub(super) fn latch_cascade(&mut self) {
         self.state.edges |= bit(CASCADE);
     }
 
-    /// The slave was polled: what the cascade has latched of it is answered.
+    /// The slave was polled, which answers the slave's request that the cascade has latched.
     pub(super) fn unlatch_cascade(&mut self) {
         self.state.edges &= !bit(CASCADE);
     }
 
-    /// The processor acknowledges this input's request. Returns what ends with that.
+    /// The processor acknowledges this input's request. Returns the interrupts that end with it.
     pub(super) fn acknowledge(&mut self, input: u8) -> u8 {
         let state = &mut self.state;
         state.edges &= !bit(input);
@@ -148,7 +150,7 @@ impl Chip {
         self.state.highest = (input + 1) & 7;
     }
 
-    /// The guest writes the command port. Returns what ends with that.
+    /// The guest writes the command port. Returns the interrupts that end with the write.
     pub(super) fn write_command(&mut self, value: u8) -> u8 {
         match Command::decode(value) {
             Command::Icw1 { needs_icw4, single } => self.initialise(needs_icw4, single),
@@ -167,12 +169,13 @@ impl Chip {
         }
     }
 
-    /// ICW1. Edges that wait are dropped, and their sources told, so that one with a cause makes a new edge. Interrupts in
-    /// service stay so otherwise, as with KVM's 8259.
+    /// ICW1. Waiting edges are dropped, and their sources are told, so that a source with a cause makes a new edge. The
+    /// other inputs in service stay in service, as on KVM's 8259.
     fn initialise(&mut self, needs_icw4: bool, single: bool) -> u8 {
         let state = &mut self.state;
         let dropped = state.edges & !state.elcr;
-        // Spelled out, so that a new field is decided on. The high inputs stay: an edge takes a new rise.
+        // Every field is listed, so that a new field needs a decision here. The high inputs stay: an edge needs a new
+        // rise.
         let SavedChip {
             high: _,
             edges,
@@ -234,7 +237,7 @@ impl Chip {
                 state.base = spec::vector_base(value);
                 state.awaits = if state.single { last } else { Awaits::Icw3 };
             }
-            // The slave is on input 2, whatever the guest thinks.
+            // The slave is on input 2, whatever the guest writes.
             Awaits::Icw3 => state.awaits = last,
             Awaits::Icw4 => {
                 state.auto_eoi = spec::is_auto_eoi(value);
@@ -244,8 +247,8 @@ impl Chip {
         }
     }
 
-    /// The guest writes the edge/level control register. An input that changes asks by its level from now on, or by its next
-    /// rise.
+    /// The guest writes the edge/level control register. A changed input makes requests by its level from now on, or by
+    /// its next rise.
     pub(super) fn write_elcr(&mut self, value: u8) {
         let elcr = value & self.role.elcr_mask();
         self.state.edges &= !(self.state.elcr ^ elcr);
@@ -256,7 +259,7 @@ impl Chip {
         self.state.elcr
     }
 
-    /// Whether the read that comes is a poll. It is one once.
+    /// Whether the next read is a poll. Clears the poll, which lasts for one read.
     pub(super) fn takes_poll(&mut self) -> bool {
         std::mem::take(&mut self.state.poll)
     }
@@ -282,7 +285,7 @@ impl Chip {
     }
 }
 
-/// What a driven input came to.
+/// The result of driving an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Driven {
     /// A new request.
@@ -293,7 +296,7 @@ pub(super) enum Driven {
     Nothing,
 }
 
-/// What a poll reads, and what ends with it.
+/// The value that a poll reads, and the interrupts that end with the poll.
 pub(super) fn poll(chip: &mut Chip) -> (u8, u8) {
     const INTERRUPT: u8 = 1 << 7;
     match chip.request() {

@@ -28,12 +28,12 @@ pub use saved::{Awaits, PicState, SavedChip};
 /// The inputs of both chips, the cascade among them.
 const INPUTS: u8 = 16;
 
-/// Events in a [`Pic`] that nobody could be told of.
+/// Failures in a [`Pic`] that had no caller to return an error to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Accesses to other ports, or of more than a byte. They were ignored, and read as 0.
+    /// Ignored accesses: to other ports, or of more than one byte. Such a read returns 0.
     pub ignored_accesses: u64,
-    /// Acknowledge cycles that found no request, and got the vector of IRQ 7 or 15.
+    /// Acknowledge cycles without a request, which got the vector of IRQ 7 or 15.
     pub spurious: u64,
     /// Listeners that could not be told of an EOI, because their eventfd could not be written.
     pub listener_errors: u64,
@@ -94,7 +94,7 @@ struct Shared {
     pair: Mutex<Pair>,
     /// The level of INTR. Written with the pair's lock.
     intr: AtomicBool,
-    /// The chips have changed since INTR was brought to what they ask for. Written with the pair's lock.
+    /// The chips have changed since INTR was last set to their request. Written with the pair's lock.
     stale: AtomicBool,
     on_intr: Box<dyn Fn() + Send + Sync>,
     counters: Counters,
@@ -105,7 +105,7 @@ impl Shared {
         lock(&self.pair)
     }
 
-    /// Brings INTR to what the chips ask for. Returns whether INTR rises; the hook is then to be called without the lock.
+    /// Sets INTR to the chips' request. Returns whether INTR rises; the caller then calls the hook without the lock.
     #[must_use]
     fn update(&self, pair: &mut Pair) -> bool {
         let request = pair.request();
@@ -175,18 +175,19 @@ impl fmt::Debug for PicPin {
 /// A pair of 8259s in userspace, with the edge/level control registers of a PC.
 ///
 /// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and listeners
-/// of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as [`DevicePio`]. When
-/// INTR rises the hook is called; the processor then takes the interrupt by [`acknowledge`](Self::acknowledge).
+/// of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
+/// [`DevicePio`]. When INTR rises, the pair calls the hook; the processor then takes the interrupt with
+/// [`acknowledge`](Self::acknowledge).
 ///
 /// # When a listener is told
-/// * OCW2 ends its IRQ, specifically or not; for IRQ 8 to 15 the slave's OCW2, not the master's for the cascade. A specific EOI
-///   of an IRQ that is not in service tells too.
+/// * OCW2 ends its IRQ, by a specific or a non-specific EOI. For IRQ 8 to 15 this is the slave's OCW2; the master's
+///   OCW2 for the cascade tells no listener. A specific EOI also tells if its IRQ is not in service.
 /// * The processor acknowledges its IRQ, with automatic EOI.
 /// * ICW1 drops a waiting edge of its IRQ.
 ///
-/// An unmask tells nobody: the interrupt that waited behind the mask is delivered, as on hardware.
+/// An unmask tells no listener: the interrupt that waited behind the mask is delivered, as on hardware.
 pub struct Pic {
-    /// By IRQ; the cascade's is never handed out.
+    /// By IRQ; the line of the cascade is never handed out.
     lines: Box<[Arc<Line<PicPin>>]>,
     shared: Arc<Shared>,
 }
@@ -196,7 +197,7 @@ impl Pic {
     pub const PORTS: [(u16, u16); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
 
     /// A pair that has not been initialised by the guest. `on_intr` is called, without a lock, whenever INTR rises, and
-    /// again after an acknowledge cycle when there is more to acknowledge; it gets the processor to look at
+    /// again after an acknowledge cycle if another request waits. The hook has to make the processor look at
     /// [`intr`](Self::intr).
     pub fn new(on_intr: impl Fn() + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared {
@@ -220,7 +221,7 @@ impl Pic {
         }
     }
 
-    /// Adds a level source on an IRQ. It does not assert yet.
+    /// Adds a level source on an IRQ. The source does not assert yet.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such input: from GSI 16 up, and GSI 2, which is the cascade.
@@ -258,9 +259,9 @@ impl Pic {
         self.shared.intr.load(Ordering::Acquire)
     }
 
-    /// The processor's acknowledge cycle (INTA): the vector of the request with the highest priority, which is in service
-    /// from now on, or ended at once with automatic EOI. Without a request, that of IRQ 7, and nothing is in service; when the
-    /// slave's request has gone, that of IRQ 15, and the cascade is in service.
+    /// The processor's acknowledge cycle (INTA): the vector of the request with the highest priority, which is then in
+    /// service, or has ended with automatic EOI. Without a request: the vector of IRQ 7, and no IRQ is in service. If
+    /// the slave's request has gone: the vector of IRQ 15, and the cascade is in service.
     pub fn acknowledge(&self) -> u8 {
         let mut pair = self.shared.pair();
         // INTR goes low with the cycle, so that a second request makes it rise again.
@@ -270,7 +271,7 @@ impl Pic {
         vector
     }
 
-    /// The events so far that nobody could be told of.
+    /// The failures so far that had no caller to return an error to.
     pub fn counts(&self) -> Counts {
         let Counters {
             ignored_accesses,
@@ -284,8 +285,8 @@ impl Pic {
         }
     }
 
-    /// Finishes an access to the chips: tells the listeners of the IRQs that have ended, without the lock, and brings INTR to
-    /// what the chips then ask for.
+    /// Finishes an access to the chips: tells the listeners of the IRQs that have ended, without the lock, and sets
+    /// INTR to the chips' request after that.
     fn finish<'a>(&'a self, mut pair: MutexGuard<'a, Pair>, mut ended: Irqs) {
         if ended != 0 {
             self.shared.stale.store(true, Ordering::Relaxed);
@@ -296,7 +297,7 @@ impl Pic {
                 }
                 ended &= ended - 1;
             }
-            // A line that was lowered has brought INTR up to date.
+            // Lowering a line has already updated INTR.
             if !self.shared.stale.load(Ordering::Relaxed) {
                 return;
             }
@@ -307,7 +308,8 @@ impl Pic {
         self.shared.raise(rises);
     }
 
-    /// The state as it is now. Bring the devices and the guest to rest first; otherwise the state is that of no single moment.
+    /// The current state. Stop the guest and the devices first; otherwise the parts of the state are from different
+    /// moments.
     pub fn save(&self) -> PicState {
         let pair = self.shared.pair();
         PicState {
@@ -316,16 +318,16 @@ impl Pic {
         }
     }
 
-    /// Takes over a saved state, and raises INTR if the state asks for that. Call this before the sources state their levels
-    /// and before the guest runs (law 17).
+    /// Takes over a saved state, and raises INTR if the state has a request. Call this before the sources state their
+    /// levels and before the guest runs (law 17).
     ///
-    /// Of a pair behind a [`Router`](crate::Router), the state is restored by [`Router::restore`](crate::Router::restore).
+    /// For a pair behind a [`Router`](crate::Router), call [`Router::restore`](crate::Router::restore) instead.
     ///
-    /// The sources own their levels. The level that was saved holds until each source has stated its own, or until its IRQ's
-    /// next EOI. Sources that assert already go on asserting.
+    /// The sources own their levels. The saved level holds until each source has stated its level, or until the next
+    /// EOI of the IRQ. Sources that already assert continue to assert.
     ///
     /// # Errors
-    /// [`StateError::Impossible`]; the chips are as they were.
+    /// [`StateError::Impossible`]; the chips are unchanged.
     pub fn restore(&self, state: &PicState) -> std::result::Result<(), StateError> {
         state.check()?;
         self.take_over(state);
@@ -354,7 +356,7 @@ impl Pic {
 }
 
 fn acknowledge(pair: &mut Pair, counters: &Counters) -> (u8, Irqs) {
-    // What the slave asks for by now is on the cascade already: every change of either chip ends with `update`.
+    // The slave's current request is on the cascade already: every change of either chip ends with `update`.
     let Some(input) = pair.master.request() else {
         counters.spurious.count();
         return (pair.master.vector(SPURIOUS), 0);

@@ -6,10 +6,10 @@ use interrupt_core::{Gsi, Level};
 use super::spec::{self, Role};
 use crate::StateError;
 
-/// The saved state of a [`Pic`](super::Pic). Sources and listeners are not in it: the devices own them.
+/// The saved state of a [`Pic`](super::Pic). The state contains neither sources nor listeners: the devices own them.
 ///
-/// With the feature `serde` it is written as a format number and the state in that format. An unknown format is refused before
-/// the state is looked at.
+/// With the feature `serde` the state is written as a format number and the state in that format. An unknown format is
+/// refused before the state is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PicState {
     /// The master.
@@ -68,7 +68,7 @@ pub struct SavedChip {
     pub highest: u8,
     /// The vector of input 0.
     pub base: u8,
-    /// What the data port awaits.
+    /// The word that the data port expects.
     pub awaits: Awaits,
     /// ICW1 said that ICW4 follows.
     pub needs_icw4: bool,
@@ -78,9 +78,9 @@ pub struct SavedChip {
     pub auto_eoi: bool,
     /// Each automatic EOI rotates the priorities.
     pub rotate_on_auto_eoi: bool,
-    /// What is masked holds nothing back, in service or not.
+    /// Special mask mode: a masked input in service does not hold back other inputs.
     pub special_mask: bool,
-    /// The cascade holds nothing of the slave back.
+    /// Special fully nested mode: the cascade in service does not hold back the slave's inputs.
     pub special_fully_nested: bool,
     /// The command port reads the inputs in service, and not the requests.
     pub read_isr: bool,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The 8259's ports, and what the words written to them mean.
+//! The 8259's ports, and the meaning of the words that the guest writes to them.
 //!
 //! Source: Intel 8259A datasheet, "Programming the 8259A"; the edge/level control registers are the PIIX's (82371 datasheet,
 //! 4.1.3). Bits for an 8080 processor are ignored, and so is ICW1's level bit, whose place the control registers have taken.
@@ -13,7 +13,7 @@ pub(super) enum Role {
     Slave,
 }
 
-/// The master's input that the slave is on.
+/// The master's input that the slave is connected to.
 pub(super) const CASCADE: u8 = 2;
 /// The input whose vector the processor gets when there is no request.
 pub(super) const SPURIOUS: u8 = 7;
@@ -39,7 +39,7 @@ pub(super) enum Register {
     Elcr,
 }
 
-/// What `port` leads to.
+/// The register behind `port`.
 pub(super) fn port(port: u16) -> Option<(Role, Register)> {
     Some(match port {
         0x20 => (Role::Master, Register::Command),
@@ -75,7 +75,7 @@ pub(super) enum Command {
     },
 }
 
-/// What ends an interrupt, and what turns the priorities.
+/// OCW2: the end of an interrupt, or a rotation of the priorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ocw2 {
     /// Ends the interrupt of the highest priority in service.
@@ -102,7 +102,7 @@ pub(super) enum Ocw2 {
 }
 
 impl Command {
-    /// What a byte written to the command port says.
+    /// The meaning of a byte that is written to the command port.
     pub(super) fn decode(value: u8) -> Self {
         let bit = |n: u8| value & 1 << n != 0;
         if bit(4) {

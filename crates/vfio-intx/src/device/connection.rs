@@ -36,8 +36,8 @@ const OUR_CAPABILITIES: &[u8] = b"{\"capabilities\":{\"max_msg_fds\":1,\"max_dat
 /// The most bytes that a server's capabilities may take.
 const CAPABILITIES: usize = 1 << 16;
 
-/// A connected socket. A request that gets no reply, or a reply that is none, ends the connection: what comes later would
-/// be taken for the reply to the next request.
+/// A connected socket. A request without a reply or with an invalid reply ends the connection: a late reply would be
+/// taken for the reply to the next request.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -68,9 +68,10 @@ impl Connection {
     /// before the second part is filled. The limit begins when the requests of other threads are done.
     ///
     /// # Errors
-    /// * The server's; EIO when it refused without an errno. The connection stays, as it does when nothing could be sent.
-    /// * ETIMEDOUT, EPROTO for a reply that is none, or the error of the socket. The connection is gone then.
-    /// * ENOTCONN: the connection is gone.
+    /// * The server's errno, or EIO when the server refused without an errno. The connection stays. It also stays when
+    ///   no byte of the request could be sent.
+    /// * ETIMEDOUT, EPROTO for an invalid reply, or the error of the socket. The connection has ended then.
+    /// * ENOTCONN: the connection has ended.
     pub(super) fn request(
         &self,
         request: &Request<'_>,
@@ -108,7 +109,8 @@ impl Connection {
             |size, deadline| {
                 let mut version = [0; 4];
                 self.receive(&mut version, deadline)?;
-                // The capabilities are limits of the server that no request made here comes near. They are read and dropped.
+                // The capabilities are limits of the server, far above the requests of this crate. They are read and
+                // dropped.
                 let (mut left, mut dropped) = (size - version.len(), [0; 256]);
                 while left > 0 {
                     let some = left.min(dropped.len());
@@ -136,7 +138,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes one request under the next ID. The data of its reply are of a size in `sizes`; `receive` takes them.
+    /// Makes one request under the next ID. The size of the reply's data must be in `sizes`; `receive` reads the data.
     fn exchange(
         &self,
         mut next: MutexGuard<'_, u16>,
@@ -147,7 +149,7 @@ impl Connection {
     ) -> io::Result<()> {
         let header = request.header(*next)?;
         *next = next.wrapping_add(1);
-        // The outer error says that the connection is of no more use, the inner error that the request failed.
+        // The outer error means that the connection is unusable, the inner error that the request failed.
         let outcome = (|| {
             if let Err(error) = self.send(&header, request, deadline)? {
                 return Ok(Err(error));
@@ -158,7 +160,7 @@ impl Connection {
             }
         })();
         outcome.unwrap_or_else(|error| {
-            // ENOTCONN from a socket that has been shut down already.
+            // ENOTCONN if the socket has been shut down already.
             let _ = shutdown(&self.socket, Shutdown::Both);
             Err(error)
         })
@@ -185,7 +187,7 @@ impl Connection {
                 Err(Errno::AGAIN) => deadline.wait(&self.socket, PollFlags::OUT)?,
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Errno::NOTCONN.into()),
-                // The server knows nothing of the request: no memory, too many descriptors on their way.
+                // No byte of the request reached the server: no memory, or too many descriptors in flight.
                 Err(errno) if !begun => return Ok(Err(errno.into())),
                 Err(errno) => return Err(errno.into()),
             }
@@ -204,7 +206,7 @@ impl Connection {
             return Err(Errno::PROTO.into());
         }
         if flags & FLAG_ERROR != 0 && size == 0 {
-            // vfio_user's server says 0 of every refusal of its backend.
+            // vfio_user's server sends errno 0 for every refusal of its backend.
             let errno = i32::try_from(word(&header, 12)).ok().filter(|&errno| errno > 0);
             let errno = errno.unwrap_or_else(|| Errno::IO.raw_os_error());
             return Ok(Err(io::Error::from_raw_os_error(errno)));
@@ -236,7 +238,7 @@ impl AsFd for Connection {
     }
 }
 
-/// What is asked of the server: a command, the data that follow the header, and a descriptor beside them.
+/// A request to the server: a command, the data after the header, and an optional descriptor.
 pub(super) struct Request<'a> {
     command: u16,
     parts: [&'a [u8]; 2],
@@ -260,7 +262,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The end of a wait, which no signal puts off.
+/// The deadline of a wait. A signal to the thread does not extend the wait.
 struct Deadline {
     start: Instant,
     limit: Duration,
@@ -281,17 +283,17 @@ impl Deadline {
     }
 
     fn wait(&self, socket: &OwnedFd, what: PollFlags) -> io::Result<()> {
-        // A limit beyond 2^63 s is none.
+        // A limit beyond 2^63 s means no limit.
         let left = Timespec::try_from(self.left()?).ok();
         match poll(&mut [PollFd::new(socket, what)], left.as_ref()) {
-            // The caller tries again, and comes back when it was too early.
+            // The caller tries again, and waits again if the socket was not ready.
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 }
 
-/// A server that listens and does not accept holds a connection up once its queue is full.
+/// A connect blocks when the server listens but does not accept, and its queue is full.
 fn connected(path: &Path, deadline: &Deadline) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -305,7 +307,7 @@ fn connected(path: &Path, deadline: &Deadline) -> io::Result<OwnedFd> {
     }
 }
 
-/// The bytes of the `N` words that a message has at some place.
+/// The bytes of `N` words of a message.
 pub(super) fn words<const N: usize, const BYTES: usize>(words: [u32; N]) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     for (place, word) in bytes.chunks_exact_mut(4).zip(words) {

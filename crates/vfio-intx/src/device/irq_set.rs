@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The two requests through which a VFIO device's interrupt is asked and told: `VFIO_DEVICE_GET_IRQ_INFO`'s answer and
-//! `VFIO_DEVICE_SET_IRQS` (Linux, `include/uapi/linux/vfio.h`). What INTx needs of them, for a device behind an ioctl
-//! and for the model alike.
+//! The two requests of a VFIO device's interrupts: the answer to `VFIO_DEVICE_GET_IRQ_INFO`, and `VFIO_DEVICE_SET_IRQS`
+//! (Linux, `include/uapi/linux/vfio.h`). This module has the parts that INTx needs, for a device behind an ioctl, for
+//! vfio-user and for the model.
 
 use std::fmt;
 use std::io;
@@ -27,15 +27,15 @@ pub mod flags {
     pub const DATA_BOOL: u32 = vfio::VFIO_IRQ_SET_DATA_BOOL;
     /// The request carries one eventfd, or -1, for each interrupt.
     pub const DATA_EVENTFD: u32 = vfio::VFIO_IRQ_SET_DATA_EVENTFD;
-    /// Which data there can be. A request has exactly one.
+    /// The data types. A request has exactly one.
     pub const DATA_TYPES: u32 = vfio::VFIO_IRQ_SET_DATA_TYPE_MASK;
     /// Mask.
     pub const ACTION_MASK: u32 = vfio::VFIO_IRQ_SET_ACTION_MASK;
     /// Unmask.
     pub const ACTION_UNMASK: u32 = vfio::VFIO_IRQ_SET_ACTION_UNMASK;
-    /// Signal, or set what is signalled.
+    /// Signal, or set the eventfd that is signalled.
     pub const ACTION_TRIGGER: u32 = vfio::VFIO_IRQ_SET_ACTION_TRIGGER;
-    /// Which actions there are. A request has exactly one.
+    /// The actions. A request has exactly one.
     pub const ACTIONS: u32 = vfio::VFIO_IRQ_SET_ACTION_TYPE_MASK;
 }
 
@@ -47,7 +47,7 @@ pub const MSI: u32 = vfio::VFIO_PCI_MSI_IRQ_INDEX;
 const ENODEV: i32 = 19;
 const ENOTTY: i32 = 25;
 
-/// What `VFIO_DEVICE_GET_IRQ_INFO` says of one interrupt index.
+/// The answer of `VFIO_DEVICE_GET_IRQ_INFO` for one interrupt index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IrqInfo {
     /// `INFO_` bits of [`flags`].
@@ -57,11 +57,11 @@ pub struct IrqInfo {
 }
 
 impl IrqInfo {
-    /// What this means for INTx of `device`.
+    /// Derives the properties of the INTx of `device`.
     ///
-    /// Only AUTOMASKED makes a level of it: without, a signal says that something happened, and nothing says when it is
-    /// over. A server that reports EVENTFD alone may accept MASK and UNMASK and do nothing (libvfio-user's does), so
-    /// the bits decide, and never what a request answered.
+    /// INTx is a level only with AUTOMASKED. Without AUTOMASKED a signal reports an event, and the end of the event is
+    /// never reported. A server that reports EVENTFD alone may accept MASK and UNMASK and do nothing, as libvfio-user's
+    /// does. So the bits decide, and not the answer to a request.
     ///
     /// # Errors
     /// [`Error::Device`] with ENODEV when the device has no INTx pin, or the host gave it none (`count` 0); with ENOTTY
@@ -94,19 +94,19 @@ impl IrqInfo {
     }
 }
 
-/// The data of an [`IrqSet`], for the one interrupt that INTx is.
+/// The data of an [`IrqSet`], for the single interrupt of INTx.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
     /// No data.
     None,
-    /// `DATA_BOOL`: not 0 for "do it".
+    /// `DATA_BOOL`: the action is done if this is not 0.
     Bool(u8),
-    /// `DATA_EVENTFD`: an eventfd, or -1 to take one away.
+    /// `DATA_EVENTFD`: an eventfd, or -1 to remove the eventfd.
     Eventfd(Option<BorrowedFd<'a>>),
 }
 
-/// One `VFIO_DEVICE_SET_IRQS` request. The constructors make those that INTx needs; the fields are public so that
-/// others, also wrong ones, can be written down.
+/// One `VFIO_DEVICE_SET_IRQS` request. The constructors make the requests that INTx needs; the fields are public so
+/// that tests can make other requests, including invalid ones.
 #[derive(Clone, Copy, Debug)]
 pub struct IrqSet<'a> {
     /// The size of the request in bytes: [`IrqSet::HEADER`] and the data.
@@ -117,7 +117,7 @@ pub struct IrqSet<'a> {
     pub index: u32,
     /// The first interrupt of the index.
     pub start: u32,
-    /// How many; 0 with `DATA_NONE | ACTION_TRIGGER` disables the index.
+    /// The number of interrupts; 0 with `DATA_NONE | ACTION_TRIGGER` disables the index.
     pub count: u32,
     /// The data.
     pub data: Data<'a>,
@@ -143,13 +143,13 @@ impl<'a> IrqSet<'a> {
         }
     }
 
-    /// Sets the eventfd that INTx signals, which enables INTx; or, with `None`, takes the eventfd of an enabled INTx
-    /// away and leaves INTx enabled.
+    /// Sets the eventfd that INTx signals, which enables INTx. `None` removes the eventfd of an enabled INTx, and INTx
+    /// stays enabled.
     pub fn trigger(eventfd: Option<BorrowedFd<'a>>) -> Self {
         Self::new(flags::ACTION_TRIGGER, 1, Data::Eventfd(eventfd))
     }
 
-    /// Disables INTx: trigger, mask and unmask eventfd go.
+    /// Disables INTx, which removes the trigger and the eventfds for mask and unmask.
     pub fn disable() -> Self {
         Self::new(flags::ACTION_TRIGGER, 0, Data::None)
     }
@@ -169,7 +169,7 @@ impl<'a> IrqSet<'a> {
         Self::new(flags::ACTION_UNMASK, 1, Data::None)
     }
 
-    /// Sets the eventfd that unmasks INTx, or takes it away.
+    /// Sets or removes the eventfd that unmasks INTx.
     pub fn unmask_eventfd(eventfd: Option<BorrowedFd<'a>>) -> Self {
         Self::new(flags::ACTION_UNMASK, 1, Data::Eventfd(eventfd))
     }

@@ -2,9 +2,8 @@
 //! A device with an INTx that needs no hardware: the VFIO side as the kernel's `vfio-pci` behaves (Linux 6.9 and later,
 //! `drivers/vfio/pci/vfio_pci_intrs.c`, `drivers/vfio/vfio_main.c`), and a device side of three registers.
 //!
-//! What the kernel does on its own, the model does when it is asked to, because it has no thread: whoever plays the
-//! kernel calls [`ModelIntx::poll_unmask`] or [`ModelIntx::wait_unmask`]. Everything else happens within the call that
-//! causes it.
+//! The model has no thread. So a test calls [`ModelIntx::poll_unmask`] or [`ModelIntx::wait_unmask`] in place of the
+//! kernel, which watches the unmask eventfd. Every other effect happens within the call that causes it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -62,7 +61,7 @@ pub struct ModelIntx {
 }
 
 struct State {
-    /// The device's status register: its line is high while it is not 0.
+    /// The device's status register. The device's line is high while the register is not 0.
     status: u32,
     /// Interrupt Disable in the command register; the kernel's `virq_disabled`.
     disintx: bool,
@@ -165,13 +164,13 @@ impl ModelIntx {
         }
     }
 
-    /// `VFIO_DEVICE_RESET`: the status is 0 afterwards. `vfio-pci` saves and restores the command register, so that
-    /// Interrupt Disable is what it was, and keeps the interrupt that is set up.
+    /// `VFIO_DEVICE_RESET`: the status is 0 afterwards. `vfio-pci` saves and restores the command register, so
+    /// Interrupt Disable keeps its value, and the interrupt stays set up.
     pub fn reset(&self) {
         self.state().status = 0;
     }
 
-    /// The device goes, as at a surprise removal: every request gets ENODEV from now on.
+    /// Removes the device, as at a surprise removal: every later request gets ENODEV.
     pub fn vanish(&self) {
         let mut state = self.state();
         state.gone = true;
@@ -180,36 +179,37 @@ impl ModelIntx {
 
     // ---- the kernel's part ----
 
-    /// Looks at the unmask eventfd once, as the kernel does when it is written: drains it and unmasks. Says whether it
-    /// was signalled.
+    /// Reads the unmask eventfd once, as the kernel does after a write: drains the eventfd and unmasks INTx. Returns
+    /// whether the eventfd was signalled.
     pub fn poll_unmask(&self) -> bool {
         self.state().poll_unmask()
     }
 
-    /// Waits for the unmask eventfd for at most `timeout` and then does as [`poll_unmask`](Self::poll_unmask). Without
-    /// an unmask eventfd it returns false at once.
+    /// Waits for the unmask eventfd for at most `timeout`, and then calls [`poll_unmask`](Self::poll_unmask). Without
+    /// an unmask eventfd the call returns false at once.
     ///
-    /// It holds a duplicate while it waits, and no lock.
+    /// The call waits on a duplicate of the eventfd, without a lock.
     pub fn wait_unmask(&self, timeout: Duration) -> bool {
         let unmask = match &self.state().mode {
             Mode::Intx(Intx { unmask: Some(fd), .. }) => fd.try_clone(),
             _ => return false,
         };
-        // The state decides; a wait that cannot be had, or ends early, only looks too soon.
+        // The state decides: after a wait that fails or ends early, the look at the eventfd is only too early.
         drop(unmask.and_then(|fd| eventfd::wait(fd, Some(timeout))));
         self.poll_unmask()
     }
 
     /// One `VFIO_DEVICE_SET_IRQS`, with the kernel's checks in the kernel's order.
     ///
-    /// An eventfd that is kept is kept as a duplicate. Unlike the kernel the model does therefore not notice when the
-    /// caller closes its own.
+    /// The model keeps a duplicate of an eventfd. So the model, unlike the kernel, does not notice when the caller
+    /// closes the eventfd.
     ///
     /// # Errors
-    /// * ENODEV: the device is gone. Also whatever [`refuse`](Self::refuse) asked for.
-    /// * EINVAL: `argsz` below the header or without room for the data; an index that is not there; `start` and `count`
-    ///   beyond the index; unknown flags; not exactly one data type; a file that is no eventfd; mask, unmask or signal
-    ///   while INTx is not enabled; INTx while MSI is enabled and the reverse; disabling what is not enabled.
+    /// * ENODEV: the device was removed. Also the errno that [`refuse`](Self::refuse) was given.
+    /// * EINVAL: `argsz` below the header or without room for the data; an index that does not exist; `start` and
+    ///   `count` beyond the index; unknown flags; not exactly one data type; a file that is no eventfd; mask, unmask or
+    ///   signal while INTx is not enabled; INTx while MSI is enabled and the reverse; disabling an interrupt that is
+    ///   not enabled.
     /// * ENOTTY: not exactly one action; mask by eventfd; an action that the index does not have.
     /// * EBUSY: an unmask eventfd while one is set.
     pub fn set_irqs(&self, request: &IrqSet<'_>) -> io::Result<()> {
@@ -239,8 +239,8 @@ impl ModelIntx {
         }
     }
 
-    /// Makes `times` requests of any kind fail with `errno`, after `skip` further ones. VFIO_DEVICE_GET_IRQ_INFO is a
-    /// request too. A refused request changes nothing.
+    /// Makes `times` requests of any kind fail with `errno`, after `skip` further requests. VFIO_DEVICE_GET_IRQ_INFO is
+    /// a request too. A refused request changes nothing.
     pub fn refuse(&self, skip: usize, times: usize, errno: i32) {
         self.state().refusal = Refusal { skip, times, errno };
     }
@@ -252,7 +252,7 @@ impl ModelIntx {
 
     // ---- for tests to look at ----
 
-    /// Whether INTx is enabled and masked, be it by itself, on request or by Interrupt Disable.
+    /// Whether INTx is enabled and masked: by itself, by a request or by Interrupt Disable.
     pub fn is_masked(&self) -> bool {
         matches!(&self.state().mode, Mode::Intx(intx) if intx.masked)
     }
@@ -277,7 +277,7 @@ impl ModelIntx {
         self.state().msi_signals
     }
 
-    /// The last requests, refused ones too, oldest first; at most 32.
+    /// The last requests, including refused requests, oldest first; at most 32.
     pub fn recent_requests(&self) -> Vec<&'static str> {
         self.state().requests.iter().copied().collect()
     }
@@ -287,7 +287,7 @@ impl ModelIntx {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under the lock panics half-way.
+        // No code under the lock panics half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -296,7 +296,7 @@ impl ModelIntx {
     }
 }
 
-/// The checks that every request goes through, whatever its index (`vfio_set_irqs_validate_and_prepare`).
+/// The checks of every request, for any index (`vfio_set_irqs_validate_and_prepare`).
 fn validate(request: &IrqSet<'_>, available: u32) -> io::Result<()> {
     let known = flags::DATA_TYPES | flags::ACTIONS;
     let size = match request.flags & flags::DATA_TYPES {
@@ -314,7 +314,7 @@ fn validate(request: &IrqSet<'_>, available: u32) -> io::Result<()> {
     if good { Ok(()) } else { Err(errno(EINVAL)) }
 }
 
-/// A reference of the kernel's own to the eventfd behind `fd`.
+/// Duplicates `fd`, as the kernel takes a reference to the eventfd.
 fn keep(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if target.as_os_str() != "anon_inode:[eventfd]" {
@@ -338,8 +338,8 @@ impl State {
         Err(errno(refusal.errno))
     }
 
-    /// The interrupt handler: masks and then signals, if the line is high and nothing holds it back. The one place
-    /// where a level turns into a signal, but for the unmask.
+    /// The interrupt handler: masks and then signals, if the line is high and INTx is neither masked nor disabled. Only
+    /// this function and the unmask turn a level into a signal.
     fn evaluate(&mut self) {
         match &mut self.mode {
             Mode::Intx(intx) if self.status != 0 && !intx.masked && !self.disintx => intx.masked = true,
@@ -355,7 +355,7 @@ impl State {
         else {
             return;
         };
-        // A trigger whose other end is full or gone hears nothing, as in the kernel.
+        // A trigger that is full or closed gets no signal, as in the kernel.
         if !self.disintx && eventfd::signal(trigger).is_ok() {
             self.signals += 1;
         }
@@ -367,7 +367,7 @@ impl State {
         }
     }
 
-    /// With the line high it signals again and stays masked.
+    /// If the line is high, INTx signals again and stays masked.
     fn unmask(&mut self) {
         let Mode::Intx(intx) = &mut self.mode else { return };
         if !intx.masked || self.disintx {
@@ -387,7 +387,7 @@ impl State {
         else {
             return false;
         };
-        // Looked at first: the caller's eventfd may be a blocking one.
+        // Poll first: the caller's eventfd may be blocking.
         let signalled = eventfd::wait(unmask, Some(Duration::ZERO)).is_ok_and(|ready| ready)
             && eventfd::drain(unmask).is_ok_and(|drained| drained);
         if signalled {
@@ -403,7 +403,7 @@ impl State {
         }
     }
 
-    /// INTx has one interrupt, so that a request that does something has one too.
+    /// INTx has one interrupt, so each request that changes anything is for one interrupt.
     fn one(request: &IrqSet<'_>) -> io::Result<()> {
         match (request.start, request.count) {
             (0, 1) => Ok(()),
@@ -435,8 +435,8 @@ impl State {
                     return Err(errno(EBUSY));
                 }
                 intx.unmask = Some(fd);
-                // A count that waits in it is honoured at once. The kernel leaves it there until the next signal; here
-                // it has to go, since a look at the eventfd could not tell it from a new one.
+                // A count that waits in the eventfd unmasks at once. The kernel leaves the count there until the next
+                // signal. The model drains it, because a later read could not tell the old count from a new signal.
                 self.poll_unmask();
             }
         }

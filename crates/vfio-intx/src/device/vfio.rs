@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio;
 
 use super::irq_set::{Data, INTX, IrqInfo, IrqSet};
 
-/// The `_IO(';', 100 + n)` of `linux/vfio.h`; bindgen makes no constants of them.
+/// The `_IO(';', 100 + n)` numbers of `linux/vfio.h`, for which bindgen generates no constants.
 const fn ioctl_number(n: u32) -> libc::Ioctl {
     ((vfio::VFIO_TYPE as u32) << 8 | (vfio::VFIO_BASE + n)) as libc::Ioctl
 }
@@ -33,24 +33,25 @@ struct RawIrqSet {
     data: [u8; 4],
 }
 
-// The header is the kernel's, and the data follow it at once.
+// The header has the kernel's size, and the data follow the header without a gap.
 const _: () = assert!(std::mem::offset_of!(RawIrqSet, data) == size_of::<vfio::vfio_irq_set>());
 const _: () = assert!(size_of::<vfio::vfio_irq_set>() == IrqSet::HEADER as usize);
 
-/// The INTx of a VFIO device: anything whose file descriptor is one, above all `Arc<vfio_ioctls::VfioDevice>` of
-/// whichever version the VMM has.
+/// The INTx of a VFIO device. `D` is any type that has the device's file descriptor, such as an
+/// `Arc<vfio_ioctls::VfioDevice>` of any version.
 ///
-/// It makes the ioctls itself, because vfio-ioctls 0.10 drops their errno and can neither mask nor take an unmask
-/// eventfd away. It keeps no state, and does not disable the interrupt when it is dropped: [`Intx`](crate::Intx) does.
+/// `VfioIntx` makes the ioctls itself, because vfio-ioctls 0.10 drops their errno, cannot mask, and cannot remove an
+/// unmask eventfd. `VfioIntx` keeps no state, and its drop does not disable the interrupt: the drop of
+/// [`Intx`](crate::Intx) does.
 pub struct VfioIntx<D> {
     label: String,
     device: D,
 }
 
 impl<D: AsRawFd + Send + Sync> VfioIntx<D> {
-    /// The INTx of `device`, which errors call `label`: its address in sysfs, usually.
+    /// The INTx of `device`. Errors name the device by `label`, usually its address in sysfs.
     ///
-    /// The file descriptor must stay the device's for as long as `device` lives, which is what [`AsRawFd`] is for.
+    /// `device` must return the same open file descriptor for as long as `device` lives.
     pub fn new(label: impl Into<String>, device: D) -> Self {
         Self {
             label: label.into(),
@@ -66,8 +67,8 @@ impl<D: AsRawFd + Send + Sync> VfioIntx<D> {
     /// Asks `VFIO_DEVICE_GET_IRQ_INFO` of INTx.
     ///
     /// # Errors
-    /// The kernel's: EINVAL for a device that is not PCI, ENODEV for one that is gone, ENOTTY for a file that is no
-    /// device.
+    /// The kernel's errno: EINVAL for a device that is not PCI, ENODEV for a removed device, ENOTTY for a file that is
+    /// no device.
     pub fn irq_info(&self) -> io::Result<IrqInfo> {
         let mut info = vfio::vfio_irq_info {
             argsz: size_of::<vfio::vfio_irq_info>() as u32,
@@ -87,7 +88,7 @@ impl<D: AsRawFd + Send + Sync> VfioIntx<D> {
     /// Makes one `VFIO_DEVICE_SET_IRQS` request.
     ///
     /// # Errors
-    /// The kernel's, and EINVAL for an `argsz` beyond the data that `request` can have.
+    /// The kernel's errno, and EINVAL for an `argsz` beyond the data that `request` can have.
     pub fn set_irqs(&self, request: &IrqSet<'_>) -> io::Result<()> {
         let raw = RawIrqSet {
             argsz: request.argsz,

@@ -23,32 +23,32 @@ const REGION_WRITE: u16 = 10;
 
 /// A device behind vfio-user, and its INTx.
 ///
-/// There is one connection, and one request under way on it: an access to a region that takes long holds up a mask or an
-/// unmask that is made by a call. With an unmask eventfd no call is made at an EOI.
+/// There is one connection, with one request at a time. So a slow access to a region delays a mask or an unmask by a
+/// call. With an unmask eventfd an EOI needs no call.
 ///
 /// Each request ends within the time limit, which begins when the requests of other threads are done, also while signals
 /// interrupt the thread. A request that gets no reply within the limit, or a reply that does not keep to the protocol,
 /// ends the connection: a late reply would be taken for the
-/// reply to the next request. From then on each request answers ENOTCONN.
+/// reply to the next request. Each later request fails with ENOTCONN.
 ///
-/// The descriptor ([`AsFd`]) is for watching: polled for no event at all, it reports `POLLHUP` when the server has gone or
-/// the connection was ended. Nothing must be read from it or written to it.
+/// Poll the descriptor ([`AsFd`]) without any requested event: it reports `POLLHUP` when the server has closed or the
+/// connection has ended. Do not read from the descriptor or write to it.
 pub struct VfioUserIntx {
     label: String,
     connection: Connection,
 }
 
 impl VfioUserIntx {
-    /// Connects to the server that listens at `path`, and takes the INTx of its device, which errors call `label`.
-    /// Connecting takes no longer than `timeout`, and so does each request after it.
+    /// Connects to the server that listens at `path`, and uses the INTx of its device. Errors name the device by
+    /// `label`. Connecting takes no longer than `timeout`, and so does each request after it.
     ///
     /// The process needs neither /proc nor a free descriptor beyond the socket.
     ///
     /// # Errors
-    /// * That of the connection: ENOENT, ECONNREFUSED, EACCES, EMFILE, ENAMETOOLONG.
+    /// * The error of the connect: ENOENT, ECONNREFUSED, EACCES, EMFILE, ENAMETOOLONG.
     /// * `TimedOut`: the server does not accept or reply in time, or `timeout` is 0.
-    /// * An error that names the request: the server refused it, has gone (ENOTCONN), or replied with what is no reply to
-    ///   it or another major version (EPROTO); or its device is no PCI device (`Unsupported`).
+    /// * An error that names the request: the server refused the request, closed the connection (ENOTCONN), or sent an
+    ///   invalid reply or another major version (EPROTO); or its device is no PCI device (`Unsupported`).
     pub fn connect(label: impl Into<String>, path: &Path, timeout: Duration) -> io::Result<Self> {
         Ok(Self {
             connection: Connection::new(path, timeout)?,
@@ -56,14 +56,15 @@ impl VfioUserIntx {
         })
     }
 
-    /// Makes one request that has no method here, such as VFIO_USER_DMA_MAP or VFIO_USER_DEVICE_RESET: `body` is what
+    /// Makes one request that has no method of its own, such as VFIO_USER_DMA_MAP or VFIO_USER_DEVICE_RESET. `body`
     /// follows the header, and the data of the reply fill `reply`. `fd` goes to the server with the message.
     ///
     /// # Errors
-    /// * The server's; EIO when it refused without an errno, as vfio_user's own does. The connection stays.
+    /// * The server's errno, or EIO when the server refused without an errno, as vfio_user's server does. The
+    ///   connection stays.
     /// * ETIMEDOUT, and ENOTCONN from then on.
     /// * EPROTO for a reply to another request or of another size than `reply`, and ENOTCONN from then on.
-    /// * ENOTCONN: the connection is gone.
+    /// * ENOTCONN: the connection has ended.
     pub fn request(&self, command: u16, body: &[u8], fd: Option<BorrowedFd<'_>>, reply: &mut [u8]) -> io::Result<()> {
         let request = Request::new(command, [body, &[]], fd);
         self.connection.request(&request, [reply, &mut []], |_| true)
@@ -86,20 +87,20 @@ impl VfioUserIntx {
         })
     }
 
-    /// Makes one `VFIO_USER_DEVICE_SET_IRQS` request. An eventfd goes to the server, which has it until it is told
-    /// otherwise or is disconnected.
+    /// Makes one `VFIO_USER_DEVICE_SET_IRQS` request. An eventfd is sent to the server, which keeps the eventfd until
+    /// the next request for it or the end of the connection.
     ///
     /// # Errors
-    /// As [`request`](Self::request). A success means that the server said so; libvfio-user's accepts masks and does
-    /// nothing, which is why [`IrqInfo`] decides.
+    /// As [`request`](Self::request). A success is only the server's statement: libvfio-user's server accepts masks and
+    /// does nothing, so [`IrqInfo`] decides.
     pub fn set_irqs(&self, request: &IrqSet<'_>) -> io::Result<()> {
         let (data, fd): (&[u8], _) = match &request.data {
             Data::None => (&[], None),
             Data::Bool(value) => (std::slice::from_ref(value), None),
-            // No descriptor where one belongs takes the eventfd away.
+            // A request without its descriptor removes the eventfd.
             Data::Eventfd(fd) => (&[], *fd),
         };
-        // An eventfd travels beside the message, and is none of its bytes.
+        // An eventfd travels beside the message, and not in its bytes.
         let argsz = IrqSet::HEADER + data.len() as u32;
         let body: [u8; 20] = words([argsz, request.flags, request.index, request.start, request.count]);
         let request = Request::new(SET_IRQS, [&body, data], fd);
@@ -107,12 +108,13 @@ impl VfioUserIntx {
     }
 
     /// Reads `data.len()` bytes from byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at most
-    /// the bytes that its capabilities say, and 1 MiB if they do not.
+    /// the bytes that its capabilities say, or 1 MiB if they say nothing.
     ///
     /// # Errors
-    /// As [`request`](Self::request); EPROTO also for a reply about another place; EMSGSIZE for 4 GiB and more.
+    /// As [`request`](Self::request); EPROTO also for a reply about another offset, region or count; EMSGSIZE for 4 GiB
+    /// and more.
     pub fn region_read(&self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        // The reply repeats the place, and the data follow.
+        // The reply repeats offset, region and count, and the data follow.
         let place = place(region, offset, data.len())?;
         let reply = [&mut [0; PLACE][..], data];
         let request = Request::new(REGION_READ, [&place, &[]], None);
@@ -120,7 +122,7 @@ impl VfioUserIntx {
     }
 
     /// Writes `data` to byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at most the bytes
-    /// that its capabilities say, and 1 MiB if they do not.
+    /// that its capabilities say, or 1 MiB if they say nothing.
     ///
     /// # Errors
     /// As [`region_read`](Self::region_read).
@@ -132,7 +134,7 @@ impl VfioUserIntx {
     }
 }
 
-/// The bytes of a place in a region.
+/// The bytes of offset, region and count.
 const PLACE: usize = 16;
 
 /// Offset, region and count, as a message has them.
