@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The round trip of a level interrupt, from assertion to the news of its EOI, through every composition that works on
-//! this host, each beside its floor. The name of a group says `EOI` only where its negative control has found that the
-//! EOI is the guest's own.
+//! The round trip of a level interrupt, from assertion to the notification of its EOI, through every composition that
+//! works on this host, each beside its floor. The name of a group contains `EOI` only if its negative control found
+//! that the EOI is the guest's own.
 //!
-//! Criterion looks at one after the other. Ratios are those of `cargo xtask bench`, which takes turns.
+//! Criterion measures one composition after the other. Take ratios from `cargo xtask bench`, which measures in turns.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
@@ -28,7 +28,7 @@ fn round_trips(c: &mut Criterion) {
         println!("negative control: {}: {}", group.control.group, group.control.finding);
         let what = if group.control.eoi { "EOI" } else { "end at injection" };
         let mut criterion = c.benchmark_group(format!("{}, {what}", group.control.group));
-        // A machine is made for each sample.
+        // Each sample makes a new machine.
         criterion.sample_size(10).measurement_time(Duration::from_secs(1));
         for mut subject in group.subjects {
             criterion.bench_function(format!("{subject:?}"), |b| {

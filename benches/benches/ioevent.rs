@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the userspace fallback of an ioeventfd costs, for a store that has already exited.
+//! The cost of the userspace fallback of an ioeventfd, for a store that has already exited.
 //!
-//! * `find`: the lookup of a store that matches, at addresses in random order. The limits are on this one: 25 ns at
-//!   4096
+//! * `find`: the lookup of a store that matches, at addresses in random order. The limits apply here: 25 ns at 4096
 //!   registrations, and 1.5 times the time at 16.
-//! * `dispatch/miss`: the whole of dispatch for a store that is nobody's, which every exit of the VM pays.
-//! * `dispatch/hit` against `eventfd write`: what dispatch adds to the system call that it cannot avoid.
-//! * `register`: one registration and its removal, beside so many others.
+//! * `dispatch/miss`: the whole dispatch of a store without a registration, which every exit of the VM pays.
+//! * `dispatch/hit` against `eventfd write`: the time that dispatch adds to the unavoidable system call.
+//! * `register`: one registration and its removal, beside a number of others.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
@@ -18,14 +17,14 @@ use ioevent::{IoeventBus, Length, Match, Registration, Space};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const BASE: u64 = 0xd000_0000;
-/// Doorbells that lie apart by a page, the worst spread that devices choose.
+/// Doorbells one page apart, the worst spread that devices choose.
 const STRIDE: u64 = 0x1000;
 const SIZES: [u64; 4] = [16, 256, 4096, 16_384];
 
 struct Doorbells {
     bus: IoeventBus,
     event: Arc<EventFd>,
-    /// All addresses, in random order: so that neither the caches nor the branch predictor see a pattern.
+    /// All addresses in random order, so that the caches and the branch predictor see no pattern.
     addresses: Vec<u64>,
     _registrations: Vec<Registration>,
 }
@@ -72,7 +71,7 @@ fn lookups(c: &mut Criterion) {
     }
     group.finish();
 
-    // One address that carries them all, told apart by the value: a walk in KVM, a second lookup here.
+    // All registrations at one address, distinguished by the value: KVM walks a list, the bus makes a second lookup.
     let mut group = c.benchmark_group("find/datamatch");
     for count in [16u32, 256, 4096] {
         let bus = IoeventBus::userspace();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the userspace IOAPIC and 8259 pair cost, on one processor, without the system calls around them: the operations
-//! of `src/operations.rs`. The limits are 150 ns for `ioapic/assert, EOI, listener`, 5 ns for the EOI of an unrelated
+//! The cost of the userspace IOAPIC and 8259 pair on one processor, without system calls: the operations of
+//! `src/operations.rs`. The limits are 150 ns for `ioapic/assert, EOI, listener`, 5 ns for the EOI of an unrelated
 //! vector, and 100 ns for each write that masks or unmasks.
 //!
-//! What is measured is the thread's time on a processor, so that a busy machine does not count in.
+//! The measure is the thread's time on a processor, which the load of the machine does not change.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
@@ -14,7 +14,7 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
 
-/// The time that this thread spends on a processor.
+/// The time that this thread has spent on a processor.
 struct CpuTime;
 
 fn cpu_time() -> Duration {

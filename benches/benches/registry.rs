@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the registry costs: registering, changing the path, and nothing in between.
+//! The cost of the registry: registering, changing the path, and the steady state between.
 //!
-//! * `register a pair`: a producer and a consumer, connected and taken apart again, beside so many other pairs. It is
-//!   to be the same beside 1
-//!   and beside 4096.
+//! * `register a pair`: a producer and a consumer, connected and disconnected again, beside a number of other pairs.
+//!   The time should be the same beside 1 and beside 4096.
 //! * `change of path`: one [`Connection::restrict`] of a model device on an in-kernel irqchip, relay to kernel loop and
-//!   back, against what
-//!   taking a resample irqfd away and putting it back costs in the same run. The limit is 200 us at the 99th percentile.
+//!   back, against the time of deassigning and assigning a resample irqfd in the same run. The limit is 200 us at the
+//!   99th percentile.
 //! * `round trip`: one relayed interrupt from the device's level to its unmask, with and without a registry, in turn in
-//!   one run. The limit is
-//!   2 %.
+//!   one run. The limit is 2 %.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 
@@ -36,7 +34,7 @@ fn register(c: &mut Criterion) {
     group.finish();
 }
 
-/// A device that needs no hardware, on a line that is relayed. What a thread would do is done in turn.
+/// A model device on a relayed line. The benchmark runs the relay's steps in turn, instead of a relay thread.
 struct Relayed {
     device: Arc<ModelIntx>,
     line: Arc<Line<RecordingPin>>,
@@ -92,12 +90,12 @@ fn percentile(times: &mut [Duration], percent: usize) -> f64 {
     times[(times.len() - 1) * percent / 100].as_nanos() as f64 / 1000.0
 }
 
-/// Medians of turns, each with both, so that what disturbs one disturbs the other.
+/// Medians of turns. Each turn measures both, so that a disturbance affects both.
 fn round_trips() {
     const TURNS: usize = 400;
     const ROUNDS: u32 = 200;
     let (mut without, mut with) = (Vec::new(), Vec::new());
-    // The doubles remember every level that they took, so that none lives long.
+    // Make new doubles for each turn, because a double records every level.
     for turn in 0..TURNS {
         let mut worlds = [(Relayed::new(false), &mut without), (Relayed::new(true), &mut with)];
         if turn % 2 == 1 {

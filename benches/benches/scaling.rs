@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A round trip on a userspace IOAPIC's line among 1 to 1024, and on a line that 1 to 32 devices share.
+//! A round trip on one of 1 to 1024 lines of userspace IOAPICs, and on a line that 1 to 32 devices share.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot start has to stop")]
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Two runs of the same host, and what has changed between them beyond noise.
+//! Compares two runs of the same host, and finds the changes beyond noise.
 
 use crate::results::{Results, Spread};
 
-/// How far outside of the other run's spread a median has to be, as a part of it.
+/// The least relative distance of a median from the other run's spread.
 const MARGIN: f64 = 0.05;
 
-/// A line for each figure that has changed beyond noise: a median outside of what the turns of the other run gave, and
-/// 5 % more. Latencies are compared as ratios to their floors, which the load of the host moves least.
+/// Returns a line for each figure that has changed beyond noise: its median is more than 5 % outside of the range of
+/// the other run's turns. Latencies are compared as ratios to their floors, because the load of the host changes ratios
+/// least.
 pub fn changes(old: &Results, new: &Results) -> Vec<String> {
     let mut changes = Vec::new();
     if old.host.summary != new.host.summary {
@@ -61,7 +62,7 @@ pub fn changes(old: &Results, new: &Results) -> Vec<String> {
     changes
 }
 
-/// The one place that decides what is beyond noise.
+/// Decides whether a change is beyond noise. No other function does.
 fn change(what: &str, old: Spread, new: Spread) -> Option<String> {
     let beyond = new.median > old.most * (1.0 + MARGIN) || new.median < old.least * (1.0 - MARGIN);
     let apart = new.least > old.median || new.most < old.median;

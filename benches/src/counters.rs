@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What this process and all its threads have done so far: system calls, context switches, allocations.
+//! Counters of this process with all its threads: system calls, context switches, allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -47,10 +47,10 @@ pub struct Counters {
     counters: Result<[Counter; 2], String>,
 }
 
-/// What they say.
+/// The counts at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    /// System calls; `None` where they cannot be counted.
+    /// System calls; `None` on a host that does not count them.
     pub system_calls: Option<u64>,
     /// Context switches, voluntary and not; `None` likewise.
     pub context_switches: Option<u64>,
@@ -59,7 +59,7 @@ pub struct Reading {
 }
 
 impl Counters {
-    /// Counts this thread and what it starts from now on.
+    /// Starts counting for this thread and the threads that it starts from now on.
     pub fn new() -> Self {
         let counters = system_calls().and_then(|calls| Ok([calls, count(Software::CONTEXT_SWITCHES)?]));
         Self {
@@ -69,12 +69,12 @@ impl Counters {
         }
     }
 
-    /// Why system calls and context switches are not counted, if they are not.
+    /// Why system calls and context switches are not counted; `None` when they are.
     pub fn missing(&self) -> Option<&str> {
         self.counters.as_ref().err().map(String::as_str)
     }
 
-    /// The counts by now.
+    /// The current counts.
     pub fn read(&mut self) -> Reading {
         let [system_calls, context_switches] = match &mut self.counters {
             Ok(counters) => counters.each_mut().map(|counter| counter.read().ok()),
@@ -95,7 +95,7 @@ impl Default for Counters {
 }
 
 impl Reading {
-    /// What has come since an earlier reading.
+    /// The difference to an earlier reading.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -118,7 +118,7 @@ fn system_calls() -> io::Result<Counter> {
     count(Tracepoint::with_id(id))
 }
 
-/// Counts an event in this thread and in what it starts from now on.
+/// Opens a counter of an event in this thread and the threads that it starts from now on.
 fn count(event: impl Event) -> io::Result<Counter> {
     let mut counter = Builder::new(event).inherit(true).include_kernel().build()?;
     counter.enable()?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Round trips of interrupts, measured so that a sceptic can believe the figures: beside each [composition](ways) of
-//! this workspace its [floor], the same written out in bare ioctls and eventfds, in the same process and in turns;
-//! before each its negative control; and with each what else it costs: [system calls, context switches and
-//! allocations](counters).
+//! Round trips of interrupts, measured so that a sceptic can check the figures. Each [composition](ways) of this
+//! workspace is measured in turns with its [floor], the same round trip in bare ioctls and eventfds in the same
+//! process. A negative control runs before each group. [System calls, context switches and allocations](counters) are
+//! counted with each.
 //!
-//! The program of this package makes a [page] of it. The files of `benches/` are criterion's.
+//! The program of this package writes the results as a [page]. The files of `benches/` are benchmarks for criterion.
 
 pub mod compare;
 pub mod counters;

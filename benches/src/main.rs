@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     match done {
         Ok(status) => status.into(),
         Err(error) => {
-            // Nobody is left to tell if standard error is gone.
+            // If standard error is closed, the message is lost.
             let _ = writeln!(io::stderr(), "benches: {error:#}");
             ExitCode::FAILURE
         }
@@ -99,7 +99,7 @@ fn operation(name: &str, count: u64) -> Result<()> {
 }
 
 fn run(arguments: &Arguments) -> Result<u8> {
-    // Before the work: a file that cannot be read is told at once.
+    // Read the file before the measurements, so that an unreadable file is reported at once.
     let old = arguments.compare.as_deref().map(read).transpose()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -134,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes the page, and says in short what is on it.
+/// Writes the page, and prints its summary.
 fn present(results: &Results, html: &Path) -> Result<()> {
     write(html, &page::page(results)?)?;
     let mut out = io::stdout().lock();

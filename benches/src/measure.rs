@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How figures are taken: all in turns, so that a change of the host's load hits what is compared alike; the ratio of
-//! two is the median of their ratios within each turn.
+//! The method of measuring. All subjects are measured in turns, so that a change of the host's load affects all of them
+//! alike. The ratio of two subjects is the median of their ratios within each turn.
 
 use vmm_ref::latency::Latency;
 
@@ -10,13 +10,13 @@ use crate::results::{Figures, PerRoundTrip, Spread};
 
 /// Something that makes round trips.
 pub struct EoiScope<'a> {
-    /// What it is.
+    /// The subject's name.
     pub name: String,
-    /// How it waits.
+    /// How the subject waits for EOIs.
     pub wait: String,
-    /// The place, among the subjects that it is measured with, of the floor under it; a floor has none.
+    /// The index of the subject's floor among the subjects; `None` for a floor.
     pub floor: Option<usize>,
-    /// Makes so many.
+    /// Makes this many round trips.
     pub round_trips: Box<dyn FnMut(u64) -> Result<Latency> + 'a>,
 }
 
@@ -26,7 +26,7 @@ impl std::fmt::Debug for EoiScope<'_> {
     }
 }
 
-/// How much is measured.
+/// The extent of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// Turns, at least 1.
@@ -83,14 +83,14 @@ pub fn ratio(of: &[f64], over: &[f64]) -> Spread {
     Spread::of(&ratios)
 }
 
-/// What a long run costs more than a short one, so that setting up and tearing down do not count.
+/// The cost of a long run minus the cost of a short run, which excludes set-up and tear-down.
 fn per_round_trip(subject: &mut EoiScope<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
     let mut of = |count| {
         let before = counters.read();
         (subject.round_trips)(count)?;
         Ok::<_, anyhow::Error>(counters.read().since(before))
     };
-    // The first run may do what only a first run does.
+    // Warm up: a first run does work that later runs do not repeat.
     of(1)?;
     let (short, long) = (of(rounds)?, of(3 * rounds)?);
     let per = |short: u64, long: u64| (long as f64 - short as f64) / (2 * rounds) as f64;

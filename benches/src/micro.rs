@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Figures of single operations: criterion's, as `cargo bench` left them, and counts of instructions, which do not
-//! depend on the neighbour's load.
+//! Figures of single operations: criterion's times from the last `cargo bench`, and counts of instructions, which do
+//! not depend on the load of the host.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -70,7 +70,7 @@ fn one(directory: &Path) -> Option<(String, [f64; 3])> {
 /// COUNT`.
 ///
 /// # Errors
-/// When there is no valgrind, or it says nothing that can be understood.
+/// When valgrind is missing, or its output cannot be parsed.
 pub fn instructions(program: &Path, operation: &str) -> Result<f64> {
     const SHORT: u64 = 1000;
     let of = |count: u64| {

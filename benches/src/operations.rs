@@ -14,24 +14,24 @@ use vm_device::{DeviceMmio as _, DevicePio as _};
 
 use crate::Result;
 
-/// One operation, ready to be done so many times.
+/// One operation, prepared to run a given number of times.
 pub type Ready = Box<dyn FnMut(u64) -> Result<()>>;
 
-/// The loop is within, so that what is timed is the operation and not the call of a closure.
+/// The closure contains the loop, so that the time excludes the call of the closure.
 fn repeat(mut operation: impl FnMut() -> Result<()> + 'static) -> Result<Ready> {
     Ok(Box::new(move |count| (0..count).try_for_each(|_| operation())))
 }
 
-/// An operation: `name`, which begins with the controller's, and what makes it ready.
+/// An operation: its name, which begins with the controller's name, and the function that prepares it.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// Controller and operation.
+    /// The name: controller and operation.
     pub name: &'static str,
     make: fn() -> Result<Ready>,
 }
 
 impl Operation {
-    /// Gets it ready.
+    /// Prepares the operation.
     ///
     /// # Errors
     /// Those of building a controller.
@@ -39,13 +39,13 @@ impl Operation {
         (self.make)()
     }
 
-    /// That of a name.
+    /// The operation of a name.
     pub fn of(name: &str) -> Option<&'static Self> {
         ALL.iter().find(|operation| operation.name == name)
     }
 }
 
-/// All of them. A pair of operations that undo each other counts as one.
+/// All operations. A pair of operations that undo each other counts as one.
 pub const ALL: [Operation; 10] = [
     Operation {
         name: "ioapic/assert, EOI, listener",
@@ -61,7 +61,7 @@ pub const ALL: [Operation; 10] = [
             })
         },
     },
-    // The work of crosvm's IOAPIC for one interrupt: a write to the pin's irqfd, and one to the device's resample
+    // The work of crosvm's IOAPIC for one interrupt: a write to the pin's irqfd, and a write to the device's resample
     // eventfd.
     Operation {
         name: "ioapic/assert to eventfd, EOI, resample to eventfd",
@@ -77,7 +77,7 @@ pub const ALL: [Operation; 10] = [
             })
         },
     },
-    // The same with the device's own eventfd before it, which this process reads: three writes and one read.
+    // The same work after a write to the device's own eventfd, which this process reads: three writes and one read.
     Operation {
         name: "ioapic/device's eventfd to eventfd, EOI, resample to eventfd",
         make: || {
@@ -180,7 +180,7 @@ pub const ALL: [Operation; 10] = [
     },
 ];
 
-/// Takes every message, and does nothing with it.
+/// Accepts every message and discards it.
 #[derive(Debug)]
 pub struct Taker;
 
@@ -195,7 +195,7 @@ impl MsiOutput for Taker {
     }
 }
 
-/// Signals an eventfd for each message, as an output does whose irqfds carry the messages.
+/// Signals an eventfd for each message, as an output with an irqfd for each message does.
 #[derive(Debug)]
 struct Irqfd(OwnedFd);
 
@@ -233,8 +233,8 @@ fn write(ioapic: &Ioapic, offset: u64, value: u32) {
     ioapic.mmio_write(MmioAddress(Ioapic::BASE), offset, &value.to_le_bytes());
 }
 
-/// The chip with all its pins programmed, as a guest leaves them: level-triggered, with a vector of its own. The
-/// window is left on pin 5.
+/// The chip with all pins programmed as a guest programs them: level-triggered, each with its own vector. The index
+/// register is left on pin 5.
 pub fn programmed(chip: Ioapic) -> Ioapic {
     for pin in (0..64).chain([PIN]) {
         write(&chip, 0x00, 0x10 + 2 * pin);
@@ -260,7 +260,8 @@ pub fn counting() -> Listener {
 mod tests {
     use super::*;
 
-    /// What is timed does what its name says: the outcome of each is looked at, through a chip of the same making.
+    /// Each timed operation has the effect of its name: the test checks the outcome on a chip that is made in the same
+    /// way.
     #[test]
     fn every_operation_can_be_repeated() {
         for operation in &ALL {

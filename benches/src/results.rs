@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! All figures of one run, as they are written as JSON and read again to be compared. Times are microseconds unless a
-//! name says otherwise.
+//! All figures of one run, as written to JSON and read back for a comparison. Times are microseconds unless a name says
+//! otherwise.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use vmm_ref::latency::Percentiles;
 
-/// The format of [`Results`]; another one is not compared.
+/// The format of [`Results`]. A file with another format is not compared.
 pub const FORMAT: u32 = 1;
 
 /// One run.
@@ -19,29 +19,29 @@ pub struct Results {
     pub version: String,
     /// Seconds since 1970 at the start.
     pub started: u64,
-    /// Seconds that it took.
+    /// Seconds that the run took.
     pub seconds: u64,
-    /// Whether it was the full set.
+    /// Whether the run measured the full set.
     pub full: bool,
     /// The host.
     pub host: Host,
     /// Round trips, by irqchip and controller.
     pub groups: Vec<Group>,
-    /// How waiting adapts.
+    /// The comparison of adaptive and blocking waits.
     pub waiting: Option<Waiting>,
-    /// What grows with the number of lines, sharers, routes and pairs.
+    /// Costs that depend on the number of lines, sharers, routes and pairs.
     pub scaling: Vec<Series>,
     /// Criterion's figures of single operations, in nanoseconds: name, and lower bound, estimate, upper bound.
     pub operations_ns: BTreeMap<String, [f64; 3]>,
     /// Instructions of single operations.
     pub instructions: BTreeMap<String, f64>,
-    /// What there is no figure of.
+    /// The items without a figure.
     pub left_out: Vec<LeftOut>,
     /// The targets.
     pub targets: Vec<Target>,
 }
 
-/// The host, as far as figures depend on it.
+/// The properties of the host that figures depend on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Host {
     /// Kernel, KVM module and CPUs.
@@ -50,7 +50,7 @@ pub struct Host {
     pub processor: String,
     /// How many tasks were runnable before the run, on average over the last minute.
     pub load_before: f64,
-    /// The same after it; this run is part of it.
+    /// The load average after the run, which includes this run.
     pub load_after: f64,
 }
 
@@ -59,7 +59,7 @@ pub struct Host {
 pub struct Group {
     /// Its negative control.
     pub control: Control,
-    /// The ways through it, floors and compositions.
+    /// The floors and compositions of this irqchip and controller.
     pub ways: Vec<Figures>,
 }
 
@@ -68,20 +68,20 @@ pub struct Group {
 pub struct Control {
     /// The irqchip and controller.
     pub group: String,
-    /// What was found, in words.
+    /// The result in words.
     pub finding: String,
-    /// Whether the EOI is the guest's own. Without, no figure of the group is an EOI figure.
+    /// Whether the EOI is the guest's own. If not, no figure of the group measures an EOI.
     pub eoi: bool,
 }
 
-/// One way round.
+/// One way to make the round trip.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     /// What it is.
     pub name: String,
     /// How it waits.
     pub wait: String,
-    /// The place of its floor in the group; a floor has none.
+    /// The index of its floor in the group; `None` for a floor.
     pub floor: Option<usize>,
     /// How many.
     pub round_trips: u64,
@@ -89,11 +89,11 @@ pub struct Figures {
     pub latency_us: Quantiles,
     /// The medians of the turns.
     pub p50_us: Spread,
-    /// The medians over those of the floor.
+    /// The ratios of these medians to those of the floor.
     pub over_floor: Option<Spread>,
-    /// What else it costs.
+    /// The costs besides time.
     pub per_round_trip: PerRoundTrip,
-    /// The distribution: upper bound of a range in microseconds, and how many.
+    /// The distribution: upper bound of each range in microseconds, and the number of round trips in it.
     pub buckets: Vec<(f64, u64)>,
 }
 
@@ -136,7 +136,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// That of at least one value.
+    /// The spread of at least one value.
     pub fn of(values: &[f64]) -> Self {
         let mut values = values.to_vec();
         values.sort_by(f64::total_cmp);
@@ -149,7 +149,7 @@ impl Spread {
     }
 }
 
-/// What one round trip costs besides time, of the whole process.
+/// The costs of one round trip besides time, for the whole process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct PerRoundTrip {
     /// System calls of all threads, KVM_RUN among them; `None` where they cannot be counted.
@@ -160,7 +160,7 @@ pub struct PerRoundTrip {
     pub allocations: f64,
 }
 
-/// How waiting adapts.
+/// The comparison of adaptive and blocking waits.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Waiting {
     /// Adaptive over blocking, medians, with an idle neighbour.
@@ -171,12 +171,12 @@ pub struct Waiting {
     pub second_us: f64,
 }
 
-/// How something grows.
+/// A series: one cost against a number of objects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Series {
-    /// What is counted along the x axis.
+    /// The objects that the x axis counts.
     pub of: String,
-    /// What is measured.
+    /// The cost that is measured.
     pub what: String,
     /// Its unit.
     pub unit: String,
@@ -206,13 +206,13 @@ impl LeftOut {
 /// A target, and how it was met.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
-    /// What is limited.
+    /// The figure that is limited.
     pub what: String,
-    /// The greatest value that is good.
+    /// The greatest value that meets the target.
     pub limit: f64,
     /// The unit; empty for a ratio.
     pub unit: String,
-    /// What was measured, or why nothing was.
+    /// The measured value, or the reason why there is none.
     pub measured: Result<f64, String>,
 }
 

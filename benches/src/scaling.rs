@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What grows with the number of lines, of sharers of a line, and of routes: time, descriptors and memory.
+//! Time, descriptors and memory as functions of the number of lines, of sharers of a line, of routes and of pairs.
 
 use std::fs;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::counters::heap_bytes;
 use crate::operations::{Taker, programmed, vector};
 use crate::results::{Series, Spread};
 
-/// How many lines are tried.
+/// The numbers of lines to measure.
 pub const LINES: [u64; 6] = [1, 4, 16, 64, 256, 1024];
-/// How many sharers of one line are tried.
+/// The numbers of sharers of one line to measure.
 pub const SHARERS: [u64; 6] = [1, 2, 4, 8, 16, 32];
-/// How many pairs of a registry are tried.
+/// The numbers of pairs of a registry to measure.
 pub const PAIRS: [u64; 5] = [1, 16, 256, 1024, 4096];
-/// How many routes are tried, beside those that a split irqchip begins with: none.
+/// The numbers of routes to measure. A split irqchip begins without routes.
 pub const ROUTES: [u64; 7] = [1, 4, 16, 64, 256, 1024, 4096];
 
-/// The most that a chip can have, so that what it has once is not counted as a line's.
+/// The most pins that a chip can have, so that the chip's own memory is spread over many lines.
 const PINS: u64 = Ioapic::MAX_PINS as u64;
 
 /// Level lines of userspace IOAPICs, with a source and a listener each.
@@ -37,7 +37,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// So many lines.
+    /// Makes this many lines.
     ///
     /// # Errors
     /// Those of building the chips.
@@ -61,7 +61,7 @@ impl Lines {
         Ok(lines)
     }
 
-    /// One line with so many sources.
+    /// Makes one line with this many sources.
     ///
     /// # Errors
     /// Those of building the chip.
@@ -76,24 +76,24 @@ impl Lines {
     fn add(&mut self, line: u64) -> Result<()> {
         let (chip, gsi) = (&self.chips[(line / PINS) as usize], Gsi(line as u32));
         let source = chip.source(gsi, "device", LoweredBy::Eoi)?;
-        // It owns nothing: what a listener does is not the line's.
+        // The callback owns no memory, because a listener's memory does not belong to the line.
         let guard = chip.subscribe(source.key().into(), Listener::callback(|_| {}))?;
         self.sources.push((source, guard));
         Ok(())
     }
 
-    /// What is not the lines': where whoever owns them keeps them.
+    /// The heap of the vectors that hold the sources and chips. It does not belong to the lines.
     fn owners_heap(&self) -> i64 {
         (self.sources.capacity() * size_of::<(Arc<dyn LevelSource>, EoiGuard)>()
             + self.chips.capacity() * size_of::<Ioapic>()) as i64
     }
 
-    /// A round trip on the next one: asserted, ended, told.
+    /// Makes a round trip on the next line: assertion, EOI, notification.
     ///
     /// # Errors
     /// Those of the chip.
     pub fn round_trip(&mut self) -> Result<()> {
-        // A stride that meets all of them in an order that no prefetcher knows.
+        // The stride visits all lines, in an order that no prefetcher predicts.
         self.next = (self.next + 617) % self.sources.len();
         let source = &self.sources[self.next].0;
         source.assert()?;
@@ -109,7 +109,7 @@ impl std::fmt::Debug for Lines {
     }
 }
 
-/// A registry with so many pairs, and one more that comes and goes.
+/// A registry with a number of pairs, and one more pair that is registered and removed.
 pub struct Pairs {
     registry: Registry,
     next: EventfdId,
@@ -120,10 +120,10 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// So many.
+    /// Makes a registry with this many pairs.
     ///
     /// # Errors
-    /// None: each has an identity of its own.
+    /// None: each pair has an identity of its own.
     pub fn new(count: u64) -> Result<Self> {
         let (registry, journal) = (Registry::default(), Journal::default());
         let mut others = Vec::with_capacity(count as usize);
@@ -143,10 +143,10 @@ impl Pairs {
         })
     }
 
-    /// Registers one more pair, which is connected by that, and takes it apart again.
+    /// Registers one more pair, which connects it, and removes the pair again.
     ///
     /// # Errors
-    /// None: it is not there yet.
+    /// None: the pair is not registered yet.
     pub fn come_and_go(&self) -> Result<()> {
         let device = self.registry.add_producer(self.next, self.producer.clone())?;
         let line = self.registry.add_consumer(self.next, self.consumer.clone())?;
@@ -169,7 +169,7 @@ fn pair(n: u64, journal: &Journal) -> (Arc<RecordingProducer>, Arc<RecordingCons
     )
 }
 
-/// All series that can be had here.
+/// Measures all series that are possible on this host.
 ///
 /// # Errors
 /// The first measurement that fails.
@@ -191,7 +191,7 @@ pub fn measure(kvm: Option<&Kvm>) -> Result<Vec<Series>> {
             let lines = Lines::new(count)?;
             let all = heap_bytes() - before - lines.owners_heap();
             drop(lines);
-            // A chip comes with all its pins, used or not, and has what belongs to none of them.
+            // A chip allocates all its pins, used or not, and memory that belongs to no pin.
             let (pin, own) = heap_of_a_chip()?;
             let not_the_lines = pin * (chips * PINS - count) as f64 + own * chips as f64;
             Ok((all as f64 - not_the_lines) / count as f64)
@@ -222,7 +222,7 @@ pub fn measure(kvm: Option<&Kvm>) -> Result<Vec<Series>> {
                 let lines = kvm_lines(kvm, count)?;
                 let all = descriptors()? - before;
                 drop(lines);
-                // The VM's own.
+                // Subtract the VM's own descriptor.
                 Ok((all - 1.0) / count as f64)
             },
         )?);
@@ -256,7 +256,7 @@ fn over(of: &str, what: &str, unit: &str, counts: &[u64], mut value: impl FnMut(
     })
 }
 
-/// The heap of a pin that nobody uses, and of what a chip has besides.
+/// The heap of an unused pin, and the heap of a chip without its pins.
 fn heap_of_a_chip() -> Result<(f64, f64)> {
     let of = |pins: u8| {
         let before = heap_bytes();
@@ -269,7 +269,7 @@ fn heap_of_a_chip() -> Result<(f64, f64)> {
     Ok((pin, of(32)? - 32.0 * pin))
 }
 
-/// A split irqchip with so many lines: an irqfd each, on its own GSI.
+/// Makes a split irqchip with this many lines, each with an irqfd on its own GSI.
 fn kvm_lines(kvm: &Kvm, count: u64) -> Result<(KvmInterrupts, Vec<Arc<dyn LevelSource>>)> {
     let vm = Arc::new(kvm.create_vm()?);
     enable_split_irqchip(&vm, count as u32)?;
@@ -285,7 +285,7 @@ fn descriptors() -> Result<f64> {
     Ok(fs::read_dir("/proc/self/fd")?.count() as f64)
 }
 
-/// Changes one route among so many, to and fro.
+/// Measures changing one of a number of routes, back and forth.
 fn change_of_route(kvm: &Kvm, count: u64) -> Result<f64> {
     let vm = Arc::new(kvm.create_vm()?);
     enable_split_irqchip(&vm, 24)?;
@@ -310,11 +310,11 @@ fn change_of_route(kvm: &Kvm, count: u64) -> Result<f64> {
     })
 }
 
-/// The time of one, in nanoseconds: the median of several batches.
+/// The time of one call in nanoseconds: the median of several batches.
 fn nanoseconds(mut one: impl FnMut() -> Result<()>) -> Result<f64> {
     const BATCHES: usize = 31;
     const BATCH: Duration = Duration::from_millis(2);
-    // As many as a batch takes, found while everything warms up.
+    // Find the number of calls in a batch, which also warms up the caches.
     let (start, mut count) = (Instant::now(), 0_u32);
     while start.elapsed() < BATCH || count < 8 {
         one()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Adaptive waiting against blocking, next to an idle neighbour and next to a busy one, and what it burns while nothing
-//! comes.
+//! Adaptive waiting compared with blocking, on an idle and on a busy host, and the processor time of an adaptive wait
+//! without events.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::Result;
 use crate::measure::{Extent, ratio};
 use crate::results::{Spread, Waiting};
 
-/// Measures all three on the in-kernel 8259.
+/// Makes all three measurements on the in-kernel 8259.
 ///
 /// # Errors
 /// The first run that fails.
@@ -56,7 +56,7 @@ fn compare(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Spread
     Ok(ratio(&medians[0], &medians[1]))
 }
 
-/// Runs `what` while each processor has a thread that never sleeps.
+/// Runs `what` while a thread keeps each processor busy.
 fn with_neighbours<T>(what: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
@@ -74,7 +74,7 @@ fn with_neighbours<T>(what: impl FnOnce() -> T) -> T {
     })
 }
 
-/// The processor time of one wait that lasts a second, by a waiter that has learnt that events come fast.
+/// The processor time of one wait that lasts a second, by a waiter that has adapted to fast events.
 fn second() -> Result<Duration> {
     let event = eventfd(0, EventfdFlags::CLOEXEC)?;
     let mut waiter = Waiter::new(WaitMode::Adaptive);

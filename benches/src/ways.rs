@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every composition that can work on this host, what it is compared with, and what was left out and why.
+//! Every composition that can work on this host, its floor, and the compositions that were left out, with reasons.
 
 use std::sync::atomic::AtomicBool;
 
@@ -23,23 +23,23 @@ use crate::results::{Control, LeftOut};
 /// One irqchip and controller: its negative control, and all ways through it.
 #[derive(Debug)]
 pub struct Group<'a> {
-    /// How its EOIs were found to be.
+    /// The result of the negative control.
     pub control: Control,
-    /// The floors first, each before what stands on it.
+    /// The subjects, each floor before the compositions on it.
     pub subjects: Vec<EoiScope<'a>>,
 }
 
-/// What there is to measure.
+/// The subjects to measure.
 #[derive(Debug, Default)]
 pub struct Ways<'a> {
     /// The groups, in the order of the command line's names.
     pub groups: Vec<Group<'a>>,
-    /// What there is not.
+    /// The compositions that were left out.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Whether a composition is worth its time also in the short set: one source and one notifier for each controller, both
-/// ways to wait that differ most.
+/// Whether a composition is in the short set: one source and one notifier for each controller, and the two ways to wait
+/// that differ most.
 fn is_short(composition: &Composition) -> bool {
     let plain = Composition::new(composition.machine, composition.irqchip, composition.controller);
     let is_plain = composition.source == plain.source && composition.eoi == plain.eoi;
@@ -47,10 +47,10 @@ fn is_short(composition: &Composition) -> bool {
     is_plain || is_line
 }
 
-/// Finds out what there is to measure here, running the negative control of each group.
+/// Finds the subjects that this host can measure, and runs the negative control of each group.
 ///
 /// # Errors
-/// When a control cannot be run.
+/// When a negative control cannot be run.
 pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -> Result<Ways<'a>> {
     let mut ways = Ways::default();
     for &machine in MachineKind::value_variants() {
@@ -87,10 +87,10 @@ pub fn here<'a>(kvm: Option<&'a Kvm>, full: bool, interrupted: &'a AtomicBool) -
 /// The group of a VFIO device's INTx.
 pub const INTX: &str = "INTx of a VFIO device";
 
-/// Where the lab has its first edu.
+/// The address of the lab's first edu.
 const EDU: &str = "0000:00:02.0";
 
-/// The ways of INTx, each with its own irqchip, on the floor of the fastest.
+/// The compositions of INTx, each with its own irqchip, beside the floor of the fastest.
 fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &mut Vec<Group<'a>>) -> Result<()> {
     let address: PciAddress = EDU.parse().map_err(anyhow::Error::msg)?;
     check(address)?;
@@ -119,7 +119,7 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
     Ok(())
 }
 
-/// The composition whose device is forwarded in that way.
+/// The composition `plain` with `device`, forwarded by `forward`.
 fn forwarded(device: DeviceKind, forward: Forward, plain: &Composition) -> Composition {
     let source = Source::default_with(plain.irqchip, forward);
     Composition {
@@ -178,7 +178,8 @@ fn subjects<'a>(
     }
     for forward in [Forward::Kernel, Forward::SplitKick, Forward::Relay] {
         let composition = forwarded(DeviceKind::Model, forward, plain);
-        // Where the host ends interrupts by itself, such a device is told before its handler has run, and then no more.
+        // On a host that ends interrupts by itself, a model device is notified before its handler has run, and not
+        // again afterwards.
         if eoi && composition.check().is_ok() {
             add(composition);
         }
@@ -226,8 +227,8 @@ fn of_composition<'a>(
             };
             let summary = run(kvm, &options, interrupted, &mut |_| {})?;
             let spurious = summary.outcome == Outcome::Spurious;
-            // Where the host ends interrupts at injection, a level that is still high is taken twice. It is no EOI
-            // figure there.
+            // On a host that ends interrupts at injection, the guest takes a level twice if it is still high. The
+            // figure does not measure an EOI there.
             anyhow::ensure!(
                 summary.outcome == Outcome::Ok || spurious && summary.lost == 0,
                 "{composition}: {:?} after {} of {count}",

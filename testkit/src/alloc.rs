@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 thread_local! {
-    // Constant and without a destructor, so that reaching it never allocates, also while a thread starts or ends.
+    // A constant without a destructor, so that an access never allocates, even while a thread starts or ends.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -59,7 +59,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
 /// Allocations and reallocations this thread has made so far; meaningful as a difference.
 ///
 /// # Panics
-/// When [`CountingAllocator`] is not the program's allocator: the difference would be 0 whatever happens.
+/// When [`CountingAllocator`] is not the program's allocator, because every difference would be 0.
 pub fn allocations_on_this_thread() -> u64 {
     let before = ALLOCATIONS.get();
     drop(black_box(Box::new(0_u8)));
@@ -68,7 +68,7 @@ pub fn allocations_on_this_thread() -> u64 {
         counted, 1,
         "CountingAllocator is not the #[global_allocator] of this program"
     );
-    // The one above is not the caller's.
+    // Exclude the allocation above, which this function made.
     ALLOCATIONS.set(before);
     before
 }

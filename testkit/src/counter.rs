@@ -11,7 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::progress::{Meter, TICK};
 
-/// What holds an eventfd: vmm-sys-util's type, which is not [`AsFd`], and those of the standard library, which are.
+/// A type that holds an eventfd: vmm-sys-util's type, which does not implement [`AsFd`], and the standard library's
+/// types, which do.
 pub trait HoldsEventFd {
     /// The eventfd.
     fn eventfd(&self) -> BorrowedFd<'_>;
@@ -72,8 +73,8 @@ pub fn count(fd: &impl HoldsEventFd) -> u64 {
     }
 }
 
-/// Waits with poll(2) until the counter of an eventfd is not 0 and takes it. Returns 0 when it is 0 after so much of
-/// this program's own time ([`crate::progress`]).
+/// Waits with poll(2) until the counter of an eventfd is not 0, and takes the counter. Returns 0 when the counter is
+/// still 0 after this much of the program's own time ([`crate::progress`]).
 pub fn wait_count(fd: &impl HoldsEventFd, limit: Duration) -> u64 {
     let fd = fd.eventfd();
     let mut meter = Meter::new(std::process::id());

@@ -15,15 +15,14 @@
 //! }
 //! ```
 //!
-//! * A trial fails when it panics, and when it is not done within its limit of the program's own time
-//!   ([`crate::progress`]): time in which
-//!   other work has the CPUs does not count. A trial runs on a thread of its own with the trial's name; one that hangs is left behind,
-//!   reported as failed by name, and ends with the process.
+//! * A trial fails when it panics, and when it exceeds its limit of the program's own time ([`crate::progress`]), which
+//!   excludes the time in which other programs use the CPUs. A trial runs on a thread of its own with the trial's name.
+//!   A trial that hangs is reported as failed by name; its thread ends with the process.
 //! * A trial whose need is not met is *ignored*, and after the summary this line goes to stdout, one for each:
 //!   `skip: <suite>::<test>: <reason>`.
-//! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped for want of a facility
-//!   of KVM
-//!   ([`crate::need::Missing::facility`]) fails instead. Kernel versions and hardware that is elsewhere still skip.
+//! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped because a facility of
+//!   KVM is missing ([`crate::need::Missing::facility`]) fails instead. A trial still skips if it needs a newer kernel
+//!   or other hardware.
 //! * The command line is libtest's (`--list`, a filter, `--exact`, `--test-threads`, ...).
 
 use std::any::Any;
@@ -44,7 +43,7 @@ use crate::progress::{Meter, TICK};
 /// Name of the environment variable under which a missing KVM facility is a failure.
 pub const REQUIRE_KVM: &str = "IRQ_TEST_REQUIRE_KVM";
 
-/// Time limit of a trial that names none, in the program's own time.
+/// The default time limit of a trial, in the program's own time.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 type Body = Box<dyn FnOnce() + Send>;
@@ -84,7 +83,7 @@ impl Suite {
         }
     }
 
-    /// Runs one trial at a time: for suites that count what belongs to the whole process (its fds) or that measure.
+    /// Runs one trial at a time: for suites that measure, or that count objects of the whole process, such as fds.
     pub fn serial(mut self) -> Self {
         self.serial = true;
         self
@@ -130,7 +129,8 @@ impl Suite {
     }
 }
 
-/// The skip lines, kept until the end: while trials run, libtest-mimic has a line of its own under way on stdout.
+/// The skip lines. They are printed at the end, because libtest-mimic has an unfinished line on stdout while trials
+/// run.
 #[derive(Clone, Default)]
 struct Skips(Arc<Mutex<Vec<String>>>);
 
@@ -190,12 +190,12 @@ fn within<T: Send + 'static>(
         .name(name.into())
         .spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(body));
-            // The receiver is gone only when the time limit has passed and the trial has failed for it.
+            // The receiver is gone only if the trial has already failed by its time limit.
             let _ = done.send(result);
         })
         .map_err(|e| format!("no thread for the trial: {e}"))?;
-    // Load on the build machine does not show in the lab. There the limit is for a trial that sleeps for ever; `cargo
-    // xtask` watches the time of the emulator.
+    // The lab does not see the load of the build machine, so its limit only catches a trial that sleeps for ever.
+    // `cargo xtask` limits the time of the emulator.
     let limit = if in_lab() { limit * 10 } else { limit };
     let mut meter = Meter::new(std::process::id());
     let outcome = loop {

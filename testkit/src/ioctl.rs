@@ -2,8 +2,8 @@
 //! Bare KVM ioctls with arbitrary arguments.
 //!
 //! kvm-ioctls builds the argument itself and so cannot send an unknown flag, a closed fd or a length of 3. These
-//! functions send exactly what they are given and return exactly what the kernel answers: the ioctl's non-negative
-//! result, or its errno.
+//! functions send their arguments unchanged and return the kernel's answer: the ioctl's non-negative result, or its
+//! errno.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -26,7 +26,7 @@ pub const KVM_IOEVENTFD_FLAG_PIO: u32 = 1 << kvm_bindings::kvm_ioeventfd_flag_nr
 /// Remove instead of add.
 pub const KVM_IOEVENTFD_FLAG_DEASSIGN: u32 = 1 << kvm_bindings::kvm_ioeventfd_flag_nr_deassign;
 
-// The macros make public functions; this module keeps them to itself.
+// The macros make public functions. This module keeps them private.
 mod nr {
     #![allow(missing_docs, reason = "the names are the kernel's")]
     use super::*;
@@ -46,7 +46,7 @@ fn answer(result: i32) -> Result<i32, Errno> {
     }
 }
 
-/// `KVM_IRQFD` with these very fields (`pad` is 0). An fd of -1 is sent as 0xffff_ffff.
+/// `KVM_IRQFD` with exactly these fields (`pad` is 0). An fd of -1 is sent as 0xffff_ffff.
 pub fn irqfd(vm: &VmFd, fd: RawFd, gsi: u32, flags: u32, resamplefd: RawFd) -> Result<i32, Errno> {
     let arg = kvm_irqfd {
         fd: fd as u32,
@@ -98,14 +98,13 @@ pub fn irq_line(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
 /// above 0 the number of CPUs it was delivered to).
 pub fn irq_line_status(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
     let mut arg = irq_level(gsi, level);
-    // SAFETY: KVM_IRQ_LINE_STATUS reads and writes back one `kvm_irq_level`, which `arg` is and which outlives the
-    // call.
+    // SAFETY: KVM_IRQ_LINE_STATUS reads and writes one `kvm_irq_level`. `arg` has that type and outlives the call.
     answer(unsafe { ioctl_with_mut_ref(vm, nr::KVM_IRQ_LINE_STATUS(), &mut arg) })?;
     // SAFETY: both members of the union are 32-bit integers, of which the kernel has written `status`.
     Ok(unsafe { arg.__bindgen_anon_1.status })
 }
 
-/// `KVM_IOEVENTFD` with these very fields.
+/// `KVM_IOEVENTFD` with exactly these fields.
 pub fn ioeventfd(vm: &VmFd, fd: RawFd, addr: u64, len: u32, flags: u32, datamatch: u64) -> Result<i32, Errno> {
     let arg = kvm_ioeventfd {
         datamatch,
@@ -121,7 +120,7 @@ pub fn ioeventfd(vm: &VmFd, fd: RawFd, addr: u64, len: u32, flags: u32, datamatc
 
 /// `KVM_SET_GSI_ROUTING`: replaces the whole routing table.
 pub fn set_gsi_routing(vm: &VmFd, entries: &[kvm_irq_routing_entry]) -> Result<i32, Errno> {
-    // Above 4096 entries the wrapper refuses what the kernel refuses too, with the errno of the kernel.
+    // Above 4096 entries the wrapper refuses the table with the kernel's errno, as the kernel would.
     let table = KvmIrqRouting::from_entries(entries).map_err(|_| Errno::INVAL)?;
     // SAFETY: KVM_SET_GSI_ROUTING reads the header and the `nr` entries behind it, which the wrapper has laid out
     // together.
@@ -177,7 +176,7 @@ pub fn default_routes() -> Vec<kvm_irq_routing_entry> {
 
 /// `KVM_INTERRUPT`: injects `vector` into a vCPU that has no in-kernel interrupt controller.
 ///
-/// EEXIST when one is already queued, ENXIO when the VM has an in-kernel irqchip.
+/// EEXIST when an interrupt is already queued, ENXIO when the VM has an in-kernel irqchip.
 pub fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<i32, Errno> {
     let arg = kvm_interrupt { irq: u32::from(vector) };
     // SAFETY: KVM_INTERRUPT reads a `kvm_interrupt` and writes nothing through the pointer.

@@ -15,8 +15,8 @@ use crate::machine::Machine;
 use crate::need::Need;
 use crate::rig::{EdgeLine, PicRig, ResampleLine, Rig};
 
-/// How long [`Rig::accept`] looks for an interrupt before it makes sure that none is on its way. The work-queue hop
-/// takes some 10 us; making sure takes longer than that, but is certain.
+/// How long [`Rig::accept`] polls for an interrupt before it flushes the injections. The work queue takes about 10 us.
+/// A flush takes longer, but is certain.
 const LOOK: Duration = Duration::from_micros(200);
 
 /// The in-kernel irqchip of one machine.
@@ -28,7 +28,7 @@ pub struct KernelRig {
 }
 
 impl KernelRig {
-    /// What a host must have for it.
+    /// The needs of this rig.
     pub const NEEDS: &[Need] = &[Need::AcceptMode];
 
     /// A rig on a machine of its own.
@@ -40,7 +40,7 @@ impl KernelRig {
         }
     }
 
-    /// The machine, for what only a kernel row needs.
+    /// The machine, for rows that only the kernel has.
     pub fn machine(&mut self) -> &mut Machine {
         &mut self.machine
     }
@@ -137,7 +137,7 @@ impl Rig for KernelRig {
 pub struct KernelPicRig(KernelRig);
 
 impl KernelPicRig {
-    /// What a host must have for it.
+    /// The needs of this rig.
     pub const NEEDS: &[Need] = &[Need::GenuinePicEoi];
 
     /// A rig on a machine of its own, with the 8259's output open to the CPU.
@@ -181,8 +181,8 @@ fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).expect("eventfd")
 }
 
-/// A resample irqfd that is never triggered, assigned while another one of the same GSI is briefly away, so that the
-/// latter does not count as the last and the line keeps its level.
+/// A resample irqfd that is never triggered. It is assigned while another resample irqfd of the same GSI is briefly
+/// deassigned, so that KVM does not see the last irqfd go, and the line keeps its level.
 #[derive(Debug)]
 struct Keeper {
     trigger: EventFd,
@@ -236,7 +236,7 @@ impl Irqfd {
         self.trigger.write(1).expect("write to the trigger");
     }
 
-    /// Waits for the injections on their way. Deassign is the one call that does: it flushes the irqfd's work.
+    /// Waits for pending injections. Only a deassign does that: it flushes the irqfd's work.
     fn flush(&self, keeper: &Keeper) {
         let mut state = self.state();
         if !std::mem::take(&mut state.unsettled) {
@@ -257,7 +257,7 @@ impl Irqfd {
     }
 }
 
-/// The handle of a test; the rig itself only knows of it weakly.
+/// The handle of a test. The rig holds only a weak reference to it.
 struct Line(Arc<Irqfd>);
 
 impl ResampleLine for Line {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Support for the workspace's tests that need a real KVM.
 //!
-//! * [`harness`], [`need`]: a suite of named trials that are skipped, with a counted reason, where the host lacks what
-//!   they need
+//! * [`harness`], [`need`]: a suite of named trials. A trial is skipped, with a counted reason, if the host does not
+//!   meet its needs
 //! * [`machine`], [`program`]: a VM with one real-mode vCPU and the interrupt controllers a test asks for
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
-//! * [`lab`]: how much to do where everything is emulated
+//! * [`lab`]: the number of repetitions in the emulated PC
 //! * [`alloc`], [`process`]: heap allocations, open fds and system calls, counted
 //!
-//! These are parts for tests: they panic when the machine does not do what a test relies on.
+//! These parts are for tests: they panic when the machine does not behave as a test needs.
 #![allow(
     clippy::expect_used,
     clippy::panic,

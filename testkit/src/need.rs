@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a test needs of the host, found out by trying, once per process.
+//! The needs of a test, each checked by a trial on the host, once for each process.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -29,10 +29,10 @@ pub enum Need {
     GenuinePicEoi,
     /// The kernel's version, from uname(2), is at least this one.
     KernelAtLeast(u32, u32),
-    /// Anything else that KVM on every host is expected to have: a name, and a probe that gives the reason when it is
-    /// not there.
+    /// Another facility that KVM is expected to have on every host: a name, and a probe that returns the reason when it
+    /// is missing.
     Facility(&'static str, fn() -> Result<(), String>),
-    /// Anything else that not every host has: a name, and a probe that gives the reason when it is not there.
+    /// Another requirement that some hosts do not meet: a name, and a probe that returns the reason when it is not met.
     Host(&'static str, fn() -> Result<(), String>),
 }
 
@@ -58,12 +58,12 @@ impl Missing {
     }
 }
 
-/// What ended an interrupt whose handler had not written its EOI.
+/// The cause of the end of an interrupt.
 #[derive(Clone, Copy, Debug)]
 enum EndedBy {
-    /// Nothing did, and then the guest's EOI did.
+    /// Only the guest's EOI ended the interrupt.
     Guest,
-    /// The controller did, as it injected the interrupt.
+    /// The controller ended the interrupt when it injected it, without the guest's EOI.
     Injection,
 }
 
@@ -79,7 +79,8 @@ impl EndedBy {
 }
 
 impl Need {
-    /// Tries whether the host has it. The first call for a need that takes a VM tries; later calls repeat the answer.
+    /// Checks whether the host meets the need. For a need that takes a VM, the first call runs the trial, and later
+    /// calls return its result.
     pub fn probe(self) -> Result<(), Missing> {
         fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, probe: fn() -> Result<T, String>) -> Result<T, Missing> {
             cell.get_or_init(probe).clone().map_err(Missing::of_kvm)
@@ -147,7 +148,7 @@ fn full_irqchip() -> Result<(), String> {
 
 const GSI: u32 = 10;
 const VECTOR: u8 = 0x31;
-/// A work-queue hop takes some 10 us, 160 us at worst.
+/// The work queue takes about 10 us, at worst 160 us.
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn signal(trigger: &EventFd) -> Result<(), String> {

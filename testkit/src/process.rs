@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the kernel counts for this process and thread, for "no leak" and "exactly these system calls" tests.
+//! The kernel's counts for this process and thread, for "no leak" and "exactly these system calls" tests.
 
 use rustix::fs::{Mode, OFlags, open};
 
-/// Open file descriptors of this process, now. Other threads count too: use it in a serial suite.
+/// Open file descriptors of this process, now. Descriptors of other threads count too, so use this function in a serial
+/// suite.
 pub fn fds() -> usize {
     let entries = std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd");
-    // The directory is open while it is read and lists itself.
+    // Subtract the descriptor of the directory itself, which is open while it is read.
     entries.count() - 1
 }
 
@@ -21,11 +22,12 @@ pub struct ThreadIo {
 
 /// The calling thread's system calls so far, from `/proc/thread-self/io`.
 ///
-/// Asking is itself one read, counted after its answer is made: subtract with [`ThreadIo::since`].
+/// The call itself makes one read, which the kernel counts after the result is made. Subtract it with
+/// [`ThreadIo::since`].
 pub fn thread_io() -> ThreadIo {
     let file = open("/proc/thread-self/io", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .expect("/proc/thread-self/io, which needs CONFIG_TASK_IO_ACCOUNTING");
-    // One read call, whatever the content: seven short lines fit.
+    // The buffer holds the whole file, seven short lines, so that one read call suffices.
     let mut text = [0; 512];
     let n = rustix::io::read(&file, &mut text).expect("read /proc/thread-self/io");
     let text = std::str::from_utf8(&text[..n]).expect("/proc is ASCII");

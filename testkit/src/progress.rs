@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How much time a program had, on a machine that has other work too. `xtask` uses this file as well.
+//! Measures how much time a program had on a busy machine. `xtask` uses this file too.
 //!
-//! A limit on wall-clock time is a limit on what else runs: with seven other programs on two CPUs everything takes four
-//! times as long. What counts here is a program's *own time*: wall-clock time without the time in which one of its
+//! A limit on wall-clock time depends on the other load: with seven other programs on two CPUs, everything takes four
+//! times as long. The limits here are on a program's *own time*: wall-clock time without the time in which one of its
 //! threads was ready and waited for a CPU (`schedstat`, which every Linux of a distribution has). On a quiet machine
-//! the two are equal. A program that sleeps for ever and one that never ends both come to the end of their own time;
-//! one that is starved of CPU does not.
+//! the two are equal. The own time of a program that sleeps or runs for ever reaches the limit. The own time of a
+//! program without CPU does not advance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// How often to look.
+/// The interval between two readings.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// What a program and all that it started have used.
+/// The time that a program and its descendants have used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Time on a CPU, of all threads together.
@@ -47,7 +47,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Begins with the process `process`, which has just been started.
+    /// Starts with the process `process`, which has just been started.
     pub fn new(process: u32) -> Self {
         Self {
             process,
@@ -57,12 +57,13 @@ impl Meter {
         }
     }
 
-    /// [`Self::look`] when the last look was a second ago, so that it can be asked for at any rate.
+    /// Calls [`Self::look`] if the last reading is a second old, so that callers may call this at any rate.
     pub fn tick(&mut self) -> Option<Spent> {
         (self.last.elapsed() >= TICK).then(|| self.look())
     }
 
-    /// Looks again, and gives what was used since the beginning. What comes and goes between two looks is not seen.
+    /// Takes a reading, and returns the time used since the start. Misses threads that start and end between two
+    /// readings.
     pub fn look(&mut self) -> Spent {
         let now = Instant::now();
         let wall = now - self.last;
@@ -77,15 +78,16 @@ impl Meter {
     }
 }
 
-/// What the kernel says of one thread.
+/// The kernel's counts of one thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Thread {
     on_cpu: Duration,
-    /// Ready, and another thread had the CPU.
+    /// The time in which the thread was ready and waited for a CPU.
     waited: Duration,
 }
 
-/// What was used between two looks, by all threads together. Waiting may add up to more than the time between them.
+/// The time that all threads together used between two readings. The sum of their waits may exceed the time between the
+/// readings.
 fn used(before: &BTreeMap<u32, Thread>, now: &BTreeMap<u32, Thread>) -> (Duration, Duration) {
     let mut sum = (Duration::ZERO, Duration::ZERO);
     for (id, thread) in now {
@@ -145,7 +147,7 @@ fn parse_schedstat(text: &str) -> Option<Thread> {
     })
 }
 
-/// The parent in `ID (NAME) STATE PARENT ..`, where the name may hold anything.
+/// The parent in `ID (NAME) STATE PARENT ..`, where the name may contain any character.
 fn parse_parent(stat: &str) -> Option<u32> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split_whitespace().nth(1)?.parse().ok()
@@ -186,7 +188,7 @@ mod tests {
         assert_eq!(parse_parent("12 (a) b) S 7 12 12 0"), Some(7));
     }
 
-    /// A sleeping child's time is its own, and takes no CPU.
+    /// A sleeping child uses own time, but no CPU time.
     #[test]
     fn sleep_is_own_time_of_a_family() {
         let shell = Command::new("sh")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest that answers each interrupt of its 8259 with an EOI and does nothing else: the far side of a round trip.
+//! A guest that answers each interrupt of its 8259 with an EOI: the guest's side of a round trip.
 
 use std::fmt;
 use std::thread::{self, JoinHandle};
@@ -15,14 +15,14 @@ use crate::program::{DATA, EXIT_PORT, PROGRAM, assemble};
 /// Whether the guest's handler ends its interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
-    /// It writes OCW2: a round trip.
+    /// The handler writes OCW2: a round trip.
     Ends,
-    /// It returns without: the negative control, in which no resample may come.
+    /// The handler returns without OCW2: the negative control, in which no resample may happen.
     DoesNotEnd,
 }
 
-/// A guest of its own thread, with some level-triggered inputs of the first 8259 open. It spins while it has nothing to
-/// do, and ends when this is dropped.
+/// A guest in a thread of its own, with some level-triggered inputs of the first 8259 open. The guest spins between
+/// interrupts. A drop ends the guest.
 pub struct Responder {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
@@ -86,7 +86,7 @@ impl Drop for Responder {
     fn drop(&mut self) {
         let stopped = self.memory.write_obj(1u8, STOP);
         if let (Ok(()), Some(guest)) = (stopped, self.guest.take()) {
-            // A guest that failed has said so in its own panic.
+            // The panic hook has reported a guest that failed.
             drop(guest.join());
         }
     }

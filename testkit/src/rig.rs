@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the shared conformance body asks of a backend, in the field's terms: [`Rig`], an IOAPIC with a CPU's local APIC
-//! behind it, and [`PicRig`], a pair of 8259s with a CPU behind it.
+//! The interface between the shared conformance rows and a backend: [`Rig`], an IOAPIC with a CPU's local APIC behind
+//! it, and [`PicRig`], a pair of 8259s with a CPU behind it.
 //!
-//! GSI n is IOAPIC pin n and IRQ n. A backend whose triggers travel asynchronously (an irqfd goes through the kernel's
-//! work queue) hides that: [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds nothing,
-//! answer for all triggers made before the call. `settle` waits for them without asking anything.
+//! GSI n is IOAPIC pin n and IRQ n. A backend hides it when its triggers are asynchronous (an irqfd goes through the
+//! kernel's work queue): [`Rig::irr`], [`Rig::rte`], and a [`Rig::accept`] or [`PicRig::inta`] that finds no interrupt,
+//! take all earlier triggers into account. `settle` only waits for these triggers.
 
 use interrupt_core::Delivery;
 
@@ -15,15 +15,15 @@ pub const LEVEL: u64 = 1 << 15;
 /// Masked, bit 16 of a redirection-table entry.
 pub const MASKED: u64 = 1 << 16;
 
-/// A level source that is lowered and told at EOI. Dropping it takes it off its GSI.
+/// A level source that the EOI lowers and notifies. A drop removes the source from its GSI.
 pub trait ResampleLine: Send + Sync {
-    /// Asserts the line. It stays asserted until the next resample of the GSI.
+    /// Asserts the line, until the next resample of the GSI.
     fn trigger(&self);
-    /// Takes the number of resamples told to this source since the last call.
+    /// Takes the number of resamples that this source was notified of since the last call.
     fn n(&self) -> u64;
 }
 
-/// An edge source. Dropping it takes it off its GSI.
+/// An edge source. A drop removes the source from its GSI.
 pub trait EdgeLine: Send + Sync {
     /// Raises and lowers the line.
     fn pulse(&self);
@@ -38,8 +38,8 @@ pub trait Rig {
     /// Puts an edge source on a GSI.
     fn bind_edge(&mut self, gsi: u32) -> Box<dyn EdgeLine>;
 
-    /// Drives the GSI's plain line, which nothing but this call lowers. A delivery to any number of destinations, and a
-    /// line that is lowered, are answered with `Delivered(1)`; a delivery that no destination took with `Pending`.
+    /// Drives the GSI's plain line. Only this call lowers the line. Returns `Delivered(1)` when at least one
+    /// destination took the interrupt or the line is lowered, and `Pending` when no destination took it.
     fn set_line(&mut self, gsi: u32, high: bool) -> Delivery;
 
     /// Sends an edge MSI with this vector to the CPU.
@@ -57,10 +57,10 @@ pub trait Rig {
     /// The pin's bit in the IOAPIC's IRR: line high (level) or edge pending.
     fn irr(&mut self, pin: u32) -> bool;
 
-    /// Moves the vector the CPU would take next into service and returns it; `None` when nothing can be taken.
+    /// Moves the vector the CPU would take next into service and returns it; `None` when the CPU can take no vector.
     fn accept(&mut self) -> Option<u8>;
 
-    /// The guest's EOI of the highest vector in service; with none in service, a stray one.
+    /// The guest's EOI of the highest vector in service; with none in service, a stray EOI.
     fn eoi(&mut self);
 
     /// The guest sets or clears the LAPIC's software enable bit.

@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::rig::Floor;
 use crate::Result;
 
-/// vfio-pci signals an irqfd whose resamplefd is its unmask eventfd, and a resample irqfd whose trigger nobody writes
-/// tells of the EOI.
+/// vfio-pci signals an irqfd whose resamplefd is its unmask eventfd. A second resample irqfd, whose trigger is never
+/// written, reports the EOI.
 pub(super) fn run(kvm: &Kvm, floor: &Floor, address: PciAddress, count: u64) -> Result<Latency> {
     let edu = Edu::open(address)?;
     let mut machine = Machine::new(kvm, &floor.program(Irqchip::Kernel).assemble()?, Irqchip::Kernel)?;

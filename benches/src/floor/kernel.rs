@@ -28,7 +28,7 @@ pub(super) fn resample(kvm: &Kvm, floor: &Floor, count: u64) -> Result<Latency> 
     Ok(latency)
 }
 
-/// KVM_IRQ_LINE, and a resample irqfd whose trigger nobody writes.
+/// KVM_IRQ_LINE, and a resample irqfd whose trigger is never written.
 pub(super) fn line(kvm: &Kvm, floor: &Floor, count: u64) -> Result<Latency> {
     let machine = Machine::new(kvm, &floor.program(Irqchip::Kernel).assemble()?, Irqchip::Kernel)?;
     let registers = machine.status()?.device(0)?;

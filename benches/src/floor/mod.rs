@@ -25,8 +25,8 @@ impl Floor {
     pub fn under(composition: &Composition) -> Self {
         let path = match composition.device {
             DeviceKind::Vfio(address) => Path::Intx(address),
-            // A vfio-user server is another process, and a model has one more thread than a device: they are not
-            // measured.
+            // vfio-user and model devices are not measured: a vfio-user server is another process, and a model has one
+            // thread more than a device.
             DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => {
                 match (composition.machine, composition.irqchip, composition.source) {
                     (MachineKind::Soft, _, _) => Path::Thread,
@@ -47,10 +47,10 @@ impl Floor {
     /// Makes `count` round trips.
     ///
     /// # Errors
-    /// Whatever stood in the way.
+    /// The first system call or step that fails.
     pub fn run(&self, kvm: Option<&Kvm>, count: u64) -> Result<Latency> {
-        // The device has a thread of its own, as in a composition: which processor a thread begins on decides what a
-        // wake-up costs.
+        // Run the device in a thread of its own, as in a composition: the processor that a thread starts on determines
+        // the cost of a wake-up.
         let device = thread::scope(|scope| scope.spawn(|| self.run_here(kvm, count)).join());
         device.unwrap_or_else(|_| anyhow::bail!("the device's thread panicked"))
     }

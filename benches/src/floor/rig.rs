@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the floors have in common.
+//! Parts that the floors share.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,21 +14,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Result;
 
-/// What carries the interrupt there and the EOI back.
+/// The path of the interrupt to the guest and of the EOI back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// In-kernel irqchip: an irqfd with a resamplefd.
     Resample,
-    /// In-kernel irqchip: KVM_IRQ_LINE up, KVM_IRQ_LINE down at the handler's acknowledgement, and a resamplefd that
-    /// tells.
+    /// In-kernel irqchip: KVM_IRQ_LINE high, KVM_IRQ_LINE low at the handler's acknowledgement, and a resamplefd that
+    /// reports the EOI.
     Line,
-    /// Split irqchip: an irqfd on a message, and the exit that tells of the EOI. No IOAPIC: the guest's accesses to one
-    /// are ignored.
+    /// Split irqchip: an irqfd on a message, and the exit that reports the EOI. There is no IOAPIC; the guest's
+    /// accesses to it are ignored.
     Split,
-    /// No irqchip: KVM_INTERRUPT, and the exit of the OUT that is the EOI. No 8259: the guest's other accesses are
-    /// ignored.
+    /// No irqchip: KVM_INTERRUPT, and the exit of the OUT that is the EOI. There is no 8259; the guest's other accesses
+    /// are ignored.
     Interrupt,
-    /// No KVM: a thread is woken, and writes an eventfd.
+    /// No KVM: a thread wakes up and writes an eventfd.
     Thread,
     /// In-kernel irqchip: the INTx of that device signals an irqfd, whose resamplefd is the device's unmask eventfd.
     Intx(PciAddress),
@@ -37,11 +37,11 @@ pub enum Path {
 /// One floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floor {
-    /// What is done.
+    /// The path that the floor measures.
     pub path: Path,
-    /// Which of the guest's programs it is done with.
+    /// The controller that the guest's program sets up.
     pub controller: Controller,
-    /// Whether the eventfd is polled, instead of a blocking read.
+    /// Whether the device polls the eventfd instead of making a blocking read.
     pub polls: bool,
 }
 
@@ -57,7 +57,7 @@ impl Floor {
         }
     }
 
-    /// What tells of EOIs.
+    /// The eventfd that reports EOIs.
     pub(super) fn eventfd(&self) -> Result<EventFd> {
         Ok(EventFd::new(if self.polls { EFD_NONBLOCK } else { 0 })?)
     }
@@ -77,7 +77,7 @@ impl Floor {
             assert()?;
             self.wait(told)?;
             latency.record(asserted.elapsed());
-            // It is served already, except where the host ends interrupts before the handler has run.
+            // The request is already served, unless the host ends interrupts before the handler has run.
             while !registers.is_served() {
                 std::hint::spin_loop();
             }
@@ -88,8 +88,8 @@ impl Floor {
     fn wait(&self, told: &EventFd) -> Result<()> {
         loop {
             match told.read() {
-                // More than one is possible where the host ends interrupts by itself: a level that is still high is
-                // taken twice.
+                // The count may be above 1 on a host that ends interrupts by itself, because the guest takes a level
+                // twice if it is still high.
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::hint::spin_loop(),
                 Err(error) => return Err(error.into()),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Floor of the soft machine: how long it takes to wake a thread and to be told by it.
+//! Floor of the soft machine: the time to wake a thread and to receive its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -20,7 +20,7 @@ use crate::Result;
 const OCW2_PORT: u16 = 0x20;
 const OCW2_NON_SPECIFIC_EOI: u8 = 0x20;
 
-/// What the device and the processor share.
+/// The state that the device and the processor share.
 struct Cpu {
     asserted: Arc<AtomicBool>,
     processor: Processor,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The page's pictures.
+//! The charts of the page.
 
 use maud::{Markup, PreEscaped};
 use plotters::prelude::*;
@@ -20,7 +20,7 @@ const COLOURS: [RGBColor; 7] = [
 ];
 const FLOOR: RGBColor = RGBColor(0, 0, 0);
 
-/// The distributions of a group: floors black, and what stands on them in colours.
+/// Draws the distributions of a group: floors in black, compositions in colours.
 pub(super) fn latencies(ways: &[Figures]) -> Result<Markup> {
     let buckets = || ways.iter().flat_map(|way| &way.buckets);
     let bounds = buckets().map(|(at, _)| *at);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The results as one HTML page that needs nothing else.
+//! The results as one HTML page without external resources.
 
 mod chart;
 
@@ -183,7 +183,7 @@ fn spread(spread: &Spread) -> String {
 /// Three significant digits, or all before the point.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
-        // What rounds to nothing, as differences of counts do, has no sign either.
+        // A value that rounds to 0 has no sign. Differences of counts often do.
         below if below < 0.005 => return "0".to_owned(),
         below if below < 1.0 => 3,
         below if below < 10.0 => 2,

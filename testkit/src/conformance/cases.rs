@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Cases of level pins (L), edge pins (D) and EOI listeners (N) on an IOAPIC, which other implementations leave
-//! unasserted.
+//! Cases of level pins (L), edge pins (D) and EOI listeners (N) on an IOAPIC, which other implementations do not test.
 //!
-//! Each case states what is delivered and the redirection-table entry at every step. Cases of registers, routes and
-//! saved states are with the chip that has them.
+//! Each case states what is delivered and the redirection-table entry at every step. The cases of registers, routes and
+//! saved states are in the tests of the chip.
 
 use crate::conformance::rows;
 use crate::harness::TIME_LIMIT;
@@ -49,13 +48,13 @@ const IN_SERVICE: u64 = IDLE | REMOTE_IRR;
 const EDGE_VECTOR: u8 = 0x41;
 const EDGE: u64 = EDGE_VECTOR as u64;
 
-/// The pin's interrupt arrives, once; the entry is this one.
+/// Checks that the pin's interrupt arrives once, and that the entry has this value.
 fn fires(rig: &mut dyn Rig, vector: u8, entry: u64) {
     assert_eq!(rig.accept(), Some(vector));
     assert_eq!(rig.rte(PIN), entry);
 }
 
-/// No interrupt arrives; the entry is this one.
+/// Checks that no interrupt arrives, and that the entry has this value.
 fn silent(rig: &mut dyn Rig, entry: u64) {
     assert_eq!(rig.accept(), None);
     assert_eq!(rig.rte(PIN), entry);
@@ -117,7 +116,7 @@ pub fn case_l5_asserting_twice_is_asserting_once(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// A level that nobody lowers comes again at each EOI. When it is lowered, the next EOI is the last.
+/// A level that stays high is delivered again at each EOI. After it is lowered, the next EOI delivers nothing.
 pub fn case_l6_l7_a_level_that_stays_is_sent_at_each_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
@@ -146,8 +145,8 @@ pub fn case_l8_a_masked_level_is_sent_at_the_unmask(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// Row 147: a pin that was never programmed, with its line high: the write that unmasks it sends the interrupt, as
-/// programmed by it.
+/// Row 147: a pin that was never programmed, with its line high. The write that unmasks the pin sends the interrupt, as
+/// that write programs it.
 pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut dyn Rig) {
     assert_eq!(raise(rig), Delivery::Pending);
     silent(rig, MASKED);
@@ -158,7 +157,7 @@ pub fn case_l9_a_level_that_came_before_the_first_programming_is_sent(rig: &mut 
     silent(rig, IDLE);
 }
 
-/// In service, then another vector: the EOI of the old one ends nothing, one of the new one does.
+/// In service, then another vector: an EOI of the old vector ends nothing, an EOI of the new vector ends the interrupt.
 pub fn case_l11_only_the_vector_that_the_entry_has_ends(rig: &mut dyn Rig) {
     const MOVED: u64 = LEVEL | OTHER_VECTOR as u64;
     rig.set_rte(PIN, IDLE);
@@ -177,7 +176,7 @@ pub fn case_l11_only_the_vector_that_the_entry_has_ends(rig: &mut dyn Rig) {
     silent(rig, MOVED);
 }
 
-/// Masked, the line high, and the EOI of a vector that the pin does not have.
+/// Masked, the line high, and an EOI of another vector than the pin's.
 pub fn case_l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE | MASKED);
     raise(rig);
@@ -188,8 +187,8 @@ pub fn case_l13_an_unrelated_eoi_does_nothing(rig: &mut dyn Rig) {
     assert!(rig.irr(PIN));
 }
 
-/// Assert, then edge, then level with the line still high: the return to level sends once more, because the way through
-/// edge has ended the first.
+/// Assert, then edge, then level with the line still high: the return to level sends once more, because the switch to
+/// edge ended the first interrupt.
 pub fn case_l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     raise(rig);
@@ -200,7 +199,7 @@ pub fn case_l14_switching_to_edge_and_back_ends_the_interrupt(rig: &mut dyn Rig)
     assert_eq!(rig.rte(PIN), IN_SERVICE);
     lower(rig);
     rig.eoi();
-    // Sent by the switch, and waiting behind the first.
+    // The switch sent this interrupt, and it waits behind the first.
     fires(rig, VECTOR, IDLE);
     rig.eoi();
     silent(rig, IDLE);
@@ -223,7 +222,7 @@ pub fn case_l15_switching_with_the_line_low_sends_nothing(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// The EOI of another pin with the same vector, while this one is idle.
+/// The EOI of another pin with the same vector, while this pin is idle.
 pub fn case_l18_the_eoi_of_an_idle_pin_does_nothing(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     rig.set_rte(OTHER_PIN, IDLE);
@@ -304,7 +303,7 @@ pub fn case_d6_a_masked_rise_that_is_held_is_lost(rig: &mut dyn Rig) {
     fires(rig, EDGE_VECTOR, EDGE);
 }
 
-/// One listener: not told while the interrupt is in service, told at its EOI, with the line low.
+/// One listener: not notified while the interrupt is in service, notified at its EOI, with the line low.
 pub fn case_n1_n2_a_listener_is_told_at_the_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let line = rig.bind_resample(PIN);
@@ -318,7 +317,7 @@ pub fn case_n1_n2_a_listener_is_told_at_the_eoi(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// Two listeners on a pin: both are told, and nothing more is sent.
+/// Two listeners on a pin: both are notified, and no further interrupt is sent.
 pub fn case_n3_both_listeners_are_told(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let (a, b) = (rig.bind_resample(PIN), rig.bind_resample(PIN));
@@ -330,7 +329,8 @@ pub fn case_n3_both_listeners_are_told(rig: &mut dyn Rig) {
     silent(rig, IDLE);
 }
 
-/// An EOI that another pin brings tells the listeners of an idle pin of that vector, and of no other vector.
+/// An EOI from another pin notifies the listeners of an idle pin with the same vector, and of no pin with another
+/// vector.
 pub fn case_n4_listeners_of_an_idle_pin_are_told_of_its_vector_only(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let line = rig.bind_resample(PIN);
@@ -345,7 +345,7 @@ pub fn case_n4_listeners_of_an_idle_pin_are_told_of_its_vector_only(rig: &mut dy
     }
 }
 
-/// A and B assert, A's cause ends, B restates when both are told: one more interrupt, B's.
+/// A and B assert, A's cause ends, and B re-asserts when both are notified: one more interrupt, B's.
 pub fn case_n7_one_of_two_restates(rig: &mut dyn Rig) {
     rig.set_rte(PIN, IDLE);
     let (a, b) = (rig.bind_resample(PIN), rig.bind_resample(PIN));

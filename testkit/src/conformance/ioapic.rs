@@ -14,8 +14,8 @@ use crate::patience::Patience;
 use crate::rig::{LEVEL, MASKED, ResampleLine, Rig};
 use interrupt_core::Delivery;
 
-/// With one CPU nothing happens during an EOI. In the lab, which has one, this row also stops the emulated PC when
-/// nothing else runs on the build machine: three times out of three.
+/// With one CPU, no thread runs during an EOI. In the lab, which has one CPU, this row also hangs the emulated PC when
+/// the build machine is idle (three times out of three).
 const TWO_CPUS: Need = Need::Host("two CPUs", two_cpus);
 
 fn two_cpus() -> Result<(), String> {
@@ -25,7 +25,7 @@ fn two_cpus() -> Result<(), String> {
     }
 }
 
-/// Kernels before 6.4 inject at unmask instead of asking the sources to restate.
+/// Kernels before 6.4 inject at unmask instead of notifying the sources, so that they re-assert.
 const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
 
 rows! { dyn Rig;
@@ -83,7 +83,7 @@ pub fn row_15_bound_triggered_unbound_leaves_the_line_low(rig: &mut dyn Rig) {
     }
 }
 
-/// Trigger, accept, EOI: irr and remote IRR are 1, 1, 0, and the source is told at the EOI, once, not before.
+/// Trigger, accept, EOI: irr and remote IRR are 1, 1, 0, and the source is notified once, at the EOI.
 pub fn row_27_one_round(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -99,7 +99,7 @@ pub fn row_27_one_round(rig: &mut dyn Rig) {
     assert_eq!(line.n(), 0);
 }
 
-/// Two triggers before the CPU accepts and one in service make one interrupt and one resample.
+/// Two triggers before the CPU accepts and one trigger in service make one interrupt and one resample.
 pub fn row_28_triggers_before_the_eoi_are_one(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -137,11 +137,11 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// A source that re-asserts from another thread the moment it is told, while the EOI is still being processed: 100,000
-/// assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
+/// A source that re-asserts from another thread at once when it is notified, while the EOI is still being processed:
+/// 100,000 assertions make 100,000 interrupts and as many resamples, and the pin ends idle.
 ///
-/// The threads spin, so that the assertion does meet the EOI. On a host with less than two idle CPUs that makes a round
-/// a matter of scheduling, milliseconds; the row then ends early, with a note, after as many rounds as a minute had.
+/// The threads spin, so that the assertion coincides with the EOI. On a host with fewer than two idle CPUs a round then
+/// waits for the scheduler, for milliseconds. There the row ends early, with a note, after the rounds of one minute.
 pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     const ROUNDS: u64 = 100_000;
     const AT_LEAST: u64 = 100;
@@ -150,7 +150,7 @@ pub fn row_30_retrigger_from_another_thread_during_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line: Arc<dyn ResampleLine> = rig.bind_resample(PIN).into();
     let stop = Arc::new(AtomicBool::new(false));
-    // Also when the row fails, the thread ends.
+    // End the thread even if the row fails.
     let _stop = StopOnDrop(stop.clone());
     let device = {
         let line = line.clone();
@@ -209,7 +209,8 @@ pub fn row_31_masked_pin_waits(rig: &mut dyn Rig) {
     assert_eq!(line.n(), 0);
 }
 
-/// Unmasking a pin whose line is high lowers it and asks the sources, and injects only what they restate.
+/// Unmasking a pin whose line is high lowers the line and notifies the sources. The pin injects an interrupt only if a
+/// source re-asserts.
 pub fn row_32_unmask_asks_instead_of_injecting(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
     let line = rig.bind_resample(PIN);
@@ -225,8 +226,8 @@ pub fn row_32_unmask_asks_instead_of_injecting(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A oneshot handler masks, ends and later unmasks. A device that is quiet by then causes no interrupt at unmask; one
-/// whose level is still high, and which restates it each time it is asked, causes exactly one.
+/// A oneshot handler masks, ends and later unmasks. A device whose level is low by then causes no interrupt at unmask.
+/// A device whose level is still high, and which re-asserts at each notification, causes exactly one.
 pub fn row_34_oneshot_mask_eoi_unmask(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -254,7 +255,8 @@ pub fn row_34_oneshot_mask_eoi_unmask(rig: &mut dyn Rig) {
     }
 }
 
-/// Masking and unmasking before the EOI asks nobody: the interrupt is still in service. The EOI does.
+/// Masking and unmasking before the EOI notifies no source, because the interrupt is still in service. The EOI
+/// notifies.
 pub fn row_35_mask_and_unmask_in_service(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -282,8 +284,8 @@ pub fn row_36_eoi_while_masked_notifies(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A write of the high half asks as well, when the line is high and nothing is in service. (Nobody accepted the
-/// interrupt, so that it is not in service although the pin is unmasked.)
+/// A write of the high half notifies the sources too, when the line is high and no interrupt is in service. (The CPU
+/// did not accept the interrupt, so it is not in service although the pin is unmasked.)
 pub fn row_37_high_half_write_asks(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -296,8 +298,8 @@ pub fn row_37_high_half_write_asks(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// What Linux does instead of a directed EOI: mask and switch to edge, which drops remote IRR and asks nobody; back to
-/// level and unmasked, which asks; and then the real EOI, which asks again.
+/// Linux's substitute for a directed EOI: mask and switch to edge, which clears remote IRR and notifies no source; back
+/// to level and unmasked, which notifies; then the real EOI, which notifies again.
 pub fn row_38_pseudo_eoi_by_edge_and_back(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -313,7 +315,7 @@ pub fn row_38_pseudo_eoi_by_edge_and_back(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// An EOI with nothing in service tells nobody and changes nothing.
+/// An EOI with nothing in service notifies no source and changes nothing.
 pub fn row_40_stray_eoi(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
     let line = rig.bind_resample(PIN);
@@ -325,7 +327,7 @@ pub fn row_40_stray_eoi(rig: &mut dyn Rig) {
 }
 
 /// On a pin the guest has set to edge, the line stays high between two triggers: the second is no edge. The EOI still
-/// tells the source, which recovers by restating.
+/// notifies the source, which recovers by re-asserting.
 pub fn row_41_resample_line_on_an_edge_pin(rig: &mut dyn Rig) {
     rig.set_rte(PIN, EDGE_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -375,7 +377,7 @@ pub fn row_44_edge_source_on_an_edge_pin(rig: &mut dyn Rig) {
     assert_eq!(rig.accept(), None);
 }
 
-/// With nobody to accept it the level waits in irr, and enabling the LAPIC does not deliver it; a trigger does.
+/// While the LAPIC is disabled the level waits in irr. Enabling the LAPIC does not deliver the level; a trigger does.
 pub fn row_45_lapic_soft_disabled(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let line = rig.bind_resample(PIN);
@@ -393,7 +395,8 @@ pub fn row_45_lapic_soft_disabled(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A source bound while the interrupt of a plain line is in service is told at its EOI, on a level and on an edge pin.
+/// A source bound while the interrupt of a plain line is in service is notified at the EOI, on a level and on an edge
+/// pin.
 pub fn row_46_bound_while_a_plain_line_is_in_service(rig: &mut dyn Rig) {
     for entry in [LEVEL_ENTRY, EDGE_ENTRY] {
         rig.set_rte(PIN, entry);
@@ -408,8 +411,8 @@ pub fn row_46_bound_while_a_plain_line_is_in_service(rig: &mut dyn Rig) {
     }
 }
 
-/// A level nobody lowers comes again at every EOI, at once, except that the 10,000th EOI in a row is followed by a
-/// pause of about 10 ms (Linux: HZ/100 jiffies, so that a coarse tick makes it shorter).
+/// A level that stays high is delivered again at once at every EOI, except that the 10,000th EOI in a row is followed
+/// by a pause of about 10 ms (Linux: HZ/100 jiffies, so that a coarse tick makes it shorter).
 pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     rig.set_line(PIN, true);
@@ -419,7 +422,7 @@ pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
         rig.eoi();
         let mut accepted = rig.accept();
         if eoi == 10_000 {
-            // On a busy host this thread may have been away for the whole pause and find its end at the first look.
+            // On a busy host this thread may not run during the whole pause, and may see its end at the first check.
             let patience = Patience::new(Duration::from_secs(5));
             while accepted.is_none() && !patience.is_over() {
                 accepted = rig.accept();
@@ -434,7 +437,7 @@ pub fn row_47_storm_is_throttled_every_10000(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// What the controller says of a level on a plain line.
+/// The controller's answer to a level on a plain line.
 pub fn row_50_delivery_status_of_a_plain_line(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
     assert_eq!(rig.set_line(PIN, true), Delivery::Pending, "masked");
@@ -451,7 +454,7 @@ pub fn row_50_delivery_status_of_a_plain_line(rig: &mut dyn Rig) {
     assert_eq!(rig.set_line(PIN, true), Delivery::Coalesced, "edge, high already");
 }
 
-/// Every source of a GSI is told, also one that did not assert.
+/// Every source of a GSI is notified, also a source that did not assert.
 pub fn row_57_all_sharers_are_told(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let a = rig.bind_resample(PIN);
@@ -464,8 +467,7 @@ pub fn row_57_all_sharers_are_told(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// Two assert, one of them still does after the EOI and restates: one more interrupt, and both are told again at its
-/// EOI.
+/// Two sources assert, and one re-asserts after the EOI: one more interrupt, and both are notified again at its EOI.
 pub fn row_58_a_sharer_restates(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     let a = rig.bind_resample(PIN);
@@ -483,7 +485,7 @@ pub fn row_58_a_sharer_restates(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// The EOI of a vector tells the sources of every pin that has it.
+/// The EOI of a vector notifies the sources of every pin with that vector.
 pub fn row_61_pins_with_one_vector(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     rig.set_rte(OTHER_PIN, LEVEL_ENTRY);
@@ -498,7 +500,7 @@ pub fn row_61_pins_with_one_vector(rig: &mut dyn Rig) {
 }
 
 /// The EOI of an MSI that happens to have the vector of a masked pin with its line high. A source that answers every
-/// notification by restating its level loses nothing, whether or not the controller counts that EOI as one of the pin.
+/// notification with its level loses no interrupt, whether or not the controller attributes the EOI to the pin.
 pub fn row_62_foreign_eoi_is_survived_by_restating(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
     let line = rig.bind_resample(PIN);
@@ -522,7 +524,7 @@ pub fn row_62_foreign_eoi_is_survived_by_restating(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A source that goes while it asserts takes its level with it: before delivery, and in service.
+/// A source that is dropped while it asserts lowers its level: before delivery, and in service.
 pub fn row_73_source_gone_while_asserting(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY | MASKED);
     let line = rig.bind_resample(PIN);
@@ -542,7 +544,7 @@ pub fn row_73_source_gone_while_asserting(rig: &mut dyn Rig) {
     assert_idle(rig, PIN);
 }
 
-/// A source that is told 1000 times without having asserted anything stays silent, and so does its pin.
+/// A source that never asserted is notified 1000 times: neither the source nor its pin causes an interrupt.
 pub fn row_74_resampled_with_nothing_asserted(rig: &mut dyn Rig) {
     rig.set_rte(PIN, LEVEL_ENTRY);
     rig.set_rte(OTHER_PIN, LEVEL_ENTRY);

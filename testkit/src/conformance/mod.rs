@@ -2,8 +2,8 @@
 //! One body of interrupt-line semantics for every backend: the in-kernel irqchip and the models in userspace.
 //!
 //! Each row of the conformance list is one function over a fresh rig. A backend takes all rows of a kind with
-//! [`add_rows`]. The observations are Linux's, 6.18; where a behaviour came with a kernel version, the row says so in
-//! [`Row::kernel_needs`].
+//! [`add_rows`]. The observations are Linux's, 6.18; a row whose behaviour came with a kernel version names that
+//! version in [`Row::kernel_needs`].
 
 pub mod cases;
 pub mod ioapic;
@@ -18,9 +18,9 @@ use crate::need::Need;
 /// One row over a kind of rig (`dyn` [`Rig`](crate::rig::Rig), `dyn` [`PicRig`](crate::rig::PicRig)).
 #[derive(Debug)]
 pub struct Row<R: ?Sized + 'static> {
-    /// `row_` and the number, then what it says.
+    /// The row's name: `row_`, its number, and its statement.
     pub name: &'static str,
-    /// What a backend that is the kernel's needs beside its own needs. A backend in userspace ignores this.
+    /// The needs that the kernel's backend adds to its own. A backend in userspace ignores them.
     pub kernel_needs: &'static [Need],
     /// Time limit.
     pub limit: Duration,
@@ -28,8 +28,7 @@ pub struct Row<R: ?Sized + 'static> {
     pub body: fn(&mut R),
 }
 
-/// Adds all of `rows` to `suite`, each as `<backend>::<row>` on a rig of its own, under the needs that `needs` gives
-/// for it.
+/// Adds all of `rows` to `suite`, each as `<backend>::<row>` on a rig of its own. `needs` returns the needs of a row.
 pub fn add_rows<R: ?Sized>(
     suite: Suite,
     backend: &str,

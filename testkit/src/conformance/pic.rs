@@ -48,7 +48,7 @@ fn isr(rig: &mut dyn PicRig, chip: u16) -> u8 {
     rig.inb(chip)
 }
 
-/// IRQ 5 as an edge and as a level pin, ended non-specifically and specifically: the source is told at OCW2, not
+/// IRQ 5 as an edge and as a level pin, ended non-specifically and specifically: the source is notified at OCW2, not
 /// before.
 pub fn row_52_edge_and_level_pins_end_at_ocw2(rig: &mut dyn PicRig) {
     initialise(rig, false);
@@ -76,7 +76,7 @@ pub fn row_52_edge_and_level_pins_end_at_ocw2(rig: &mut dyn PicRig) {
     }
 }
 
-/// With auto-EOI the interrupt ends, and the source is told, as the CPU takes it.
+/// With auto-EOI the interrupt ends, and the source is notified, when the CPU takes the interrupt.
 pub fn row_53_auto_eoi_ends_at_inta(rig: &mut dyn PicRig) {
     initialise(rig, true);
     rig.outb(ELCR_MASTER, 1 << 5);
@@ -91,7 +91,7 @@ pub fn row_53_auto_eoi_ends_at_inta(rig: &mut dyn PicRig) {
     assert_eq!(rig.inta(), None);
 }
 
-/// IRQ 10 ends at the slave's EOI; the master's, for the cascade, tells nobody.
+/// IRQ 10 ends at the slave's EOI. The master's EOI, for the cascade, notifies no source.
 pub fn row_54_slave_pins_end_at_the_slaves_eoi(rig: &mut dyn PicRig) {
     initialise(rig, false);
     rig.outb(ELCR_SLAVE, 1 << 2);
@@ -110,7 +110,7 @@ pub fn row_54_slave_pins_end_at_the_slaves_eoi(rig: &mut dyn PicRig) {
     assert_eq!(rig.inta(), None);
 }
 
-/// An 8259 has no unmask-resample: the level that waited behind the mask is injected, and nobody is asked.
+/// An 8259 has no unmask-resample: the level that waited behind the mask is injected, and no source is notified.
 pub fn row_55_unmask_injects(rig: &mut dyn PicRig) {
     initialise(rig, false);
     rig.outb(ELCR_MASTER, 1 << 5);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine's own small real-mode programs: one per thing the guest does on a test's behalf, and a handler per
-//! vector that ends the run. Assembled once per process.
+//! The machine's own small real-mode programs: one for each access that the guest makes for a test, and a handler for
+//! each vector that ends the run. Assembled once per process.
 
 use std::sync::LazyLock;
 
@@ -38,7 +38,7 @@ pub(super) struct Stubs {
     pub(super) load: u64,
     /// eax to register ecx of the IOAPIC at ebx.
     pub(super) ioapic_write: u64,
-    /// Two instructions for an interrupt to come in, when the registers it starts with have IF set.
+    /// Two instructions at which the CPU can take an interrupt, if the program starts with IF set.
     pub(super) window: u64,
 }
 

@@ -34,7 +34,7 @@ impl Lapic {
         self.bit(ISR, vector)
     }
 
-    /// Whether `vector` came in level-triggered.
+    /// Whether `vector` was delivered level-triggered.
     pub fn tmr(&self, vector: u8) -> bool {
         self.bit(TMR, vector)
     }
@@ -86,8 +86,8 @@ impl Machine {
     /// Accept mode: moves the vector the CPU would take next from waiting to in service, as the CPU would, and returns
     /// it. `None`, at once, when there is none.
     ///
-    /// The guest executes nothing, so this works where the host's LAPIC would end the interrupt as it injects it. An
-    /// interrupt on its way through the kernel's work queue is not seen yet; see [`Machine::accept_within`].
+    /// The guest executes nothing, so this works even where the host's LAPIC would end the interrupt at injection. An
+    /// interrupt that is still in the kernel's work queue is not found; see [`Machine::accept_within`].
     pub fn accept(&mut self) -> Option<u8> {
         let mut lapic = self.lapic();
         let vector = lapic.deliverable()?;
@@ -97,7 +97,8 @@ impl Machine {
         Some(vector)
     }
 
-    /// As [`Machine::accept`], looking again and again for so much of this thread's CPU time. `None` costs all of it.
+    /// As [`Machine::accept`], repeated for this much of the thread's CPU time. Returns `None` when the time is used
+    /// up.
     pub fn accept_within(&mut self, limit: Duration) -> Option<u8> {
         let patience = Patience::new(limit);
         loop {
@@ -105,16 +106,16 @@ impl Machine {
             if accepted.is_some() || patience.is_over() {
                 return accepted;
             }
-            // The kernel's work queue may need this very CPU to bring the interrupt.
+            // Yield, because the kernel's work queue may need this CPU to deliver the interrupt.
             std::thread::yield_now();
         }
     }
 
-    /// One EOI write by the guest. On a split irqchip the exits tell whether userspace was told.
+    /// One EOI write by the guest. On a split irqchip the exits show whether KVM reported the EOI to userspace.
     pub fn eoi(&mut self) -> Vec<Exit> {
         let mut exits = self.wrmsr(MSR_EOI, 0);
         if self.irqchip == Irqchip::Split {
-            // KVM raises the exit when the vCPU is entered next, which may be as late as the next KVM_RUN.
+            // KVM raises the exit at the next entry of the vCPU, which may be as late as the next KVM_RUN.
             exits.extend(self.call(self.stubs.window, |_| {}).exits);
         }
         exits
@@ -125,7 +126,7 @@ impl Machine {
         self.wrmsr(MSR_SVR, SPURIOUS_VECTOR | if enabled { SVR_ENABLE } else { 0 });
     }
 
-    /// Lets the 8259's output reach the CPU through LVT0, or not.
+    /// Connects the 8259's output to the CPU through LVT0, or disconnects it.
     pub fn set_lvt0_extint(&mut self, open: bool) {
         const EXTINT: u64 = 7 << 8;
         const MASKED: u64 = 1 << 16;

@@ -3,9 +3,9 @@
 //! for.
 //!
 //! The vCPU only runs inside [`Machine::run`] and the helpers built on it, on the calling thread, until the program
-//! writes [`EXIT_PORT`]. Between runs its state stands still, which is what makes orderings testable.
+//! writes [`EXIT_PORT`]. Between runs its state does not change, so that tests can check orders of events.
 //!
-//! All methods that drive the machine panic when KVM does not do what they need: in a test that is the failure.
+//! All methods that drive the machine panic when KVM fails, which fails the test.
 
 mod firmware;
 mod ioapic;
@@ -41,7 +41,7 @@ pub enum BuildError {
     /// A system call failed.
     #[error("{step}: {errno}")]
     Kvm {
-        /// What was tried.
+        /// The system call.
         step: &'static str,
         /// Its errno.
         errno: Errno,
@@ -58,7 +58,7 @@ fn at_step(step: &'static str) -> impl Fn(errno::Error) -> BuildError {
     }
 }
 
-/// What a [`Machine`] is made of. Starts as: full irqchip, 1 MiB of memory.
+/// The configuration of a [`Machine`]. The default is a full irqchip and 1 MiB of memory.
 #[derive(Clone, Debug)]
 pub struct MachineBuilder {
     irqchip: Irqchip,
@@ -79,7 +79,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Has `prepare` change the VM when it has its irqchip and no vCPU yet.
+    /// Calls `prepare` on the VM after its irqchip is made and before its vCPU is made.
     pub fn prepare(mut self, prepare: fn(&VmFd)) -> Self {
         self.prepare = prepare;
         self
@@ -171,10 +171,10 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64) -> Result<(), errno::Error> {
     })
 }
 
-/// What the guest did that reached userspace, other than ending the run.
+/// An exit of the guest to userspace that does not end the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// A load of `len` bytes from an address nothing in the kernel answers for.
+    /// A load of `len` bytes from an address that the kernel does not handle.
     MmioRead {
         /// Guest-physical address.
         addr: u64,
@@ -211,7 +211,7 @@ pub enum Exit {
 pub enum End {
     /// The program wrote this byte to [`EXIT_PORT`].
     Exit(u8),
-    /// The CPU took this vector, and the test has put no handler of its own there ([`Machine::set_handler`]).
+    /// The CPU took this vector, and the test has set no handler for it ([`Machine::set_handler`]).
     Interrupt(u8),
     /// `hlt` on a machine without in-kernel irqchip. With one, a halt waits in the kernel and does not end the run.
     Halt,
@@ -264,7 +264,7 @@ impl Machine {
         &self.vm
     }
 
-    /// The vCPU, for what this type does not offer.
+    /// The vCPU, for operations that this type does not have.
     pub fn vcpu(&mut self) -> &mut VcpuFd {
         &mut self.vcpu
     }
@@ -303,11 +303,11 @@ impl Machine {
     }
 
     /// Runs the code at `entry` with interrupts disabled and zeroed registers, to its end. Reads of ports and addresses
-    /// nobody answers for give all ones.
+    /// without a device return ones.
     ///
     /// # Panics
-    /// When the vCPU fails, shuts down, or exits more often than the limit allows. A program that never ends and never
-    /// exits is stopped by the harness's time limit only.
+    /// When the vCPU fails, shuts down, or exits more often than the limit allows. Only the harness's time limit stops
+    /// a program that neither ends nor exits.
     pub fn run(&mut self, entry: u64) -> Run {
         self.run_with(entry, |_| u64::MAX)
     }
@@ -369,7 +369,7 @@ impl Machine {
     }
 
     /// Opens the interrupt window: lets the CPU take a pending interrupt, if there is one, and returns its vector. The
-    /// handler does not run further, so nothing is ended (unless the host's LAPIC ends interrupts by itself).
+    /// handler does not run further, so the interrupt is not ended (unless the host's LAPIC ends interrupts by itself).
     pub fn take_interrupt(&mut self) -> Option<u8> {
         const IF: u64 = 1 << 9;
         let mut regs = registers(self.stubs.window);
@@ -380,7 +380,8 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::take_interrupt`], again and again for so much of this thread's CPU time. `None` costs all of it.
+    /// As [`Machine::take_interrupt`], repeated for this much of the thread's CPU time. Returns `None` when the time is
+    /// used up.
     pub fn take_interrupt_within(&mut self, limit: Duration) -> Option<u8> {
         let patience = Patience::new(limit);
         loop {
@@ -448,8 +449,7 @@ impl Machine {
         self.run_from(&regs, |_| u64::MAX)
     }
 
-    /// Lets KVM finish the instruction that made the last exit, as its API asks for before registers are read or
-    /// replaced.
+    /// Lets KVM finish the instruction of the last exit. KVM's API requires that before registers are read or replaced.
     fn complete_exit(&mut self) {
         self.vcpu.set_kvm_immediate_exit(1);
         let entered = self.vcpu.run().map(|exit| format!("{exit:?}"));

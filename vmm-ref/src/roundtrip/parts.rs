@@ -31,8 +31,8 @@ pub struct Parts {
     pub modelled: Option<Modelled>,
 }
 
-/// A model of a device and what carries its interrupt.
-// Field order is drop order: INTx is disabled while the device is there.
+/// A model device and its forwarder.
+// Field order is drop order: INTx is disabled before the device is dropped.
 #[derive(Debug)]
 pub struct Modelled {
     /// The forwarder between the device and the line.
@@ -41,8 +41,8 @@ pub struct Modelled {
     pub model: Model,
 }
 
-/// A device outside of this process and what carries its interrupt.
-// Field order is drop order: INTx is disabled while the device is there.
+/// A device outside of this process and its forwarder.
+// Field order is drop order: INTx is disabled before the device is dropped.
 #[derive(Debug)]
 pub struct Passthrough {
     /// The forwarder between the device and the line.
