@@ -17,8 +17,8 @@ use crate::linux::boot::cpu_state as cpu;
 use crate::vm::cpu_thread::EINTR;
 use crate::vm::kvm::{create_vm, map};
 
-/// Below this a stock kernel takes minutes. An emulator reaches 2 or 3. A CPU that is itself emulated (`cargo xtask
-/// lab`) reaches 10 at the first run of the program, and many times that at later runs.
+/// Below this a stock kernel takes minutes. An emulator reaches 2 or 3. A CPU that is itself emulated
+/// (`cargo xtask lab`) reaches 10 at the first run of the program, and many times that at later runs.
 pub const ENOUGH_MIPS: f64 = 10.0;
 
 const CODE: u64 = 0x1_0000;
