@@ -267,7 +267,7 @@ fn instructions_of_all(left_out: &mut Vec<LeftOut>) -> BTreeMap<String, f64> {
     counts
 }
 
-/// Only on a terminal.
+/// Makes the progress bar, which only a terminal shows.
 fn bar(steps: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left") {

@@ -77,15 +77,15 @@ pub struct Control {
 /// One way to make the round trip.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
-    /// What it is.
+    /// The name of the way.
     pub name: String,
     /// How it waits.
     pub wait: String,
     /// The index of its floor in the group; `None` for a floor.
     pub floor: Option<usize>,
-    /// How many.
+    /// The number of round trips.
     pub round_trips: u64,
-    /// All of them together.
+    /// The quantiles of all round trips.
     pub latency_us: Quantiles,
     /// The medians of the turns.
     pub p50_us: Spread,
@@ -187,9 +187,9 @@ pub struct Series {
 /// Something without a figure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// What.
+    /// The item.
     pub what: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
@@ -217,7 +217,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether it was met; `None` without a figure.
+    /// Whether the target was met; `None` without a figure.
     pub fn is_met(&self) -> Option<bool> {
         self.measured.as_ref().ok().map(|measured| *measured <= self.limit)
     }

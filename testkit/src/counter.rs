@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Reading an eventfd's counter without a sleep. Both functions assume that nobody else reads the same eventfd.
+//! Reading an eventfd's counter without a sleep. Both functions assume that no other thread reads the same eventfd.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

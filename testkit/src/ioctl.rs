@@ -100,7 +100,7 @@ pub fn irq_line_status(vm: &VmFd, gsi: u32, level: u32) -> Result<i32, Errno> {
     let mut arg = irq_level(gsi, level);
     // SAFETY: KVM_IRQ_LINE_STATUS reads and writes one `kvm_irq_level`. `arg` has that type and outlives the call.
     answer(unsafe { ioctl_with_mut_ref(vm, nr::KVM_IRQ_LINE_STATUS(), &mut arg) })?;
-    // SAFETY: both members of the union are 32-bit integers, of which the kernel has written `status`.
+    // SAFETY: both members of the union are 32-bit integers, and the kernel has written `status`.
     Ok(unsafe { arg.__bindgen_anon_1.status })
 }
 

@@ -240,7 +240,7 @@ pub struct ProbeArgs {
 }
 
 impl RunArgs {
-    /// Where the controllers are, on that machine.
+    /// The irqchip on this machine.
     pub fn irqchip(&self, machine: MachineKind) -> Irqchip {
         self.irqchip.unwrap_or(machine.irqchips()[0])
     }
@@ -248,18 +248,18 @@ impl RunArgs {
     /// How many round trips to make.
     pub fn count(&self) -> u64 {
         self.count.unwrap_or(match self.device {
-            // It takes longer: it is a device of the lab's.
+            // Fewer round trips, because a VFIO device is usually in the lab, which is slow.
             DeviceKind::Vfio(_) => 5_000,
             DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => 10_000,
         })
     }
 
-    /// What carries the device's interrupt.
+    /// The forwarder of the device's interrupt.
     pub fn forward(&self) -> Forward {
         self.forward.unwrap_or(Forward::default_of(self.device))
     }
 
-    /// The composition that is asked for; the caller knows the machine and the default controller.
+    /// The composition that the options ask for, with the caller's machine and default controller.
     pub fn composition(&self, machine: MachineKind, controller: Controller) -> Composition {
         let irqchip = self.irqchip(machine);
         let forward = self.forward();
@@ -277,7 +277,7 @@ impl RunArgs {
     }
 }
 
-/// What `vmm-ref` does when it is not told otherwise.
+/// The default command of `vmm-ref`.
 impl Default for RunArgs {
     fn default() -> Self {
         Self {
@@ -300,7 +300,7 @@ impl Default for RunArgs {
     }
 }
 
-/// The values of `--irqchip`. `interrupt-core` knows no command line.
+/// The values of `--irqchip`. `interrupt-core` does not depend on clap.
 fn irqchip() -> impl TypedValueParser<Value = Irqchip> {
     const VALUES: [(Irqchip, &str, &str); 3] = [
         (
@@ -321,7 +321,7 @@ fn irqchip() -> impl TypedValueParser<Value = Irqchip> {
     ];
     PossibleValuesParser::new(VALUES.map(|(_, name, help)| PossibleValue::new(name).help(help))).map(|text| {
         let value = VALUES.iter().find(|(_, name, _)| *name == text);
-        // The parser lets no other text through.
+        // The parser accepts no other text.
         value.map_or(Irqchip::Kernel, |(irqchip, ..)| *irqchip)
     })
 }
@@ -342,12 +342,12 @@ fn count(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Why the command line did not lead to a command.
+/// Why the command line gave no command.
 #[derive(Debug)]
 pub enum Refused {
-    /// Help or the version was asked for: what to print on standard output.
+    /// The command line asks for help or the version: the text for standard output.
     Asked(clap::Error),
-    /// It is wrong: one line.
+    /// The command line is wrong: the reason in one line.
     Wrong(String),
 }
 
@@ -385,7 +385,7 @@ fn one_line(error: &clap::Error, command: Option<&OsString>) -> String {
 mod tests {
     use super::*;
 
-    /// Words between spaces, as a shell has them; what is in single quotes is one.
+    /// Splits a line into words as a shell does. Text in single quotes is one word.
     fn parse(line: &str) -> Result<Cli, Refused> {
         let parts = line.split('\'').enumerate();
         let words = parts.flat_map(|(n, part)| match n % 2 {

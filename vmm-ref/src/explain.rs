@@ -15,7 +15,7 @@ use crate::roundtrip::run::Guest;
 pub struct Explained {
     /// The device and its line.
     pub pair: Explanation,
-    /// The paths that the two can do, best first.
+    /// The paths that device and line support, best first.
     pub possible: Vec<Path>,
 }
 

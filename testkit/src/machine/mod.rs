@@ -110,8 +110,8 @@ impl MachineBuilder {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the range is a mapping owned by `memory`. Only a vCPU reaches it through KVM, and the machine
-            // owns the one vCPU beside `memory` and drops it first.
+            // SAFETY: the range is a mapping owned by `memory`. Only a vCPU accesses the range through KVM. The machine
+            // owns both `memory` and its one vCPU, and drops the vCPU first.
             unsafe { vm.set_user_memory_region(region) }.map_err(at_step("KVM_SET_USER_MEMORY_REGION"))?;
         }
 

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use super::pci_address::PciAddress;
 use super::socket_path::SocketPath;
 
-/// What runs the guest.
+/// The machine that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MachineKind {
@@ -85,7 +85,7 @@ pub enum Wait {
     Adaptive,
 }
 
-/// What carries a device's interrupt to its line and the EOI back.
+/// The forwarder, which carries a device's interrupt to its line and the EOI back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Forward {
@@ -108,7 +108,7 @@ pub enum DeviceKind {
     Embedded,
     /// A model of a device with an INTx.
     Model,
-    /// QEMU's `edu`, a PCI device that is given to this process by VFIO.
+    /// QEMU's `edu`, a PCI device that this process gets from VFIO.
     Vfio(PciAddress),
     /// An `edu` that a vfio-user server in another process provides.
     VfioUser(SocketPath),
@@ -149,7 +149,7 @@ impl Serialize for DeviceKind {
     }
 }
 
-/// What serves the guest's stores to the doorbell.
+/// The path of the guest's stores to the doorbell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DoorbellPath {
@@ -159,17 +159,17 @@ pub enum DoorbellPath {
     Trap,
 }
 
-/// Most devices that the status page has room for.
+/// The most devices that fit on the status page.
 pub const MAX_DEVICES: usize = 16;
 
 /// The choices that make up a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Composition {
-    /// What runs the guest.
+    /// The machine that runs the guest.
     pub machine: MachineKind,
     /// Where the interrupt controllers are.
     pub irqchip: Irqchip,
-    /// The controller that the line goes to.
+    /// The controller of the devices' line.
     pub controller: Controller,
     /// How a device holds its line.
     pub source: Source,
@@ -183,7 +183,7 @@ pub struct Composition {
     pub sharers: usize,
     /// How the devices' thread waits for EOIs.
     pub wait: Wait,
-    /// What serves the stores to the doorbell; `None` when the guest rings none.
+    /// The path of the stores to the doorbell; `None` if the guest makes no stores.
     pub doorbell: Option<DoorbellPath>,
 }
 

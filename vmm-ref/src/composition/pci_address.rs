@@ -17,7 +17,7 @@ impl FromStr for PciAddress {
     type Err = String;
 
     /// # Errors
-    /// One line that says how an address is written.
+    /// One line that explains the format of an address.
     fn from_str(text: &str) -> Result<Self, String> {
         parse(text).ok_or_else(|| {
             format!("{text:?} is no PCI address; use domain:bus:device.function, as 0000:00:02.0 (lspci -D)")

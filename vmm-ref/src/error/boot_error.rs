@@ -32,7 +32,7 @@ pub enum BootError {
     No64BitEntry {
         /// The file.
         path: PathBuf,
-        /// What is missing.
+        /// The missing part of the file.
         reason: String,
     },
     /// A part of the guest does not fit into its memory.
@@ -42,7 +42,7 @@ pub enum BootError {
     TooLittleMemory {
         /// The size that `--memory` gave.
         memory: Size,
-        /// What does not fit.
+        /// The part that does not fit.
         what: &'static str,
         /// The size that would suffice.
         needed: Size,

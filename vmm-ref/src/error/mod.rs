@@ -60,7 +60,7 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The guest does not behave as its program says.
+    /// The guest deviates from its program, or failed.
     #[error("the guest failed: {0}")]
     Guest(String),
     /// The host lacks a capability.

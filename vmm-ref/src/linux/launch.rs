@@ -118,7 +118,7 @@ pub fn launch(
             failure.get_or_insert(error);
         }
     }
-    // Requests that the guest was told are done have reached the disk. Requests still in the queue are not begun.
+    // Stop the workers: completed requests have reached the disk, and requests still in the queue are not begun.
     drop(workers);
     drop(eois);
     drop(keyboard);

@@ -33,7 +33,7 @@ pub struct BootOptions {
     pub kernel: PathBuf,
     /// Its initrd.
     pub initrd: Option<PathBuf>,
-    /// Its command line; [`COMMAND_LINE`] when there is none.
+    /// The kernel's command line; [`COMMAND_LINE`] if the options name none.
     pub cmdline: Option<String>,
     /// The guest's memory in bytes, whole pages.
     pub memory: u64,
@@ -41,7 +41,7 @@ pub struct BootOptions {
     pub cpus: u8,
     /// Its disks.
     pub disks: Vec<DiskArg>,
-    /// Whether all virtio devices have one line.
+    /// Whether all virtio devices share one line.
     pub share_irq: bool,
     /// Where the interrupt controllers are.
     pub irqchip: Irqchip,

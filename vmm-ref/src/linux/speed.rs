@@ -31,7 +31,7 @@ const DONE: u16 = 0x80;
 /// Million instructions a second. Returns the first measurement that suffices.
 ///
 /// # Errors
-/// That of the step that failed, or [`Error::Guest`] when the program does not end.
+/// The error of the step that failed, or [`Error::Guest`] when the program does not end.
 pub fn measure(kvm: &Kvm) -> Result<f64> {
     let vm = create_vm(kvm, Irqchip::User)?;
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])

@@ -93,15 +93,15 @@ impl Bar {
 }
 
 impl Remote {
-    /// A load from `offset`, the guest's too.
+    /// Loads from `offset`, for the host or the guest.
     ///
     /// # Errors
-    /// The server's, or that of the connection to it.
+    /// The server's error, or an error of the connection to the server.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.0.region_read(BAR, offset, data)
     }
 
-    /// A store to `offset`, the guest's too.
+    /// Stores to `offset`, for the host or the guest.
     ///
     /// # Errors
     /// As [`read`](Self::read).

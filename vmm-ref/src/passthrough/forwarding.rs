@@ -25,7 +25,7 @@ impl Forwarding {
     /// Forwards `interrupt` to `line` by the path `wanted`. `irq` is the host's number of the interrupt.
     ///
     /// # Errors
-    /// [`Error::Intx`], [`Error::Connection`], [`Error::System`] when there is no thread to be had, and
+    /// [`Error::Intx`], [`Error::Connection`], [`Error::System`] when the thread cannot be started, and
     /// [`Error::Forward`] when INTx takes another path than `wanted`.
     pub fn start(
         interrupt: Arc<dyn DeviceInterrupt>,

@@ -62,7 +62,7 @@ impl Model {
     /// Starts a device that asserts nothing. The thread also serves `irqfd`, the trigger of a pin in this process.
     ///
     /// # Errors
-    /// [`Error::System`] when there is no eventfd or no thread to be had.
+    /// [`Error::System`] when an eventfd or the thread cannot be made.
     pub fn start(irqfd: Option<Arc<PinIrqfd>>) -> Result<Self> {
         let host = Arc::new(Host {
             device: ModelIntx::new("model"),
@@ -251,7 +251,7 @@ impl PinIrqfd {
     /// A trigger for `pin`.
     ///
     /// # Errors
-    /// [`Error::System`] when there is no eventfd to be had.
+    /// [`Error::System`] when the eventfd cannot be made.
     pub fn new(pin: Arc<dyn LevelSource>) -> Result<Self> {
         Ok(Self {
             pin,

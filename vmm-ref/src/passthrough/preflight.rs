@@ -153,7 +153,7 @@ mod tests {
 
         fn bind(&self, address: &str, driver: &str) {
             let link = self.device(address).join("driver");
-            // It may not be bound yet.
+            // The device may not be bound to a driver yet.
             let _ = fs::remove_file(&link);
             symlink(self.0.join("bus/pci/drivers").join(driver), link).unwrap();
         }
@@ -162,7 +162,7 @@ mod tests {
             check_in(&self.0, &self.0.join("dev"), EDU.parse().unwrap())
         }
 
-        /// Asserts that it is refused in one line that contains all of `says`.
+        /// Asserts that the check refuses the device in one line that contains all of `says`.
         fn refuses(&self, says: &[&str]) {
             let line = self.check().unwrap_err().to_string();
             assert_eq!(line.lines().count(), 1, "{line}");
@@ -174,7 +174,7 @@ mod tests {
 
     impl Drop for Files {
         fn drop(&mut self) {
-            // What is left over is in a directory for such things.
+            // A failed removal only leaves files in the temporary directory.
             let _ = fs::remove_dir_all(&self.0);
         }
     }

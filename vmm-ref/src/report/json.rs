@@ -68,12 +68,12 @@ pub struct Pair {
     why_not: Vec<Reason>,
 }
 
-/// What `vmm-ref explain` prints.
+/// The output of `vmm-ref explain`.
 #[derive(Debug, Serialize)]
 pub struct Explained {
     #[serde(flatten)]
     pair: Pair,
-    /// The paths that the two can do, best first.
+    /// The paths that device and line support, best first.
     possible: Vec<String>,
 }
 

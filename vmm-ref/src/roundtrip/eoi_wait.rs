@@ -73,7 +73,7 @@ impl Stop {
     /// the flag.
     ///
     /// # Errors
-    /// That of writing the eventfd.
+    /// The error of the write to the eventfd.
     pub fn stop(&self) -> Result<()> {
         self.stopped.store(true, Ordering::Release);
         match &self.fd {
@@ -161,7 +161,7 @@ impl EoiWait {
     /// Notifies the devices of an EOI. Each device answers with its level.
     ///
     /// # Errors
-    /// That of a listener's eventfd.
+    /// The error of a listener's eventfd.
     pub fn tell(&self) -> Result<()> {
         self.listeners.list.notify(self.listeners.gsi)?;
         Ok(())
@@ -175,7 +175,7 @@ impl EoiWait {
     /// Waits for EOIs as the waiter is configured. Returns the number of EOIs: at least 1, or 0 after a stop.
     ///
     /// # Errors
-    /// That of reading the eventfd, or of the dispatch.
+    /// The error of the read of the eventfd, or of the dispatch.
     pub fn wait(&mut self) -> Result<u64> {
         // Check the flag before each wait, because `try_wait` may have taken the count of `Stop`.
         while !self.stop.is_stopped() {

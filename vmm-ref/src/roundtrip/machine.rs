@@ -55,7 +55,7 @@ impl Machine {
     /// Makes a VM with this irqchip and `image` in its memory.
     ///
     /// # Errors
-    /// [`Error::NoFullIrqchip`], or that of the step that failed.
+    /// [`Error::NoFullIrqchip`], or the error of the step that failed.
     pub fn new(kvm: &Kvm, image: &Image, irqchip: Irqchip) -> Result<Self> {
         let vm = create_vm(kvm, irqchip)?;
         let memory = load(image)?;
@@ -133,7 +133,7 @@ impl Machine {
     /// Ticks of the guest's time-stamp counter in a millisecond, never 0.
     ///
     /// # Errors
-    /// That of the ioctl, or [`Error::Guest`] when KVM does not report the frequency.
+    /// The error of the ioctl, or [`Error::Guest`] when KVM does not report the frequency.
     pub fn tsc_khz(&self) -> Result<u32> {
         match self.vcpu.get_tsc_khz().map_err(at("KVM_GET_TSC_KHZ"))? {
             0 => Err(Error::Guest(
@@ -254,7 +254,7 @@ impl Running {
         })
     }
 
-    /// Whether the guest has failed; [`stop`](Self::stop) then says how.
+    /// Whether the guest has failed; [`stop`](Self::stop) then returns the error.
     pub fn has_ended(&self) -> bool {
         self.cpu.has_ended()
     }

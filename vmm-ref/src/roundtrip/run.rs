@@ -156,8 +156,8 @@ pub(crate) enum Guest {
 }
 
 impl Guest {
-    /// The machine of a composition, and its interrupt controllers. `guest_eoi` says whether its handler ends its
-    /// interrupts.
+    /// The machine of a composition, and its interrupt controllers. `guest_eoi` decides whether the guest's handler
+    /// writes the EOI.
     pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
         let program = Program {
             controller: composition.controller,

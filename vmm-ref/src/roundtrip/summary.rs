@@ -33,9 +33,9 @@ pub struct Options {
 pub enum Outcome {
     /// All round trips were made, nothing was lost and nothing was spurious.
     Ok,
-    /// A request was not served, or its device was not told.
+    /// A request was not served, or its device was not notified.
     Lost,
-    /// The guest took interrupts that nobody had raised.
+    /// The guest took interrupts that no device had raised.
     Spurious,
     /// A store to the doorbell was not signalled exactly once.
     Doorbell,

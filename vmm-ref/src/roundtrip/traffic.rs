@@ -66,7 +66,7 @@ pub struct Watched {
     pub asserted: Duration,
     /// The handler has served the request.
     pub handled: Duration,
-    /// The device is told of an EOI.
+    /// The device is notified of an EOI.
     pub told: Duration,
 }
 

@@ -23,7 +23,7 @@ pub enum End {
     Interrupted,
     /// The reader of the console closed it.
     ConsoleClosed,
-    /// A processor or a device could not go on; the error says why.
+    /// A processor or a device failed; the error gives the reason.
     Failed,
 }
 
@@ -33,7 +33,7 @@ pub struct Ending {
     end: Mutex<Option<End>>,
     /// The first failure of a device, until a processor returns it.
     failure: Mutex<Option<Error>>,
-    /// What processors look at between two exits.
+    /// Set at the end. Processors check this flag between two exits.
     has_ended: AtomicBool,
     event: Wake,
 }

@@ -12,7 +12,7 @@ use crate::error::{Result, at};
 mod request {
     use super::{KVMIO, ioctl_iow_nr, kvm_interrupt};
 
-    // kvm-ioctls does not have it: it is for VMs without an irqchip in the kernel.
+    // kvm-ioctls has no KVM_INTERRUPT, which is for VMs without an irqchip in the kernel.
     ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
 
@@ -38,7 +38,7 @@ pub fn inject(fd: &mut VcpuFd, pic: &Pic) -> Result<()> {
 /// Makes the CPU take an interrupt, of that vector, as soon as it enters the guest.
 ///
 /// # Errors
-/// That of KVM_INTERRUPT: EEXIST when an interrupt is already queued, ENXIO with an irqchip in the kernel.
+/// The error of KVM_INTERRUPT: EEXIST when an interrupt is already queued, ENXIO with an irqchip in the kernel.
 pub fn interrupt(fd: &VcpuFd, vector: u8) -> Result<()> {
     let interrupt = kvm_interrupt { irq: vector.into() };
     // SAFETY: the fd is a vCPU's, and the argument is the structure that this ioctl reads.

@@ -41,14 +41,14 @@ pub struct UserChips {
     pub ioapic: Arc<Ioapic>,
     /// A model of the processor's local APIC.
     pub apics: Arc<LocalApics>,
-    /// The lines of both.
+    /// The router, which drives both controllers from each GSI.
     pub router: Arc<Router>,
     /// The one processor.
     pub processor: Processor,
 }
 
 impl Controllers {
-    /// A split irqchip's.
+    /// Makes the controllers of a split irqchip.
     ///
     /// # Errors
     /// None: 24 pins from GSI 0 are a legal IOAPIC.
@@ -57,7 +57,7 @@ impl Controllers {
         Ok(Self::Split { interrupts, ioapic })
     }
 
-    /// A PC's controllers in this process.
+    /// Makes a PC's controllers in this process.
     ///
     /// # Errors
     /// None: 24 pins from GSI 0 are a legal IOAPIC, and a PC's routes are legal routes.
@@ -102,7 +102,7 @@ impl Controllers {
     /// Gives the guest the registers of the controllers that are in this process.
     ///
     /// # Errors
-    /// [`Error::Guest`] when a device has one of their places.
+    /// [`Error::Guest`] when a device already has one of their addresses.
     pub fn attach(&self, devices: &mut IoManager) -> Result<()> {
         match self {
             Self::Kernel(_) => Ok(()),

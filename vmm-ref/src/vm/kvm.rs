@@ -15,7 +15,7 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _
 use crate::error::{Error, Result, at};
 use crate::vm::cpu_thread::EINTR;
 
-/// Where KVM usually is.
+/// The usual path of the KVM device.
 pub const DEV_KVM: &str = "/dev/kvm";
 
 /// Opens KVM.
@@ -47,7 +47,7 @@ pub fn open_kvm(path: &Path) -> Result<Kvm> {
 /// Makes a VM with this irqchip, without memory and vCPUs.
 ///
 /// # Errors
-/// [`Error::NoFullIrqchip`], or that of the step that failed.
+/// [`Error::NoFullIrqchip`], or the error of the step that failed.
 pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
     // Retry after EINTR: a pending signal makes KVM_CREATE_VM fail. Ctrl-C is handled elsewhere.
     let vm = loop {
@@ -69,7 +69,7 @@ pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
 /// Gives the VM its memory. `memory` has to outlive the vCPUs.
 ///
 /// # Errors
-/// That of the ioctl.
+/// The error of the ioctl.
 pub(crate) fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
         let region = kvm_userspace_memory_region {

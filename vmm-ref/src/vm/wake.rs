@@ -15,7 +15,7 @@ impl Wake {
     /// A wake that is not signalled.
     ///
     /// # Errors
-    /// [`Error::System`] when no eventfd is to be had.
+    /// [`Error::System`] when the eventfd cannot be made.
     pub fn new() -> Result<Self> {
         let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         made.map(Self).map_err(|errno| Error::System {

@@ -2,7 +2,7 @@
 //! The ACPI tables: the processors, the IOAPIC, the line of each device, and the power registers.
 //!
 //! The machine is of the hardware-reduced kind (ACPI 6.5, 4.1): no 8259, no PIT and no fixed power-management
-//! registers, but a sleep control register. Each device of the DSDT says of its line that it is **level-triggered and
+//! registers, but a sleep control register. Each device of the DSDT declares its line **level-triggered and
 //! active-high**, by an Extended Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux follows. Without the descriptor
 //! Linux would assume an ISA edge.
 

@@ -65,7 +65,7 @@ pub fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
 /// Makes the vCPU start at `entry` in 64-bit mode, with this `rsi`.
 ///
 /// # Errors
-/// That of the ioctl.
+/// The error of the ioctl.
 pub fn start_at(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
     let mut sregs = vcpu.get_sregs().map_err(at("KVM_GET_SREGS"))?;
     sregs.gdt.base = GDT;
@@ -102,7 +102,7 @@ pub fn start_at(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
 /// Memory types as firmware leaves them.
 ///
 /// # Errors
-/// That of the ioctl, or [`Error::Guest`] when KVM does not know the register.
+/// The error of the ioctl, or [`Error::Guest`] when KVM does not know the register.
 pub fn set_memory_types(vcpu: &VcpuFd) -> Result<()> {
     let msrs = Msrs::from_entries(&[kvm_msr_entry {
         index: MSR_MTRR_DEF_TYPE,
@@ -140,7 +140,7 @@ fn segment(selector: u16, descriptor: u64) -> kvm_segment {
 /// thread for each core.
 ///
 /// # Errors
-/// That of the ioctl.
+/// The error of the ioctl.
 pub fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, cpus: u8) -> Result<()> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

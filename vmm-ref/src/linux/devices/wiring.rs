@@ -53,7 +53,7 @@ pub struct Wiring<'a> {
     pub controllers: &'a Controllers,
     /// How a device holds its line.
     pub source: Source,
-    /// Whether all virtio devices have one line.
+    /// Whether all virtio devices share one line.
     pub share_irq: bool,
     /// The guest's memory.
     pub memory: &'a Arc<GuestMemoryMmap>,
