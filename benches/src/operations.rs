@@ -34,7 +34,7 @@ impl Operation {
     /// Prepares the operation.
     ///
     /// # Errors
-    /// Those of building a controller.
+    /// The errors of building a controller.
     pub fn ready(&self) -> Result<Ready> {
         (self.make)()
     }

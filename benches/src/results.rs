@@ -48,7 +48,7 @@ pub struct Host {
     pub summary: String,
     /// The processor's name.
     pub processor: String,
-    /// How many tasks were runnable before the run, on average over the last minute.
+    /// The load average before the run: runnable tasks over the last minute.
     pub load_before: f64,
     /// The load average after the run, which includes this run.
     pub load_after: f64,
@@ -57,7 +57,7 @@ pub struct Host {
 /// One irqchip and controller.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Group {
-    /// Its negative control.
+    /// The result of the negative control.
     pub control: Control,
     /// The floors and compositions of this irqchip and controller.
     pub ways: Vec<Figures>,
@@ -79,7 +79,7 @@ pub struct Control {
 pub struct Figures {
     /// The name of the way.
     pub name: String,
-    /// How it waits.
+    /// How the device waits for an EOI.
     pub wait: String,
     /// The index of its floor in the group; `None` for a floor.
     pub floor: Option<usize>,
@@ -165,7 +165,7 @@ pub struct PerRoundTrip {
 pub struct Waiting {
     /// Adaptive over blocking, medians, with an idle neighbour.
     pub idle: Spread,
-    /// The same with all processors busy.
+    /// The same ratio with all processors busy.
     pub busy: Spread,
     /// Microseconds of processor time that one adaptive wait of a second took.
     pub second_us: f64,
@@ -178,7 +178,7 @@ pub struct Series {
     pub of: String,
     /// The cost that is measured.
     pub what: String,
-    /// Its unit.
+    /// The unit of the cost.
     pub unit: String,
     /// Number and value.
     pub points: Vec<(u64, f64)>,

@@ -40,7 +40,7 @@ impl Lines {
     /// Makes this many lines.
     ///
     /// # Errors
-    /// Those of building the chips.
+    /// The errors of building the chips.
     pub fn new(count: u64) -> Result<Self> {
         let mut chips = Vec::with_capacity(count.div_ceil(PINS) as usize);
         for n in 0..count.div_ceil(PINS) {
@@ -64,7 +64,7 @@ impl Lines {
     /// Makes one line with this many sources.
     ///
     /// # Errors
-    /// Those of building the chip.
+    /// The errors of building the chip.
     pub fn shared(count: u64) -> Result<Self> {
         let mut lines = Self::new(1)?;
         for _ in 1..count {
@@ -91,7 +91,7 @@ impl Lines {
     /// Makes a round trip on the next line: assertion, EOI, notification.
     ///
     /// # Errors
-    /// Those of the chip.
+    /// The errors of the chip.
     pub fn round_trip(&mut self) -> Result<()> {
         // The stride visits all lines, in an order that no prefetcher predicts.
         self.next = (self.next + 617) % self.sources.len();

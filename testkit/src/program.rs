@@ -13,11 +13,11 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 
-/// Where a test's programs start.
+/// The guest address at which a test's programs start.
 pub const PROGRAM: u64 = 0x1000;
 /// Initial stack pointer.
 pub const STACK: u64 = 0x8000;
-/// Where a test's data starts.
+/// The guest address at which a test's data starts.
 pub const DATA: u64 = 0x8000;
 
 /// A byte written to this port ends [`crate::machine::Machine::run`] with [`crate::machine::End::Exit`].

@@ -277,7 +277,7 @@ impl RunArgs {
     }
 }
 
-/// The default command of `vmm-ref`.
+/// The options of `vmm-ref` without arguments.
 impl Default for RunArgs {
     fn default() -> Self {
         Self {

@@ -22,7 +22,7 @@ pub struct Explained {
 /// Builds the parts of a composition, asks its connection for its path, and drops them again.
 ///
 /// # Errors
-/// When the parts cannot be put together; [`Impossible::NothingToForward`] for a device that is not forwarded.
+/// When the parts cannot be built; [`Impossible::NothingToForward`] for a device that is not forwarded.
 pub fn explain(kvm: Option<&Kvm>, composition: &Composition) -> Result<Explained> {
     let (guest, controllers) = Guest::new(kvm, composition, true)?;
     let parts = Parts::compose(&controllers, &guest.status()?, composition)?;

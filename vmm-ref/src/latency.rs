@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How long round trips take: recorded without an allocation, summed up as percentiles.
+//! The latencies of round trips: recorded without an allocation, summarised as percentiles.
 
 use std::time::Duration;
 

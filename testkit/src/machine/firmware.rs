@@ -9,7 +9,7 @@ use iced_x86::code_asm::{CodeAssembler, al, dx, eax, ebx, ecx, ptr};
 
 use crate::program::{EXIT_PORT, IRQ_PORT, PROGRAM, assemble};
 
-/// Where the image goes.
+/// The guest address of the image.
 pub(super) const STUBS: u64 = 0x500;
 const CATCHERS: u64 = 0xc00;
 /// `mov al, vector; out IRQ_PORT, al`

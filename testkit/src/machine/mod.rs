@@ -43,7 +43,7 @@ pub enum BuildError {
     Kvm {
         /// The system call.
         step: &'static str,
-        /// Its errno.
+        /// The errno of the system call.
         errno: Errno,
     },
     /// Guest memory could not be mapped.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where a PCI device is.
+//! The address of a PCI device.
 
 use std::fmt;
 use std::str::FromStr;

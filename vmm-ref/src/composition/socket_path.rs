@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where a vfio-user server listens.
+//! The path of a vfio-user server's socket.
 
 use std::ffi::OsStr;
 use std::fmt;

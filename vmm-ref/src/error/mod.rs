@@ -43,7 +43,7 @@ pub enum Error {
     Kvm {
         /// The ioctl.
         step: &'static str,
-        /// Its errno.
+        /// The ioctl's errno.
         source: errno::Error,
     },
     /// Guest memory could not be mapped or reached.

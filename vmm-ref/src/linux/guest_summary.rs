@@ -18,10 +18,10 @@ use crate::vm::ending::End;
 pub struct Setup {
     /// The host.
     pub host: Host,
-    /// Where the interrupt controllers were.
+    /// The irqchip: where the interrupt controllers were.
     #[serde(serialize_with = "serialize_irqchip")]
     pub irqchip: Irqchip,
-    /// How a device held its line.
+    /// The kind of source by which a device drove its line.
     pub source: Source,
     /// Whether KVM or the exit path served the stores to the doorbells.
     pub doorbell: DoorbellPath,
@@ -60,7 +60,7 @@ impl From<InterruptCounts> for Counts {
 pub struct DeviceSummary {
     /// The device's name.
     pub name: String,
-    /// Its line.
+    /// The GSI of the device's line.
     #[serde(serialize_with = "number")]
     pub gsi: Gsi,
     /// The counts of this process.

@@ -31,21 +31,21 @@ use crate::host::Host;
 pub struct BootOptions {
     /// The kernel.
     pub kernel: PathBuf,
-    /// Its initrd.
+    /// The initrd.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line; [`COMMAND_LINE`] if the options name none.
     pub cmdline: Option<String>,
     /// The guest's memory in bytes, whole pages.
     pub memory: u64,
-    /// Its processors.
+    /// The number of processors.
     pub cpus: u8,
-    /// Its disks.
+    /// The disks.
     pub disks: Vec<DiskArg>,
     /// Whether all virtio devices share one line.
     pub share_irq: bool,
-    /// Where the interrupt controllers are.
+    /// The irqchip: where the interrupt controllers are.
     pub irqchip: Irqchip,
-    /// How a device holds its line.
+    /// The kind of source by which a device drives its line.
     pub source: Source,
     /// Whether KVM or the exit path serves the stores to the doorbells.
     pub doorbell: DoorbellPath,

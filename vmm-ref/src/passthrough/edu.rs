@@ -137,7 +137,7 @@ impl Edu {
         &self.label
     }
 
-    /// Its interrupt.
+    /// The device's interrupt.
     pub fn interrupt(&self) -> &Arc<dyn DeviceInterrupt> {
         &self.interrupt
     }
@@ -147,7 +147,7 @@ impl Edu {
         self.irq
     }
 
-    /// Its registers.
+    /// The device's registers.
     pub fn bar(&self) -> &Arc<Bar> {
         &self.bar
     }

@@ -85,7 +85,7 @@ impl Model {
         })
     }
 
-    /// Its interrupt.
+    /// The device's interrupt.
     pub fn interrupt(&self) -> Arc<dyn DeviceInterrupt> {
         Arc::new(ModelInterrupt(Arc::clone(&self.host)))
     }

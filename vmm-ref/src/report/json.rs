@@ -148,7 +148,7 @@ impl<'a> From<&'a Report> for Object<'a> {
 /// Writes one object on one line.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn print(out: &mut impl Write, object: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, object)?;
     writeln!(out)

@@ -9,7 +9,7 @@ use crate::vm::ending::End;
 /// Prints the configuration, before the guest starts.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn setup(out: &mut impl Write, setup: &Setup) -> io::Result<()> {
     writeln!(out, "host      {}", setup.host)?;
     writeln!(out, "composed  {setup}")
@@ -18,7 +18,7 @@ pub fn setup(out: &mut impl Write, setup: &Setup) -> io::Result<()> {
 /// Prints the summary.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn summary(out: &mut impl Write, summary: &GuestSummary) -> io::Result<()> {
     for device in &summary.devices {
         writeln!(out, "device    {device}")?;

@@ -15,7 +15,7 @@ use crate::roundtrip::summary::Summary;
 pub struct Report {
     /// The host.
     pub host: Host,
-    /// Who ends interrupts at the controller of this run.
+    /// The result of the negative control for this run's controller.
     pub ended_by: EndedBy,
     /// The run.
     pub summary: Summary,

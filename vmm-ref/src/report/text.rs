@@ -29,7 +29,7 @@ fn line(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
 /// Prints the host.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn host(out: &mut impl Write, host: &Host, eois: &[(Controller, EndedBy)]) -> io::Result<()> {
     line(out, "host", &host.to_string())?;
     for (controller, ended_by) in eois {
@@ -38,7 +38,7 @@ pub fn host(out: &mut impl Write, host: &Host, eois: &[(Controller, EndedBy)]) -
     Ok(())
 }
 
-/// Where the guest writes to end an interrupt.
+/// The register that the guest writes to end an interrupt.
 fn register(controller: Controller) -> &'static str {
     match controller {
         Controller::Ioapic => "LAPIC",
@@ -49,7 +49,7 @@ fn register(controller: Controller) -> &'static str {
 /// Prints the composition.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<()> {
     line(out, "composed", &composition.to_string())?;
     // The path of a forwarded device is chosen later, and printed then.
@@ -66,7 +66,7 @@ pub fn composed(out: &mut impl Write, composition: &Composition) -> io::Result<(
 /// Prints the summary.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let Report { ended_by, summary, .. } = report;
     if let Some(pair) = &summary.forwarding {
@@ -74,7 +74,7 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     for (n, watched) in summary.trace.iter().enumerate() {
         let mut steps = [(watched.handled, "handler"), (watched.told, "resample")];
-        // A host that ends interrupts by itself may tell the device before the handler has run.
+        // A host that ends interrupts by itself may notify the device before the handler has run.
         steps.sort();
         let [first, second] =
             steps.map(|(at, step)| format!("{step:<8} +{:.1} us", us(at.saturating_sub(watched.asserted))));
@@ -136,7 +136,7 @@ pub fn summary(out: &mut impl Write, report: &Report) -> io::Result<()> {
 /// Prints the path of a device's interrupt, and the reason against each better path.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
     let Some(path) = pair.path else {
         return line(out, "path", &pair.to_string());
@@ -155,7 +155,7 @@ pub fn forwarding(out: &mut impl Write, pair: &Explanation) -> io::Result<()> {
 /// Prints the connection's explanation for a composition that is not run.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn explained(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     let Explained { pair, possible } = explained;
     forwarding(out, pair)?;
@@ -211,7 +211,7 @@ fn doorbell(out: &mut impl Write, summary: &DoorbellSummary) -> io::Result<()> {
 /// Prints the capabilities of a host.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of writing to `out`.
 pub fn probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
     line(out, "host", &probe.host.to_string())?;
     for (name, found) in &probe.capabilities {

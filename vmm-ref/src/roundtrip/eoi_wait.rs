@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the devices' thread waits for EOIs. The composition chooses the way; the devices do not know it.
+//! The waits of the devices' thread for EOIs. The composition chooses how to wait. The devices do not depend on the
+//! choice.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -94,7 +95,7 @@ impl EoiWait {
     /// as the resamplefd of each subject.
     ///
     /// # Errors
-    /// Those of the notifier, and of making an eventfd.
+    /// The errors of the notifier, and of making an eventfd.
     pub fn by_eventfd(notifier: &dyn EoiNotifier, gsi: Gsi, subjects: &[EoiScope], waiter: Waiter) -> Result<Self> {
         // The eventfd is blocking, so that a sleeping wait needs no poll.
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(system("eventfd"))?);
@@ -127,7 +128,7 @@ impl EoiWait {
     /// Subscribes to `gsi` with a callback, and waits by running the interrupts' dispatch loop.
     ///
     /// # Errors
-    /// Those of the notifier.
+    /// The errors of the notifier.
     pub fn by_dispatch(interrupts: &KvmInterrupts, gsi: Gsi, waiter: Waiter) -> Result<Self> {
         let told = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&told);

@@ -167,7 +167,7 @@ impl Machine {
     /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
     ///
     /// # Errors
-    /// Those of [`Cpu::start`], or [`Error::Guest`] when the guest does not get ready.
+    /// The errors of [`Cpu::start`], or [`Error::Guest`] when the guest does not get ready.
     pub fn start(
         mut self,
         controllers: &Controllers,

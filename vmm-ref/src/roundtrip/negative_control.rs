@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::roundtrip::run::run;
 use crate::roundtrip::summary::{Options, Outcome};
 
-/// Who ends interrupts.
+/// The party that ends interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndedBy {

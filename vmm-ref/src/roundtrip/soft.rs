@@ -54,7 +54,7 @@ impl SoftMachine {
     /// Starts the bus master and returns when it is ready for interrupts.
     ///
     /// # Errors
-    /// Those of [`Cpu::start`], or [`Error::Guest`] when the bus master does not get ready.
+    /// The errors of [`Cpu::start`], or [`Error::Guest`] when the bus master does not get ready.
     pub fn start(
         self,
         controllers: &Controllers,

@@ -83,7 +83,7 @@ pub struct Summary {
     pub forwarding: Option<Explanation>,
     /// The changes of path, if the options asked for them.
     pub swaps: Option<SwapAccount>,
-    /// How it ended.
+    /// The outcome of the run.
     pub outcome: Outcome,
 }
 

@@ -49,7 +49,7 @@ pub struct VirtioDevice {
     pub window: u64,
     /// The size of the window in bytes.
     pub size: u64,
-    /// Its line.
+    /// The device's line.
     pub gsi: Gsi,
     /// Whether other devices share the line.
     pub shared: bool,

@@ -34,7 +34,7 @@ const EM_X86_64: u16 = 62;
 /// A kernel in the guest's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// Where the boot CPU starts, in 64-bit mode.
+    /// The address at which the boot CPU starts, in 64-bit mode.
     pub entry: u64,
     /// The end of the memory that the kernel uses before it reads its memory map.
     pub end: u64,

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// A line of the guest's /proc/interrupts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GuestCount {
-    /// How often its handler ran, on all CPUs together.
+    /// How often the line's handler ran, on all CPUs together.
     pub count: u64,
     /// The flow that the guest's kernel uses: `fasteoi` for a level, `edge` for an edge.
     pub flow: String,

@@ -29,9 +29,9 @@ use crate::vm::irqchip::{Controllers, occupied};
 pub struct OnLine {
     /// A description for people.
     pub name: String,
-    /// Its registers.
+    /// The device's registers.
     pub mmio: Arc<Mmio>,
-    /// Its doorbell.
+    /// The device's doorbell.
     pub doorbell: Registration,
 }
 
@@ -40,7 +40,7 @@ pub struct OnLine {
 pub struct Devices {
     /// The serial port.
     pub console: Arc<Console>,
-    /// How the guest ends the run.
+    /// The registers by which the guest ends the run.
     pub power: Arc<Power>,
     /// The virtio devices in the order of their windows.
     pub virtio: Vec<OnLine>,
@@ -51,7 +51,7 @@ pub struct Devices {
 pub struct Wiring<'a> {
     /// The interrupt controllers.
     pub controllers: &'a Controllers,
-    /// How a device holds its line.
+    /// The kind of source by which a device drives its line.
     pub source: Source,
     /// Whether all virtio devices share one line.
     pub share_irq: bool,
@@ -79,7 +79,7 @@ impl Devices {
     /// Makes the devices, each with its interrupt.
     ///
     /// # Errors
-    /// Those of the controllers, of the doorbells' bus, and of making eventfds.
+    /// The errors of the controllers, of the doorbells' bus, and of making eventfds.
     pub fn new(
         wiring: &Wiring<'_>,
         backends: Vec<(String, Box<dyn Backend>)>,

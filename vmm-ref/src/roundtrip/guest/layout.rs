@@ -6,7 +6,7 @@ pub const MEMORY_SIZE: usize = 0x1_0000;
 
 use crate::composition::options::MAX_DEVICES;
 
-/// Where the first bytes of a VFIO device's BAR 0 are, in the place of a PC's option ROMs: the base of GS.
+/// The address of the first bytes of a VFIO device's BAR 0, in the range of a PC's option ROMs. GS has its base here.
 pub const BAR_ADDRESS: u64 = 0xe_0000;
 
 /// The acknowledge port. The handler writes a byte here before the EOI if its devices need an acknowledgement
@@ -37,7 +37,7 @@ pub(super) const TIMED_STEPS: usize = 3;
 /// Initial stack pointer, growing down.
 pub(super) const STACK: u64 = 0x8000;
 
-/// Where the program starts.
+/// The address at which the program starts.
 pub(super) const CODE: u64 = 0x1000;
 
 /// The status page, whose words are 32 bits wide. The guest's words and the host's words lie in different cache lines.
