@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask adoption`: what somebody relies on who takes one crate of these.
+//! `cargo xtask adoption`: the checks that the adopter of a single crate relies on.
 
 use std::process::ExitCode;
 
@@ -9,14 +9,14 @@ use crate::cargo::Workspace;
 use crate::tally::Tally;
 use crate::{consumers, dependencies, features, packages, platforms};
 
-/// Runs all of it and prints the summary.
+/// Runs all checks and prints the summary.
 pub fn run() -> Result<ExitCode> {
     let tally = check(&Workspace::load()?)?;
     print!("\n{tally}");
     Ok(tally.exit_code())
 }
 
-/// Runs all of it: dependencies, features, packages, the oldest compiler and aarch64, and the consumers.
+/// Runs all checks: dependencies, features, packages, the oldest compiler and aarch64, and the consumers.
 pub fn check(workspace: &Workspace) -> Result<Tally> {
     let mut tally = dependencies::run(workspace)?;
     tally.add(features::run(workspace));

@@ -10,8 +10,8 @@ use clap::Args;
 
 /// Measure round trips beside their floors, and make a page of it: target/bench/index.html.
 ///
-/// Criterion's benchmarks of single operations come first; `cargo bench -p benches` runs all of criterion's, with its own
-/// report in target/criterion. docs/benchmarks.md says what the figures mean.
+/// Criterion's benchmarks of single operations come first; `cargo bench -p benches` runs all of criterion's, with its
+/// own report in target/criterion. docs/benchmarks.md says what the figures mean.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,10 +35,10 @@ pub struct Options {
     only: Option<String>,
 }
 
-/// What the page needs of criterion.
+/// The criterion benchmarks that the page shows.
 const SINGLE_OPERATIONS: [&str; 2] = ["irqchip_model", "ioevent"];
 
-/// A run in the lab, where everything is emulated, may take so many seconds.
+/// The time limit of a run in the lab, in seconds. The lab is slow, because the PC is emulated.
 const LAB_LIMIT: &str = "3000";
 
 pub fn run(options: &Options) -> Result<ExitCode> {

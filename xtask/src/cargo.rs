@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What cargo knows and builds: the workspace's packages and the test programs in them.
+//! The workspace's packages and their test programs, as cargo lists and builds them.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The packages of the workspace, as `cargo metadata` tells.
+/// The packages of the workspace, as `cargo metadata` lists them.
 #[derive(Debug)]
 pub struct Workspace {
     packages: Vec<Package>,
@@ -31,11 +31,11 @@ struct Package {
 /// One compiled test program: unit tests, or one file of `tests/`.
 #[derive(Debug)]
 pub struct TestProgram {
-    /// Name of the package it belongs to.
+    /// Name of the program's package.
     pub package: String,
     /// Version of that package.
     pub version: String,
-    /// Directory of that package's manifest; cargo runs its tests there, and so do we.
+    /// Directory of that package's manifest. As with cargo, its tests run there.
     pub directory: PathBuf,
     /// Source file, relative to the package's directory.
     pub source: PathBuf,
@@ -46,7 +46,7 @@ pub struct TestProgram {
 }
 
 impl TestProgram {
-    /// The line that announces its run.
+    /// The line that announces the program's run.
     pub fn heading(&self) -> String {
         format!("     Running {} ({})", self.source.display(), self.package)
     }
@@ -102,7 +102,7 @@ impl Workspace {
         Ok(Self { packages, root, target })
     }
 
-    /// What `cargo metadata` tells of every package, with all features and for this machine.
+    /// The output of `cargo metadata` for every package, with all features and for this machine.
     pub fn resolved(&self) -> Result<Value> {
         let output = cargo()
             .args(["metadata", "--all-features", "--format-version=1", "--filter-platform"])
@@ -138,7 +138,8 @@ impl Workspace {
         &self.target
     }
 
-    /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that name.
+    /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that
+    /// name.
     pub fn build_binary(&self, name: &str) -> Result<Option<String>> {
         let has_it = |package: &&Package| package.binaries.iter().any(|binary| binary == name);
         let Some(package) = self.packages.iter().find(has_it) else {
@@ -166,7 +167,8 @@ impl Workspace {
         self.build_programs(&selection(packages))
     }
 
-    /// Builds the integration tests of `packages` that have one of the names `tests`, with all features and `--release`.
+    /// Builds the integration tests of `packages` that have one of the names `tests`, with all features and
+    /// `--release`.
     pub fn build_released_tests(&self, packages: &[String], tests: &[&str]) -> Result<Vec<TestProgram>> {
         let mut arguments = selection(packages);
         arguments.push("--release".to_owned());
@@ -191,12 +193,12 @@ impl Workspace {
         for message in messages(&output.stdout) {
             programs.extend(self.test_program(&message));
         }
-        // Cargo announces what it compiled in the order in which that was ready.
+        // Cargo announces programs in the order in which they were compiled.
         programs.sort_by(|a, b| (&a.package, &a.source).cmp(&(&b.package, &b.source)));
         Ok(programs)
     }
 
-    /// Refuses a name that is no package of the workspace, in clearer words than cargo's.
+    /// Refuses a name that is no package of the workspace, with a clearer message than cargo's.
     fn check(&self, packages: &[String]) -> Result<()> {
         let names: Vec<&str> = self.packages.iter().map(|package| package.name.as_str()).collect();
         match packages.iter().find(|package| !names.contains(&package.as_str())) {
@@ -207,7 +209,7 @@ impl Workspace {
         }
     }
 
-    /// The test program that one message of cargo announces, if it announces one.
+    /// The test program that a message of cargo announces, if any.
     fn test_program(&self, message: &Value) -> Option<TestProgram> {
         let is_test = message.pointer("/profile/test") == Some(&Value::Bool(true));
         let executable = message.get("executable").and_then(Value::as_str)?;
@@ -228,8 +230,9 @@ impl Workspace {
         })
     }
 
-    /// The command that checks interrupt-core's sharing state in every interleaving of a few threads; `None` when that package is
-    /// not among `packages`. It is built apart, because the model checker takes the place of std's synchronisation.
+    /// The command that checks interrupt-core's sharing state in every interleaving of a few threads; `None` when that
+    /// package is not among `packages`. The check is built apart, because the model checker replaces std's
+    /// synchronisation.
     pub fn model_checks(&self, packages: &[String]) -> Option<Command> {
         const PACKAGE: &str = "interrupt-core";
         let wanted = packages.is_empty() || packages.iter().any(|package| package == PACKAGE);
@@ -255,7 +258,8 @@ impl Workspace {
         Some(command)
     }
 
-    /// The command that runs the doctests of `packages` (all when empty); `None` when none of them can have any.
+    /// The command that runs the doctests of `packages` (all when empty); `None` when none of the packages can have
+    /// doctests.
     pub fn doctests(&self, packages: &[String]) -> Option<Command> {
         let with_doctests: Vec<String> = self
             .packages
@@ -267,7 +271,8 @@ impl Workspace {
         if with_doctests.is_empty() {
             return None;
         }
-        // The selection of `build_tests` where cargo accepts it, so that features resolve alike and nothing is built twice.
+        // The selection of `build_tests` where cargo accepts it, so that features resolve alike and nothing is built
+        // twice.
         let packages = if packages.is_empty() { packages } else { &with_doctests };
         let mut command = cargo();
         command.args(["test", "--doc", "--no-fail-fast", "--all-features"]);
@@ -276,7 +281,7 @@ impl Workspace {
     }
 }
 
-/// The cargo that runs us, or the one in the path.
+/// The cargo that runs this program, or else the cargo in the path.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
@@ -288,7 +293,7 @@ fn selection(packages: &[String]) -> Vec<String> {
     packages.iter().map(|package| format!("--package={package}")).collect()
 }
 
-/// The messages of a cargo that was asked for JSON; a build script may have printed between them.
+/// The JSON messages in cargo's output, without the lines that a build script has printed.
 fn messages(output: &[u8]) -> impl Iterator<Item = Value> {
     output
         .split(|&byte| byte == b'\n')

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Checks that what is cited exists: the laws of `docs/laws.md`, the rows and cases of `docs/conformance.md`, and the files that the
-//! documents name. Checks also that a test names each row and case.
+//! Checks that each citation has its target: the laws of `docs/laws.md`, the rows and cases of `docs/conformance.md`,
+//! and the files that the documents name. Checks also that a test names each row and case.
 //!
-//! A citation is written "law 6", "row 83", "rows 52 to 55", "cases E8 and E9" in text, and `row_83_..` or `case_e8_e9_..` in the name of a
-//! test.
+//! A citation is written "law 6", "row 83", "rows 52 to 55", "cases E8 and E9" in text, and `row_83_..` or
+//! `case_e8_e9_..` in the name of a test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,9 +17,9 @@ use crate::tree::{self, Source};
 
 const LAWS: &str = "docs/laws.md";
 const LIST: &str = "docs/conformance.md";
-/// In the last cell of an entry that no test can have, followed by the reason.
+/// The mark in the last cell of an entry that cannot have a test; the reason follows.
 const NO_TEST: &str = "no test: ";
-/// This file quotes citations that have no target.
+/// This file, which is not checked: it quotes citations without a target.
 const OURS: &str = "xtask/src/citations.rs";
 
 /// Checks the whole workspace.
@@ -70,7 +70,7 @@ fn line_of(text: &str, at: usize) -> usize {
     text[..at].matches('\n').count() + 1
 }
 
-/// What a citation names: "law 6", "row 83", "case E8".
+/// The target of a citation: "law 6", "row 83", "case E8".
 type Id = String;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ struct Citation {
     at: usize,
 }
 
-/// What can be cited, and why an entry has no test if it cannot have one.
+/// All targets of citations, and for each entry that cannot have a test the reason.
 #[derive(Debug, Default)]
 struct Targets {
     entries: BTreeMap<Id, Option<String>>,
@@ -127,8 +127,8 @@ impl Targets {
     }
 }
 
-/// Whether the place is in a test: in a folder `tests`, among testkit's shared rows, or behind `#[cfg(test)]`. What a module says of
-/// itself (`//!`) is no test.
+/// Whether the place is in a test: in a folder `tests`, among testkit's shared rows, or behind `#[cfg(test)]`. What a
+/// module says of itself (`//!`) is no test.
 fn is_test(source: &Source, at: usize) -> bool {
     let line = &source.text[source.text[..at].rfind('\n').map_or(0, |newline| newline + 1)..at];
     let in_tests =
@@ -184,7 +184,7 @@ fn listed(kind: &str, rest: &str) -> Vec<Id> {
     found
 }
 
-/// What follows a comma, "and", "or" or "to", and whether it was "to".
+/// The text after a comma, "and", "or" or "to", and whether the word was "to".
 fn after_separator(text: &str) -> (&str, bool) {
     let comma = text.strip_prefix(',').unwrap_or(text);
     let word = space(comma).unwrap_or_default();
@@ -217,7 +217,8 @@ fn is_id(kind: &str, id: &str) -> bool {
     }
 }
 
-/// The ids between two of one kind and letter, without the two. A range has no need to be without gaps, which [`Targets`] has.
+/// The ids between two ids of one kind and letter, without these two. A range may include ids that [`Targets`] does not
+/// have.
 fn between(first: &str, last: &str) -> Vec<Id> {
     let split = |id: &str| {
         let at = id.find(|c: char| c.is_ascii_digit())?;
@@ -255,7 +256,8 @@ fn named(name: &str) -> Vec<Id> {
     found
 }
 
-/// The comments that begin with a case and leave the word "case" out: no reader knows where to look.
+/// The comments that begin with a case's id without the word "case", which the other checks do not recognise as a
+/// citation.
 fn bare_cases(source: &Source, targets: &Targets) -> Vec<String> {
     let is_bare = |line: &str| {
         let text = line.trim_start().strip_prefix("//")?.trim_start_matches(['/', '!']);
@@ -272,8 +274,9 @@ fn bare_cases(source: &Source, targets: &Targets) -> Vec<String> {
         .collect()
 }
 
-/// The files that a document names and that do not exist: the targets of its links, and the names in backticks that end as a file's
-/// do. A name in backticks may leave the folders out. After the name of a crate in the same paragraph it is a file of that crate.
+/// The files that a document names and that do not exist: the targets of its links, and the names in backticks with a
+/// file's ending. A name in backticks may leave the folders out. After the name of a crate in the same paragraph the
+/// name means a file of that crate.
 fn missing_files(source: &Source, files: &BTreeSet<String>) -> Vec<String> {
     let mut wrong = Vec::new();
     let folder = Path::new(&source.path).parent().unwrap_or(Path::new(""));

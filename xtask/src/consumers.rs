@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The packages of `consumers/`: somebody else's VMMs, each of which takes one or two of our crates and nothing more.
+//! The packages of `consumers/`: models of other projects' VMMs, each of which takes only one or two crates of this
+//! workspace.
 //!
-//! They are no members of the workspace, so that cargo resolves each as it would in a repository of its own. They share one
-//! target directory, because building the same dependencies once for each would prove nothing.
+//! The packages are not members of the workspace, so that cargo resolves each package as in a repository of its own.
+//! They share one target directory, so that common dependencies are built once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use crate::cargo::{Workspace, cargo};
 use crate::program;
 use crate::tally::Tally;
 
-/// Builds and runs each of them; one that cannot run here says so and is a skip.
+/// Builds and runs each package. A package that cannot run on this machine prints a skip line, and is counted as a
+/// skip.
 pub fn run(workspace: &Workspace) -> Result<Tally> {
     let mut tally = Tally::default();
     for consumer in all(&workspace.root().join("consumers"))? {
@@ -28,7 +30,8 @@ pub fn run(workspace: &Workspace) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The directories with a program in them, in the order of their names; the others are what those share.
+/// The directories with a program, in the order of their names. The other directories are libraries that the programs
+/// share.
 fn all(directory: &Path) -> Result<Vec<PathBuf>> {
     let context = || format!("cannot read {}", directory.display());
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What each crate that VMMs take brings along: prints it, and holds it to what the crate's README promises.
+//! The dependencies of each crate that VMMs take: prints them, and compares them with the crate's README.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::cargo::{Workspace, array, text};
 use crate::tally::Tally;
 
-/// Crates whose types appear in public signatures, here or in what a VMM passes between crates. Two versions of one make two
-/// types of one name.
+/// Crates whose types appear in public signatures, or in values that a VMM passes between crates. Two versions of such
+/// a crate have two types of one name.
 const PUBLIC_TYPES: [&str; 10] = [
     "event-manager",
     "interrupt-core",
@@ -26,7 +26,7 @@ const PUBLIC_TYPES: [&str; 10] = [
     "vm-superio",
     "vmm-sys-util",
 ];
-/// The crate that every other one may use, and what it may use itself.
+/// The crate that every other crate may use, and its own permitted dependency.
 const CORE: &str = "interrupt-core";
 const CORE_MAY_USE: [&str; 1] = ["thiserror"];
 
@@ -54,7 +54,7 @@ struct Graph {
     libraries: Vec<Library>,
     /// Name and version of each package, by id.
     names: BTreeMap<String, (String, String)>,
-    /// What each package uses when it runs, by id.
+    /// The run-time dependencies of each package, by id.
     uses: BTreeMap<String, Vec<String>>,
 }
 
@@ -62,7 +62,7 @@ struct Library {
     id: String,
     name: String,
     directory: PathBuf,
-    /// The names of what its manifest asks for, optional or not, on any platform.
+    /// The names of the dependencies in its manifest, optional or not, for any platform.
     direct: BTreeSet<String>,
 }
 
@@ -110,7 +110,7 @@ impl Graph {
         Ok(graph)
     }
 
-    /// Everything that is linked into a program that uses the package, without itself.
+    /// All packages that are linked into a program that uses the package, without the package itself.
     fn behind(&self, package: &Library) -> BTreeSet<&(String, String)> {
         let (mut found, mut open) = (BTreeSet::new(), vec![&package.id]);
         while let Some(id) = open.pop() {
@@ -198,15 +198,16 @@ impl Graph {
     }
 }
 
-/// The name of a dependency that a user of the crate gets; not one for tests, builds or the model checker.
+/// The name of a dependency that a user of the crate gets; `None` for dependencies of tests, builds or the model
+/// checker.
 fn direct(dependency: &Value) -> Option<String> {
     let is_normal = dependency.get("kind")?.is_null();
     let is_model_checker = dependency.get("target").and_then(Value::as_str) == Some("cfg(loom)");
     (is_normal && !is_model_checker).then(|| dependency.get("name")?.as_str().map(str::to_owned))?
 }
 
-/// The crates that the README's paragraph "Dependencies:" names in backticks before its first full stop. What is said of a
-/// feature stands in parentheses, and names no crate.
+/// The crates that the README's paragraph "Dependencies:" names in backticks before its first full stop. Names in
+/// parentheses are features, and are left out.
 fn listed(readme: &str) -> Option<BTreeSet<String>> {
     let (_, after) = readme.split_once("\nDependencies:")?;
     let paragraph = after.split("\n\n").next()?.split(". ").next()?;
@@ -243,7 +244,7 @@ where
 mod tests {
     use super::*;
 
-    /// One crate `name` with these dependencies, and nothing else.
+    /// A single crate `name` with these dependencies.
     fn graph(name: &str, direct: &[&str]) -> Graph {
         Graph {
             libraries: vec![Library {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Builds each crate of `crates/` without features, with each of them alone, and with all of them. Cargo unites the features of
-//! whatever it builds together, so that a workspace's own build hides a feature that forgot to ask for another.
+//! Builds each crate of `crates/` without features, with each feature alone, and with all features. Cargo unites the
+//! features of all packages that it builds together. So a build of the workspace hides a missing dependency of one
+//! feature on another.
 
 use crate::cargo::{Workspace, cargo};
 use crate::tally::Tally;
 
-/// Checks every combination, without a warning. By clippy, whose builds of other people's crates `.ci/run` has made already.
+/// Checks every combination, and fails on a warning. Clippy makes the check, because `.ci/run` has already built the
+/// dependencies for clippy.
 pub fn run(workspace: &Workspace) -> Tally {
     println!("\n     Each feature alone, and all together");
     let mut tally = Tally::default();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask imports`: which file of a package uses which, without circles.
 //!
-//! An arrow goes from the file that names an item to the file that defines it: a name that `lib.rs` re-exports leads to its origin. Tests
-//! do not count, and neither does a re-export whose name the file uses nowhere else. Files that use each other in a circle cannot be
-//! understood one by one, and neither can two folders that do.
+//! An arrow goes from the file that names an item to the file that defines it: a name that `lib.rs` re-exports leads to
+//! its origin. Tests do not count, and neither does a re-export whose name the file uses nowhere else. Files that use
+//! each other in a circle cannot be understood one by one, and neither can two folders that do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -79,7 +79,8 @@ fn graphs(directory: &Path) -> Result<Vec<Graph>> {
         .collect()
 }
 
-/// The files of a package, or its folders, by name, and what each uses: the name of the item by the name of the file.
+/// The files of a package, or its folders, by name. Each has the files that it uses, and for each of these the name of
+/// an item.
 #[derive(Debug, Default)]
 struct Graph {
     arrows: BTreeMap<String, BTreeMap<String, String>>,
@@ -110,7 +111,7 @@ impl Graph {
         folders
     }
 
-    /// All that can be reached from `from`.
+    /// All files that can be reached from `from`.
     fn behind(&self, from: &str) -> BTreeSet<&str> {
         let (mut found, mut open) = (BTreeSet::new(), vec![from]);
         while let Some(node) = open.pop() {
@@ -245,7 +246,7 @@ impl Package {
                     let files = [format!("{name}.rs"), format!("{name}/mod.rs")].map(|file| folder.join(file));
                     match files.iter().find(|file| file.exists()) {
                         Some(file) => self.read(file, &place)?,
-                        // Of another package, by `#[path]`: it imports nothing of this one.
+                        // A file of another package (`#[path]`), which imports nothing of this package.
                         None => self.module(TokenStream::new(), &place, &place.join("/"), folder)?,
                     }
                 }
@@ -333,7 +334,7 @@ impl Package {
                 TokenTree::Group(group) => self.code(&without_tests(group.stream()), index),
                 TokenTree::Ident(ident) if *ident == "use" => {
                     let end = item_length(&tokens[at..]);
-                    // At the front of a module it has been taken already; twice does no harm.
+                    // A path at the front of a module is already collected; collecting the path twice does no harm.
                     self.import(&tokens[at + 1..at + end], index, &[], true);
                     at += end - 1;
                 }
@@ -355,7 +356,7 @@ impl Package {
         }
     }
 
-    /// The path from the root; `None` for one that leaves the package, or begins with a name that is no module.
+    /// The path from the root; `None` for a path that leaves the package, or begins with a name that is no module.
     fn absolute(&self, path: &[String], index: usize) -> Option<Vec<String>> {
         let module = &self.modules[index];
         let (first, _) = path.split_first()?;
@@ -373,7 +374,7 @@ impl Package {
         Some([place, rest].concat())
     }
 
-    /// The module that defines what `path` names, at the end of at most `depth` re-exports.
+    /// The module that defines the item at `path`, after at most `depth` re-exports.
     fn definition(&self, path: &[String], depth: u8) -> Option<usize> {
         let mut module = 0;
         for (at, name) in path.iter().enumerate() {

@@ -29,27 +29,27 @@ use self::machine::{Run, Sink, TimeLimitStruck};
 pub use self::parts::Setup;
 use crate::cargo::Workspace;
 
-/// How much of its own time the PC may take when nothing else is said.
+/// The default limit of the PC's own time.
 pub const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
-/// Exit codes of our own, as timeout(1) and container engines have them.
+/// The lab's own exit codes, which timeout(1) and container engines use too.
 const TIME_LIMIT_STRUCK: u8 = 124;
 const LAB_FAILED: u8 = 125;
 
 /// Run a command, or the lab test suite, in an emulated PC with KVM, VFIO and a PCI device.
 ///
-/// The PC is emulated in software: it needs neither virtualisation nor VFIO on this machine. In it are Debian's kernel, KVM
-/// with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu` device at
-/// 0000:00:02.0, bound to vfio-pci. The command runs as root in this machine's file tree and in the current directory; what
-/// it writes there is gone afterwards. A first word that is a program of this workspace, such as `vmm-ref`, is built with
-/// --release first. Its standard output and standard error are passed on, and its exit status is returned; 124 says that
-/// the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
+/// The PC is emulated in software: it needs neither virtualisation nor VFIO on this machine. In it are Debian's kernel,
+/// KVM with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu`
+/// device at 0000:00:02.0, bound to vfio-pci. The command runs as root in this machine's file tree and in the current
+/// directory; what it writes there is gone afterwards. A first word that is a program of this workspace, such as
+/// `vmm-ref`, is built with --release first. Its standard output and standard error are passed on, and its exit status
+/// is returned; 124 says that the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
 ///
-/// A Linux guest finds its kernel, initrd and disk in target/lab/cache/linux-VERSION: vmlinuz, guest-initrd and guest-disk, of
-/// which IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
+/// A Linux guest finds its kernel, initrd and disk in target/lab/cache/linux-VERSION: vmlinuz, guest-initrd and
+/// guest-disk, of which IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
 ///
-/// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in target/lab.
-/// After that no network is needed.
+/// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in
+/// target/lab. After that no network is needed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -92,7 +92,8 @@ enum Kind {
     X86_64,
 }
 
-/// Runs the command or the suite. What goes wrong is told here, so that the exit code tells it from the command's own.
+/// Runs the command or the suite. Prints the lab's own failures, and returns an exit code that differs from the
+/// command's.
 pub fn run(options: &Options) -> ExitCode {
     let outcome = if options.command.is_empty() {
         run_suite(options)

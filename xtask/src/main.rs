@@ -35,7 +35,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Test(test::Options),
-    /// Check what adopters rely on: dependencies, features, the oldest compiler, aarch64, and the packages of consumers/
+    /// Check what adopters rely on: dependencies, features, the oldest compiler, aarch64, and the packages of
+    /// consumers/
     ///
     /// It is a part of `cargo xtask test`.
     Adoption,

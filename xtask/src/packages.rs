@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Packages every crate as for a registry: a dependency without a version, a file outside of its crate or a manifest that lacks what
-//! is required shows here and not on the day of a release.
+//! Packages every crate as for a registry. The check finds a dependency without a version, a file outside of its crate,
+//! and a manifest that lacks a required field, before the day of a release.
 
 use crate::cargo::cargo;
 use crate::tally::Tally;
 
-/// Packages all of them. That a package builds by itself is left to `cargo package --workspace`, which takes a minute.
+/// Packages all crates, without building the packages. `cargo package --workspace` builds them, which takes a minute.
 pub fn run() -> Tally {
     println!("\n     Packages");
     let mut tally = Tally::default();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Builds the crates of `crates/` with the oldest compiler that they promise to work with, and for aarch64.
 //!
-//! Debian packages that compiler, with the standard library of either architecture. Nothing is installed: the packages are
-//! fetched and unpacked under `target/rustc-<version>`, which works without root.
+//! Debian packages that compiler, with the standard library of either architecture. Nothing is installed: the packages
+//! are fetched and unpacked under `target/rustc-<version>`, which works without root.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,10 +17,10 @@ use crate::tally::Tally;
 /// The workspace's `rust-version`.
 const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 const AARCH64: &str = "aarch64-unknown-linux-gnu";
-/// What a PC has and no aarch64 machine does.
+/// The crates with devices of a PC, which are not built for aarch64.
 const X86_ALONE: [&str; 1] = ["user-irqchip"];
 
-/// Checks both, or says why not.
+/// Checks the oldest compiler and aarch64, or reports why it cannot.
 pub fn run(workspace: &Workspace) -> Result<Tally> {
     let oldest = &format!("rustc {OLDEST}");
     println!("\n     The oldest compiler, and aarch64");
@@ -49,7 +49,7 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// The one that cargo uses here.
+    /// The rustc that cargo uses here.
     fn here() -> Result<Self> {
         let program = std::env::var_os("RUSTC").map_or_else(|| PathBuf::from("rustc"), PathBuf::from);
         let sysroot = run_command(Command::new(&program).args(["--print", "sysroot"]))?;
@@ -60,7 +60,7 @@ impl Compiler {
         })
     }
 
-    /// Debian's, unpacked in `directory`, which is fetched when it is not there.
+    /// Debian's rustc, unpacked in `directory`. Fetches the packages if the directory does not exist.
     fn provide(directory: &Path) -> Result<Self> {
         if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
             bail!("Debian's is fetched on x86_64 alone");
@@ -99,7 +99,7 @@ impl Compiler {
         command.env("RUSTC", &self.program)
     }
 
-    /// Builds every one of them, with all features.
+    /// Builds every crate, with all features.
     fn check(&self, workspace: &Workspace, target: Option<&str>) -> Result<(), String> {
         let mut command = cargo();
         command
@@ -122,8 +122,8 @@ impl Compiler {
     }
 }
 
-/// Downloads the compiler, its libraries, and the standard library of both architectures, and unpacks them in `directory`. The
-/// package lists are kept there too, because the machine's own need not know the other architecture.
+/// Downloads the compiler, its libraries, and the standard library of both architectures, and unpacks them in
+/// `directory`. The package lists are kept there too, because the machine's own lists may lack the other architecture.
 fn fetch(directory: &Path) -> Result<()> {
     println!("fetching rustc {OLDEST} from Debian, once (140 MB)");
     let (debs, lists, cache) = (directory.join("debs"), directory.join("lists"), directory.join("cache"));
@@ -159,7 +159,7 @@ fn fetch(directory: &Path) -> Result<()> {
         format!("{standard_library}={version}"),
         format!("{standard_library}:arm64={version}"),
     ];
-    // What a machine without Debian's own rustc lacks of them; the rest every program needs.
+    // The packages that a machine without Debian's rustc lacks. Every machine has the other dependencies.
     packages.extend(llvm(&depends));
     packages.push("libz3-4".to_owned());
     run_command(apt("apt-get").arg("download").args(&packages))?;
@@ -188,7 +188,7 @@ fn packaged(madison: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// The LLVM that it is linked with, from the line `Depends: ..` of `apt-cache show`.
+/// The LLVM that rustc is linked with, from the line `Depends: ..` of `apt-cache show`.
 fn llvm(show: &str) -> Option<String> {
     let depends = show.lines().find_map(|line| line.strip_prefix("Depends:"))?;
     let package = depends

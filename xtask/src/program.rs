@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Runs one test program: its output passes through as it comes, and is counted on the way.
+//! Runs one test program, passes its output through, and counts the results.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
@@ -13,13 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::progress::{Meter, Spent, TICK, family};
 use crate::tally::{Parser, Tally};
 
-/// How much of its own time a test program may take, so that one that hangs does not hide the others.
+/// The limit of a test program's own time, so that a program that hangs does not hide the results of the others.
 pub const LIMIT: Duration = Duration::from_secs(600);
 
-/// How much CPU time it may take: with all threads together more than its own time.
+/// The limit of a test program's CPU time, which adds up all threads and so may exceed its own time.
 const CPU_LIMIT: Duration = Duration::from_secs(1200);
 
-/// What a program has used too much of, if it has.
+/// The limit that a program has exceeded, if any.
 fn excess(spent: Spent, limit: Duration, cpu_limit: Duration) -> Option<String> {
     if spent.own >= limit {
         Some(format!("took more than {} s of its own time: {spent}", limit.as_secs()))
@@ -30,10 +30,11 @@ fn excess(spent: Spent, limit: Duration, cpu_limit: Duration) -> Option<String> 
     }
 }
 
-/// Runs `command` to its end and counts what it reports under the name `suite`.
+/// Runs `command` to its end and counts its results under the name `suite`.
 ///
-/// Its standard output appears on ours as it comes; standard error is left to it. Standard input is empty. A program that uses more than
-/// its share of time is ended with all that it has started, and has failed.
+/// The program's standard output is copied to the standard output of this process; it inherits standard error, and its
+/// standard input is empty. A program that exceeds a limit has failed, and is ended with all processes that it has
+/// started.
 pub fn run(suite: &str, command: Command) -> Result<Tally> {
     run_within(suite, command, LIMIT, CPU_LIMIT)
 }
@@ -93,7 +94,7 @@ fn run_within(suite: &str, mut command: Command, limit: Duration, cpu_limit: Dur
 
 fn kill(process: u32) {
     let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
-    // One that has ended by now needs no signal.
+    // A process that has already ended needs no signal.
     let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
 }
 

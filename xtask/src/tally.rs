@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Counts what test programs report, from the text they print.
+//! Counts the results of test programs, from their output.
 //!
-//! Understood are libtest and libtest-mimic (`running N tests`, `test NAME ... ok`, `test result: ..`) and, in any program,
-//! the line `skip: <suite>::<test>: <reason>` of a test that found at run time that it cannot run here. The totals come from
-//! `test result:`; the names come from the lines before it, which other output may have torn apart.
+//! The parser understands libtest and libtest-mimic (`running N tests`, `test NAME ... ok`, `test result: ..`) and, in
+//! any program, the line `skip: <suite>::<test>: <reason>` of a test that found at run time that it cannot run here.
+//! The totals come from `test result:`; the names come from the lines before it, which other output may have torn
+//! apart.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use crate::progress::Spent;
 
-/// What some test programs reported.
+/// The results of some test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     passed: usize,
@@ -37,7 +38,7 @@ impl Tally {
         self.times.push((name.to_owned(), spent));
     }
 
-    /// What took longest: so many lines at most.
+    /// The programs and steps that took longest, at most this many lines.
     pub fn longest(&self, lines: usize) -> String {
         let mut times: Vec<_> = self.times.iter().collect();
         times.sort_by_key(|(_, spent)| std::cmp::Reverse(spent.wall));
@@ -45,7 +46,7 @@ impl Tally {
         times.iter().take(lines).map(line).collect()
     }
 
-    /// Adds one check of ours, and says how it ended.
+    /// Adds one check of this program, and prints its result.
     pub fn one(&mut self, suite: &str, name: &str, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => {
@@ -174,7 +175,7 @@ pub struct Parser {
     partial: Vec<u8>,
     /// Inside `running N tests` .. `test result:`.
     in_group: bool,
-    /// Inside the captured output of failed tests, which may contain anything.
+    /// Inside the captured output of failed tests, which may contain any text.
     in_failures: bool,
     /// The test whose outcome has not been printed yet.
     pending: Option<String>,
@@ -253,8 +254,8 @@ impl Parser {
 
     /// The count, once the program has ended: `success` and `how` are its exit status.
     ///
-    /// A program that prints no `test result:` at all is one test by itself. One that ends in the middle of its tests, or
-    /// with a failing status and no failed test, is a failure.
+    /// A program that prints no `test result:` is one test by itself. A program that ends in the middle of its tests,
+    /// or with a failing status and no failed test, is a failure.
     pub fn finish(mut self, success: bool, how: &str) -> Tally {
         if !self.partial.is_empty() {
             self.feed(b"\n");
@@ -269,7 +270,7 @@ impl Parser {
         let reported = self.totals.is_some() || self.in_group;
         let mut totals = self.totals.take().unwrap_or_default();
         if self.in_group {
-            // Died in the middle: what was seen is all there is.
+            // The program died in the middle: count the results so far.
             totals = Totals {
                 passed: seen_ok,
                 failed: seen_failed,
@@ -331,7 +332,7 @@ impl Parser {
     }
 }
 
-/// Whether the announced test `id`, `<suite>::<test>`, is the one that the harness calls `name`.
+/// Whether the announced test `id`, `<suite>::<test>`, is the test that the harness calls `name`.
 fn is_named(id: &str, name: &str) -> bool {
     id == name || id.strip_suffix(name).is_some_and(|suite| suite.ends_with("::"))
 }

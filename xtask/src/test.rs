@@ -18,20 +18,20 @@ use crate::{adoption, citations, imports, program};
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
-/// Unit tests, integration tests, doctests and interrupt-core's model checks are built with all features and run one program
-/// after the other. A test that
-/// cannot run here announces itself on standard output as `skip: <suite>::<test>: <reason>`; such a test, and one that is
-/// marked ignored, is a skip and never a pass. The last line is `N passed, N failed, N skipped`. The exit code is not 0 when
-/// a test failed or when none ran. A test program is ended, and has failed, when it
-/// takes more than 600 s of its own time, or 1200 s of CPU time. Time in which other work has the CPUs is not a program's own. Before the
-/// summary comes what took longest.
+/// Unit tests, integration tests, doctests and interrupt-core's model checks are built with all features and run one
+/// program after the other. A test that cannot run here announces itself on standard output as `skip: <suite>::<test>:
+/// <reason>`; such a test, and one that is marked ignored, is a skip and never a pass. The last line is `N passed, N
+/// failed, N skipped`. The exit code is not 0 when a test failed or when none ran. A test program is ended, and has
+/// failed, when it takes more than 600 s of its own time, or 1200 s of CPU time. Time in which other work has the CPUs
+/// is not a program's own. Before the summary comes what took longest.
 ///
-/// Then come the checks of the documents (`cargo xtask documents`), of the imports (`cargo xtask imports`) and what adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and
-/// the packages of `consumers/`.
+/// Then come the checks of the documents (`cargo xtask documents`), of the imports (`cargo xtask imports`) and what
+/// adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and the
+/// packages of `consumers/`.
 ///
-/// The tests that need KVM or VFIO are also built with --release and run in the lab, an emulated PC that has both: beside the others where
-/// there are two CPUs and 6 GiB of memory to spare, and after them elsewhere. Where
-/// there can be no lab that is one skip; with CI=true in the environment it is a failure.
+/// The tests that need KVM or VFIO are also built with --release and run in the lab, an emulated PC that has both:
+/// beside the others where there are two CPUs and 6 GiB of memory to spare, and after them elsewhere. Where there can
+/// be no lab that is one skip; with CI=true in the environment it is a failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -49,7 +49,7 @@ pub struct Options {
     no_lab: bool,
 }
 
-/// How many of the programs that took longest are printed.
+/// The number of programs in the list of the slowest.
 const LONGEST: usize = 8;
 
 /// Runs the tests and prints the summary.
@@ -114,7 +114,7 @@ impl LabSuite {
         Ok(Self::Beside { suite, log })
     }
 
-    /// Its count, at its end.
+    /// Waits for the end of the suite, and returns its count.
     fn end(self) -> Result<Tally> {
         match self {
             Self::After { lab, programs } => {
@@ -133,10 +133,10 @@ impl LabSuite {
     }
 }
 
-/// The memory that the PC and the tests beside it may take, in bytes: the PC has 2 GiB.
+/// The memory that the PC and the tests beside the PC may take, in bytes. The PC has 2 GiB.
 const ROOM: u64 = 6 << 30;
 
-/// What the kernel could give to new programs, in bytes.
+/// The memory that is available for new programs, in bytes.
 fn available_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));

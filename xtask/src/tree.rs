@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// A text file: its path from the root of the workspace, and what it holds.
+/// A text file: its path from the root of the workspace, and its text.
 #[derive(Debug)]
 pub struct Source {
     pub path: String,
@@ -25,7 +25,7 @@ pub fn sources(root: &Path) -> Result<Vec<Source>> {
         .collect()
 }
 
-/// The paths of all files below `root`, in their order, without what is built and what is hidden.
+/// The paths of all files below `root`, sorted, without build output and hidden files.
 pub fn files(root: &Path) -> Result<Vec<String>> {
     let (mut found, mut open) = (Vec::new(), vec![String::new()]);
     while let Some(folder) = open.pop() {

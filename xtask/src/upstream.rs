@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The patches of `upstream/`: faults of the crates that this workspace is built on, mended in their released sources.
 //!
-//! A series comes in pairs. The first patch of a pair adds tests and names them in a line `Tests: NAME, NAME`; they fail, or do
-//! not build, until the second patch is applied.
+//! A series comes in pairs. The first patch of a pair adds tests and names them in a line `Tests: NAME, NAME`; they
+//! fail, or do not build, until the second patch is applied.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +17,9 @@ use crate::cargo::{Workspace, cargo, metadata};
 
 /// Show that the patches of upstream/ mend what they say, in the released sources of those crates.
 ///
-/// Each crate's source is copied from cargo's registry to target/upstream and patched there. Each test that a patch adds is
-/// run twice: it has to fail before the patch that mends the fault, and to pass after it. Last, the workspace is compiled
-/// against all patched crates.
+/// Each crate's source is copied from cargo's registry to target/upstream and patched there. Each test that a patch
+/// adds is run twice: it has to fail before the patch that mends the fault, and to pass after it. Last, the workspace
+/// is compiled against all patched crates.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,7 +31,7 @@ pub struct Options {
     crates: Vec<String>,
 }
 
-/// What the patches of one run showed.
+/// The results of the patches of one run.
 #[derive(Debug, Default)]
 struct Shown {
     passed: usize,
@@ -94,7 +94,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// Where the released source of each dependency lies, by name and version.
+/// The directory of each dependency's released source, by name and version.
 fn released_sources() -> Result<BTreeMap<(String, String), PathBuf>> {
     let metadata = metadata("--all-features")?;
     let packages = metadata["packages"]
@@ -190,7 +190,7 @@ fn apply_series(name: &str, series: &Path, copy: &Path, target: &Path, shown: &m
 
 fn apply(patch: &Path, copy: &Path) -> Result<()> {
     let applied = Command::new("git")
-        // Not the repository around target/: its root is another one.
+        // Keep git from the repository around target/: the root of the patches is the copy.
         .env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy))
         .args(["apply", "--whitespace=nowarn"])
         .arg(patch)

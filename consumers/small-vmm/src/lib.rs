@@ -30,7 +30,8 @@ const MEMORY: usize = 0x1_0000;
 /// The vector of IRQ 0.
 const VECTORS: u8 = 0x20;
 
-/// Says that `consumer` cannot run here, in the words that `cargo xtask test` counts as a skip; true when there is no KVM.
+/// Says that `consumer` cannot run here, in the words that `cargo xtask test` counts as a skip; true when there is no
+/// KVM.
 pub fn skip_without_kvm(consumer: &str) -> bool {
     let missing = !Path::new("/dev/kvm").exists();
     if missing {
@@ -92,8 +93,8 @@ impl SmallVmm {
         Ok(self.memory.write_slice(program, GuestAddress(PROGRAM))?)
     }
 
-    /// A guest that makes `irq` of the 8259 pair level-triggered, waits for it for ever, and runs `acknowledge` and an EOI in its
-    /// handler. [`READY`], [`IN_HANDLER`] and [`AFTER_EOI`] say where it is.
+    /// A guest that makes `irq` of the 8259 pair level-triggered, waits for it for ever, and runs `acknowledge` and an
+    /// EOI in its handler. [`READY`], [`IN_HANDLER`] and [`AFTER_EOI`] say where it is.
     pub fn serve_level_irq(&self, irq: u8, acknowledge: &[u8]) -> Result<(), Error> {
         assert!(irq < 8, "the slave's lines need an EOI of both chips");
         let handler = [

@@ -36,7 +36,7 @@ fn main() -> Result<(), Error> {
         return Ok(());
     }
     let mut vmm = SmallVmm::new()?;
-    // The handler reads a byte and gives it back, so that this program sees what the guest got.
+    // The handler reads a byte and writes the byte to a port, so that this program sees the bytes that the guest got.
     let read_one = [&inb(COM1)[..], &[0xba, 0xf8, 0x03, 0xee]].concat();
     vmm.serve_level_irq(IRQ, &read_one)?;
 

@@ -6,9 +6,9 @@
 //! * [`Pic`]: a pair of 8259s. It raises INTR, and the processor acknowledges.
 //! * [`Router`]: for a machine with both, whose GSIs lead to pins of either.
 //!
-//! Devices see [`LevelSource`](interrupt_core::LevelSource)s and [`EoiNotifier`](interrupt_core::EoiNotifier)s, the same as
-//! with the kernel's controllers. The guest sees registers, on vm-device's bus traits. The crate starts no thread,
-//! reads no clock, and holds no lock while the caller's code runs, except in
+//! Devices see [`LevelSource`](interrupt_core::LevelSource)s and [`EoiNotifier`](interrupt_core::EoiNotifier)s, the
+//! same as with the kernel's controllers. The guest sees registers, on vm-device's bus traits. The crate starts no
+//! thread, reads no clock, and holds no lock while the caller's code runs, except in
 //! [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]

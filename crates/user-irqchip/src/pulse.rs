@@ -13,8 +13,8 @@ pub(crate) trait Pulse: Pin {
     fn is_open_edge(&self) -> bool;
 }
 
-/// A source that an EOI lowers, which makes one rising edge of each assertion while its pin is edge-triggered: on a split
-/// irqchip KVM tells of the EOIs of level-triggered interrupts only, and the line would stay high for ever.
+/// A source that an EOI lowers, which makes one rising edge of each assertion while its pin is edge-triggered: on a
+/// split irqchip KVM tells of the EOIs of level-triggered interrupts only, and the line would stay high for ever.
 pub(crate) struct PulsingSource<P: Pulse> {
     pub(crate) source: LineSource<P>,
     pub(crate) line: Arc<Line<P>>,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! GSIs that lead to pins of two controllers, or to an MSI.
 //!
-//! On a PC the first sixteen GSIs are inputs of the 8259 pair and of the IOAPIC at once, and the guest uses one of the two. A
-//! machine with one controller takes its sources from that controller and needs no router.
+//! On a PC the first sixteen GSIs are inputs of the 8259 pair and of the IOAPIC at once, and the guest uses one of the
+//! two. A machine with one controller takes its sources from that controller and needs no router.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -169,8 +169,9 @@ impl fmt::Debug for RoutedPin {
 
 /// Leads GSIs to pins of an IOAPIC, to IRQs of an 8259 pair, or to MSIs.
 ///
-/// A pin sees a GSI as one of its level sources. A pin may have several GSIs, and sources of its own. An EOI at any pin of a GSI
-/// is an EOI of the GSI: it lowers the sources that an EOI lowers, at all pins of the GSI, and tells every listener.
+/// A pin sees a GSI as one of its level sources. A pin may have several GSIs, and sources of its own. An EOI at any pin
+/// of a GSI is an EOI of the GSI: it lowers the sources that an EOI lowers, at all pins of the GSI, and tells every
+/// listener.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -289,8 +290,8 @@ impl Router {
         Ok(())
     }
 
-    /// Takes over the saved states of the controllers, in place of their own `restore`, and the levels of the GSIs. Call this
-    /// with the routes added, before the sources state their levels and before the guest runs (law 17).
+    /// Takes over the saved states of the controllers, in place of their own `restore`, and the levels of the GSIs.
+    /// Call this with the routes added, before the sources state their levels and before the guest runs (law 17).
     ///
     /// The sources own their levels. The saved level of a pin holds until each source of the GSI has stated its level,
     /// or until the GSI's next EOI. A controller alone cannot tell a GSI that is low from one whose sources have not
@@ -331,7 +332,8 @@ impl Router {
         told
     }
 
-    /// Adds a level source on a GSI. The source does not assert yet. A GSI without a route keeps its level for the next route.
+    /// Adds a level source on a GSI. The source does not assert yet. A GSI without a route keeps its level for the next
+    /// route.
     ///
     /// # Errors
     /// [`Error::Unsupported`]: a source that an EOI lowers, on a GSI that leads to an MSI.

@@ -3,8 +3,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Takes a lock whose data stays whole even if a holder panicked: no critical section in this crate runs foreign code but
-/// [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin), and that one finds the state whole.
+/// Takes a lock whose data stays whole even if a holder panicked: no critical section in this crate runs foreign code
+/// but [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin), and that one finds the state whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

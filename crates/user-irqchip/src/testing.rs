@@ -99,8 +99,8 @@ impl LocalApic {
 pub struct LocalApics(Box<[Mutex<LocalApic>]>);
 
 impl LocalApics {
-    /// Local APICs for this many processors: enabled, at task priority 0, with the logical ID (in the flat model) that has
-    /// the processor's bit set, for processors 0 to 7.
+    /// Local APICs for this many processors: enabled, at task priority 0, with the logical ID (in the flat model) that
+    /// has the processor's bit set, for processors 0 to 7.
     pub fn new(processors: u8) -> Arc<Self> {
         let apic = |processor: u8| LocalApic {
             registers: Registers::default(),
@@ -124,8 +124,8 @@ impl LocalApics {
         self.with(processor, |apic| apic.task_priority = priority);
     }
 
-    /// The guest sets or clears the EOI-broadcast suppression bit. A guest that sets the bit ends a level-triggered interrupt
-    /// at the IOAPIC's EOI register.
+    /// The guest sets or clears the EOI-broadcast suppression bit. A guest that sets the bit ends a level-triggered
+    /// interrupt at the IOAPIC's EOI register.
     pub fn set_suppresses_broadcasts(&self, processor: u8, suppresses: bool) {
         self.with(processor, |apic| apic.suppresses_broadcasts = suppresses);
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Packages of any Debian release, fetched and unpacked without installing anything and without root.
 //!
-//! Each release has an apt configuration of its own below the lab's cache, so that a machine with one release gets the kernels
-//! and emulators of another. The mirrors are those that this machine's apt uses.
+//! Each release has an apt configuration of its own below the lab's cache, so that a machine with one release gets the
+//! kernels and emulators of another. The mirrors are those that this machine's apt uses.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 /// The keys that sign Debian's releases, old and new.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Some of Debian's suites, and an apt configuration that knows those and no others.
+/// Some of Debian's suites, and an apt configuration that has only these suites.
 #[derive(Debug)]
 pub struct Suites {
     directory: PathBuf,
@@ -53,7 +53,7 @@ impl Suites {
         Ok(this)
     }
 
-    /// What `package` depends on directly.
+    /// The direct dependencies of `package`.
     ///
     /// # Errors
     /// When there is no such package.
@@ -66,10 +66,10 @@ impl Suites {
             .collect())
     }
 
-    /// `package` and everything that it needs, as if nothing were installed.
+    /// `package` and all its dependencies, also those that are installed.
     ///
     /// # Errors
-    /// When something of it is not to be had.
+    /// When one of these packages is not available.
     pub fn closure(&self, package: &str) -> Result<Vec<String>> {
         let mut simulation = self.apt("apt-get");
         simulation.args(["-s", "install", "--no-install-recommends", package]);
@@ -113,7 +113,8 @@ impl Suites {
     }
 }
 
-/// Where this machine's apt gets Debian from: the mirror of the security archive for a `-security` suite, else the other one.
+/// The Debian mirror of this machine's apt: the mirror of the security archive for a `-security` suite, else the mirror
+/// of the main archive.
 fn mirror(suite: &str) -> Result<String> {
     let targets = run(Command::new("apt-get").args(["indextargets", "--format", "$(CODENAME) $(ORIGIN) $(REPO_URI)"]))?;
     let target = pick_mirror(&targets, suite.ends_with("-security"));
@@ -139,10 +140,10 @@ fn packages_to_install(simulation: &str) -> Vec<String> {
         .collect()
 }
 
-/// Makes `directory` anew with `make`: it is complete, or not there.
+/// Makes `directory` anew with `make`. After an error the directory does not exist.
 ///
 /// # Errors
-/// Those of `make` and of the file system.
+/// The errors of `make` and of the file system.
 pub fn replace(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = directory.file_name().unwrap_or_default().to_owned();
     name.push(".new");
@@ -158,10 +159,10 @@ pub fn replace(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Resu
     fs::rename(&new, directory).with_context(context)
 }
 
-/// Runs a command to its end and gives its output; the error has the last line of what the command said.
+/// Runs a command to its end and returns its output. The error has the last line of the command's messages.
 ///
 /// # Errors
-/// When it cannot be run, or fails.
+/// When the command cannot be run, or fails.
 pub fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -187,7 +188,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| fs::metadata(file).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
-/// Tells what takes a while.
+/// Announces a slow step on standard error.
 pub fn note(what: &str) {
     eprintln!("lab: {what}");
 }

@@ -33,7 +33,7 @@ const RELEASES: [Release; 2] = [
 /// Which QEMU emulates the PC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Emulator {
-    /// The one that is installed, else Debian's of [`Emulator::DEFAULT`].
+    /// The installed QEMU, else Debian's [`Emulator::DEFAULT`].
     Any,
     /// One of Debian's, fetched once.
     Debian(&'static Release),
@@ -42,7 +42,7 @@ pub enum Emulator {
 }
 
 impl Emulator {
-    /// What is fetched when no QEMU is installed.
+    /// The QEMU that is fetched when none is installed.
     const DEFAULT: &Release = &RELEASES[0];
 }
 
@@ -72,7 +72,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The environment and the program with what has to stand before its own arguments, as arguments for `env`.
+    /// The arguments for `env`: the environment, the program, and the arguments that precede the program's own.
     pub fn command_line(&self) -> Vec<OsString> {
         self.words.clone()
     }
@@ -81,7 +81,7 @@ impl Qemu {
 /// Finds the emulator in `cache`, or fetches it.
 ///
 /// # Errors
-/// What this machine lacks, and how to mend it.
+/// The part that this machine lacks, and how to get it.
 pub fn provide(cache: &Path, emulator: &Emulator) -> Result<Qemu> {
     let installed = || find_program(QEMU).map(|program| vec![program.into_os_string()]);
     let words = match emulator {

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a Linux guest in the lab boots: the lab's own kernel, an initrd made for it, and a disk.
+//! The files that a Linux guest in the lab boots: the lab's own kernel, an initrd, and a disk.
 //!
-//! They lie beside the lab's kernel in `target/lab/cache/linux-VERSION`, which the lab sees under the same path.
+//! Initrd and disk are beside the lab's kernel in `target/lab/cache/linux-VERSION`, which the lab sees under the same
+//! path.
 
 use anyhow::Result;
 
 use super::initramfs::Archive;
 
-/// The modules that the guest loads; those that they need come by themselves.
+/// The modules that the guest loads; the modules that these need are added.
 pub const MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "virtio_rng"];
 
 /// The guest's initrd.
 pub const INITRD: &str = "guest-initrd";
-/// A disk for it, of [`DISK_SIZE`] bytes that follow from nothing but their places.
+/// The guest's disk: [`DISK_SIZE`] bytes, which depend only on their offsets.
 pub const DISK: &str = "guest-disk";
 
 const DISK_SIZE: usize = 16 << 20;
@@ -34,7 +35,7 @@ pub fn initrd(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> 
     archive.finish()
 }
 
-/// The disk: a generator's output (xorshift64), so that each sector is another.
+/// The disk: the output of a generator (xorshift64), so that all sectors differ.
 pub fn disk() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut disk = Vec::with_capacity(DISK_SIZE);
@@ -47,7 +48,7 @@ pub fn disk() -> Vec<u8> {
     disk
 }
 
-/// What the initrd was made of, besides the packages: it is made anew when that changes.
+/// The inputs of the initrd besides the packages. When they change, the initrd is made anew.
 pub fn version() -> String {
     let sum = include_bytes!("guest-init.sh").iter().fold(0_u64, |sum, byte| {
         (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)

@@ -35,7 +35,8 @@ impl Archive {
         let size = u32::try_from(content.len()).with_context(|| format!("{name} is too large"))?;
         let name_size = u32::try_from(name.len() + 1).context("a file name is too long")?;
         self.entries += 1;
-        // inode, mode, uid, gid, links, mtime, size, device (2), device of a special file (2), size of the name, checksum
+        // inode, mode, uid, gid, links, mtime, size, device (2), device of a special file (2), size of the name,
+        // checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {

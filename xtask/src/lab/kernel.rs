@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The kernels that the lab boots, and what is made of each: an initramfs for the PC, and one for a guest in it.
+//! The kernels that the lab boots, and for each kernel an initramfs for the PC and one for a guest in the PC.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::debian::{Suites, find_program, note, replace, run};
 use super::initramfs::Archive;
 use super::{guest, modules};
 
-/// The modules that the lab loads; those that they need come by themselves.
+/// The modules that the lab loads; the modules that these need are added.
 const MODULES: [&str; 8] = [
     "virtio_pci",
     "virtio_console",
@@ -61,7 +61,7 @@ pub enum Linux {
 }
 
 impl Linux {
-    /// What the lab boots when nothing is said, and what Linux's own guests in it boot.
+    /// The default kernel of the lab, and of Linux guests in the lab.
     pub const DEFAULT: &str = "6.12";
 }
 
@@ -89,7 +89,7 @@ impl FromStr for Linux {
     }
 }
 
-/// What the lab boots.
+/// The kernel and the initramfs that the lab boots.
 #[derive(Debug)]
 pub struct Kernel {
     /// The kernel.
@@ -98,10 +98,10 @@ pub struct Kernel {
     pub initramfs: PathBuf,
 }
 
-/// Finds the kernel in `cache`, or fetches it. One of a directory is prepared anew each time.
+/// Finds the kernel in `cache`, or fetches it. The kernel of a directory is prepared anew each time.
 ///
 /// # Errors
-/// What this machine lacks, and how to mend it.
+/// The part that this machine lacks, and how to get it.
 pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
     let directory = match linux {
         Linux::Debian(release) => {
@@ -123,7 +123,7 @@ pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
     })
 }
 
-/// What a kernel's directory is made for.
+/// The inputs that a kernel's directory was made from.
 fn made_for() -> String {
     format!("{}, {}", MODULES.join(" "), guest::version())
 }
@@ -167,7 +167,8 @@ fn busybox(cache: &Path) -> Result<PathBuf> {
     Ok(directory.join("bin/busybox"))
 }
 
-/// Writes `vmlinuz`, `initramfs`, a guest's initrd and disk, and `modules` (what they were made for) from unpacked packages.
+/// Writes `vmlinuz`, `initramfs`, a guest's initrd and disk, and `modules` (the inputs that they were made from) from
+/// unpacked packages.
 fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
     let (version, modules) = modules_of(unpacked)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -209,7 +210,7 @@ fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
     write("modules", made_for().as_bytes())
 }
 
-/// The version of an unpacked kernel and the directory of its modules, of which there has to be one.
+/// The version of an unpacked kernel and the directory of its modules. There has to be exactly one.
 fn modules_of(unpacked: &Path) -> Result<(String, PathBuf)> {
     for place in ["lib/modules", "usr/lib/modules"] {
         let Ok(entries) = fs::read_dir(unpacked.join(place)) else {
@@ -224,7 +225,7 @@ fn modules_of(unpacked: &Path) -> Result<(String, PathBuf)> {
     bail!("{} has no lib/modules with one version in it", unpacked.display())
 }
 
-/// The modules of a kernel, unpacked where they came compressed, and what each needs.
+/// The modules of a kernel, uncompressed, and the dependencies of each.
 #[derive(Debug)]
 struct Index {
     modules: PathBuf,
@@ -233,7 +234,7 @@ struct Index {
 }
 
 impl Index {
-    /// Copies the modules below `root`: the kernel may be somebody else's, and is not ours to write to.
+    /// Copies the modules below `root`, because the user's own kernel directory must stay unchanged.
     fn of(modules: &Path, busybox: &Path, root: &Path) -> Result<Self> {
         let version = modules.file_name().unwrap_or_default();
         let copy = root.join("lib/modules").join(version);
@@ -245,7 +246,7 @@ impl Index {
         for list in ["modules.builtin", "modules.order"] {
             run(Command::new(busybox).arg("cp").arg(modules.join(list)).arg(&copy))?;
         }
-        // A process for each module would take minutes; `+` gives many to one.
+        // A process for each module would take minutes; `+` passes many modules to one process.
         let (unxz, option) = match find_program("xz") {
             Some(xz) => (xz, "-d"),
             None => (busybox.to_owned(), "unxz"),
@@ -255,7 +256,7 @@ impl Index {
             .arg(&copy)
             .args(["-type", "f", "-name", "*.ko.xz", "-exec"]);
         run(find.arg(unxz).args([option, "{}", "+"]))?;
-        // A package leaves this to its installation.
+        // The installation of the package would run this step.
         run(Command::new(busybox).args(["depmod", "-b"]).arg(root).arg(version))?;
         let text = |name: &str| fs::read_to_string(copy.join(name)).with_context(|| format!("depmod wrote no {name}"));
         Ok(Self {
@@ -265,7 +266,7 @@ impl Index {
         })
     }
 
-    /// The files of these modules and of those that they need, in the order of their loading.
+    /// The files of these modules and of their dependencies, in the order of their loading.
     fn load(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let order = modules::load_order(wanted, &self.dep, &self.builtin)?;
         let read = |file: String| {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The emulated PC: one boot, one command, one ending.
 //!
-//! QEMU writes four streams into pipes: the console, and by way of virtio-serial ports the command's standard output, its
-//! standard error, and what init.sh has to say (`up`, `alive` every few seconds, then `exit STATUS STDOUT-BYTES STDERR-BYTES`). A virtio port takes
-//! bytes before the host has them, so the PC must not end itself: we end it when the announced bytes have arrived.
+//! QEMU writes four streams into pipes: the console, and by way of virtio-serial ports the command's standard output,
+//! its standard error, and the messages of init.sh (`up`, `alive` every few seconds, then `exit STATUS STDOUT-BYTES
+//! STDERR-BYTES`). A virtio port takes bytes before the host has them, so the PC must not end itself: the lab ends the
+//! PC when the announced bytes have arrived.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -52,7 +53,7 @@ impl fmt::Display for TimeLimitStruck {
 
 impl Error for TimeLimitStruck {}
 
-/// The error of a PC that stopped. What runs in it cannot do that to a processor: it is the emulator's doing.
+/// The error of a PC that stopped. Programs in the PC cannot stop its processor, so this is a fault of the emulator.
 #[derive(Debug)]
 pub struct Hung {
     log: PathBuf,
@@ -70,7 +71,7 @@ impl fmt::Display for Hung {
 
 impl Error for Hung {}
 
-/// The error of a part of the script that came to no end.
+/// The error of a part of the script that did not end.
 #[derive(Debug)]
 pub struct PartHung;
 
@@ -90,24 +91,25 @@ fn stage(booted: bool) -> &'static str {
     }
 }
 
-/// * A kernel that is in trouble goes down, at once and with all it can tell (`panic=-1` resets, which ends QEMU). A minute
-///   of soft lockup is more than a busy build machine causes.
-/// * The emulated TSC is one for all CPUs, which the kernel does not know (`tsc=reliable`). Its other clock is the HPET, and
-///   reading that takes a lock of QEMU's.
-/// * On a busy build machine the timer seems not to work when the kernel tries it for a moment (`no_timer_check`).
+/// * A kernel with a fault ends at once and prints all its messages (`panic=-1` resets, which ends QEMU). A busy build
+///   machine causes soft lockups of less than a minute.
+/// * All emulated CPUs have the same TSC, but the kernel does not know that (`tsc=reliable`). The kernel would
+///   otherwise use the HPET, whose reads take a lock of QEMU's.
+/// * On a busy build machine the kernel's short check of the timer fails (`no_timer_check`).
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 \
      watchdog_thresh=30 no_timer_check tsc=reliable intel_iommu=on mitigations=off";
 
-/// One CPU, because the emulator does not keep two of them apart. Seen with QEMU 7.2 and 10.0, within a minute or two of exits from
-/// two VMs at a time: the end of a VM is followed by another one that saves the host's own registers as the guest's, which
-/// then runs in the host's memory; and, before 8.1, a CPU that translates kernel text while another patches it keeps a breakpoint
-/// for ever. One CPU is also the faster one for a round trip: what it wakes is a thread, and not a halted CPU of the emulator's.
+/// One CPU, because the emulator does not keep two of them apart. Seen with QEMU 7.2 and 10.0, within a minute or two
+/// of exits from two VMs at a time: the end of a VM is followed by another one that saves the host's own registers as
+/// the guest's, which then runs in the host's memory; and, before 8.1, a CPU that translates kernel text while another
+/// patches it keeps a breakpoint for ever. A round trip is also faster on one CPU: the interrupt wakes a thread, and
+/// not a halted CPU of the emulator.
 const CPUS: &str = "1";
 
-/// A PC that says nothing for so much of its own time has hung.
+/// A PC that sends no message for this much of its own time has hung.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How much of the PC's own time a part of the script may take: some four times what the longest takes.
+/// The limit of the PC's own time for a part of the script: about four times the time of the longest part.
 const PART_LIMIT: Duration = Duration::from_secs(600);
 
 /// Takes a stream as it comes.
@@ -130,22 +132,22 @@ enum Event {
     Unwritable(Stream, io::Error),
 }
 
-/// What to run in the lab, and how.
+/// A run of the lab: the script and its settings.
 #[derive(Debug)]
 pub struct Run {
     /// A shell script.
     pub script: String,
     /// Number of edu devices.
     pub edu: u8,
-    /// How much of its own time the PC has from power-on to the end of the script.
+    /// The limit of the PC's own time from power-on to the end of the script.
     pub time_limit: Duration,
-    /// Counts the parts that the script has come to, for a script in parts.
+    /// Counts the parts that the script has begun, for a script in parts.
     pub parts_begun: Arc<AtomicUsize>,
     /// Show the console on standard error.
     pub verbose: bool,
 }
 
-/// The lab of this checkout, ready, and ours alone until it is dropped.
+/// The lab of this checkout, ready, and locked for this process until it is dropped.
 #[derive(Debug)]
 pub struct Lab {
     directory: PathBuf,
@@ -155,10 +157,10 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Waits until no other process uses the lab in `target`, and provides what it is made of. Whoever uses it ends some time: its own
-    /// limits see to that.
+    /// Waits until no other process uses the lab in `target`, and provides its parts. The wait ends, because every
+    /// process that uses the lab has time limits.
     ///
-    /// An error says why there can be no lab on this machine, and how to mend that.
+    /// An error says why this machine cannot have a lab, and how to mend that.
     pub fn open(target: &Path, setup: &Setup) -> Result<Self> {
         let directory = target.join("lab");
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -202,10 +204,11 @@ fn lock(path: &Path) -> Result<File> {
 }
 
 impl Lab {
-    /// Boots the PC, runs the script in it as root, in the build machine's file tree, and gives its status.
+    /// Boots the PC, runs the script as root in the PC, in the build machine's file tree, and returns the script's
+    /// status.
     ///
-    /// What it prints goes to `stdout`, to our standard error, and to the log. A [`TimeLimitStruck`] is an error like a PC
-    /// that goes down before the script has ended.
+    /// The script's output goes to `stdout`, to the standard error of this process, and to the log. A
+    /// [`TimeLimitStruck`] is an error like a PC that goes down before the script has ended.
     pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
         self.write_initramfs(&(guest_exports(&self.parts) + &run.script))?;
         let path = self.log();
@@ -247,7 +250,7 @@ impl Lab {
         self.watch(run, Running(child), &events)
     }
 
-    /// Follows the events to the end. QEMU does not outlive this.
+    /// Handles the events until the end. QEMU has ended when this returns.
     fn watch(&self, run: &Run, mut qemu: Running, events: &Receiver<Event>) -> Result<u8> {
         let mut meter = Meter::new(qemu.0.id());
         let mut spent = meter.look();
@@ -275,7 +278,7 @@ impl Lab {
             if booted && announced.is_none() && spent.own >= alive + SILENCE {
                 qemu.kill();
                 drain(events);
-                // Apart, because another boot may follow.
+                // Keep the log under another name, because another boot may follow and overwrite it.
                 let log = self.log().with_file_name("hung.log");
                 fs::copy(self.log(), &log).with_context(|| format!("{}", log.display()))?;
                 bail!(Hung { log });
@@ -331,7 +334,7 @@ impl Lab {
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// What is booted: the provided parts, init.sh, and the script.
+    /// The initramfs of the run: the provided parts, init.sh, and the script.
     fn initramfs(&self) -> PathBuf {
         self.directory.join("initramfs")
     }
@@ -344,7 +347,7 @@ impl Lab {
     /// The command line of the PC. `ends` are the pipes of the console, standard output, standard error and control.
     fn qemu(&self, run: &Run, ends: &[OwnedFd]) -> Command {
         let mut words: Vec<OsString> = Vec::new();
-        // Whatever happens to us, QEMU goes too.
+        // QEMU ends when this process ends for any reason.
         if let Some(setpriv) = find_program("setpriv") {
             words.push(setpriv.into_os_string());
             words.extend(["--pdeathsig", "KILL"].map(OsString::from));
@@ -354,7 +357,7 @@ impl Lab {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
 
-        // Software emulation, so that every machine can; AMD, whose nested virtualisation the emulator has.
+        // Software emulation works on every machine. The emulator has nested virtualisation only for AMD.
         command.args([
             "-machine",
             "q35",
@@ -398,7 +401,7 @@ impl Lab {
     }
 }
 
-/// The end of the log, without what QEMU always says.
+/// The end of the log, without the messages that QEMU always prints.
 fn last_words(log: &Path) -> String {
     let log = fs::read(log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
@@ -416,7 +419,7 @@ struct Running(Child);
 
 impl Running {
     fn kill(&mut self) {
-        // Fails when it has ended already.
+        // Fails when QEMU has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -432,14 +435,14 @@ impl Drop for Running {
     }
 }
 
-/// A pipe: our end, and the end that QEMU inherits.
+/// A pipe: the end of this process, and the end that QEMU inherits.
 fn pipe() -> Result<(File, OwnedFd)> {
     let (ours, qemus) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     rustix::io::fcntl_setfd(&qemus, FdFlags::empty()).context("cannot pass a pipe to QEMU")?;
     Ok((ours.into(), qemus))
 }
 
-/// Copies one stream to its sink and to the log, and tells how much came through.
+/// Copies one stream to its sink and to the log, and reports the number of bytes.
 fn pass_on(stream: Stream, mut from: File, mut sink: Sink, mut log: File, events: &Sender<Event>) {
     let mut buffer = [0; 16 * 1024];
     loop {
@@ -454,13 +457,13 @@ fn pass_on(stream: Stream, mut from: File, mut sink: Sink, mut log: File, events
             Err(error) => Event::Unwritable(stream, error),
         };
         if events.send(event).is_err() {
-            return; // nobody is interested any more
+            return; // the receiver has gone
         }
     }
     let _ = events.send(Event::Closed);
 }
 
-/// Reads what init.sh says.
+/// Reads the messages of init.sh.
 fn read_control(from: File, events: &Sender<Event>) {
     for line in BufReader::new(from).lines().map_while(io::Result::ok) {
         let event = match line.as_str() {
@@ -483,13 +486,14 @@ fn parse_exit(line: &str) -> Option<Event> {
     })
 }
 
-/// Lets what was on its way arrive: until every stream is closed, but no longer than a moment.
+/// Waits for the remaining output: until every stream is closed, but only for a short time.
 fn drain(events: &Receiver<Event>) {
     let end = Instant::now() + Duration::from_secs(2);
     while let Ok(_event) = events.recv_timeout(end.saturating_duration_since(Instant::now())) {}
 }
 
-/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in the lab.
+/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in
+/// the lab.
 fn guest_exports(parts: &Parts) -> String {
     let beside = |name: &str| quote_path(&parts.kernel.image.with_file_name(name));
     let qemu: Vec<_> = parts

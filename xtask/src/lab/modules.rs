@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 
-/// The files of the modules `wanted` and of all they need, each after those that it needs.
+/// The files of the modules `wanted` and of all their dependencies; the dependencies of a module precede it.
 ///
-/// `dep` is the text of `modules.dep` (`FILE: NEEDED-FILE...`), `builtin` that of `modules.builtin` (one file a line). A
-/// module is named as `lsmod` names it; `-` and `_` are the same. One that is built into the kernel needs no loading. One
-/// that the kernel has not at all is an error.
+/// `dep` is the text of `modules.dep` (`FILE: NEEDED-FILE...`), `builtin` that of `modules.builtin` (one file a line).
+/// A module is named as `lsmod` names it; `-` and `_` are the same. A module that is built into the kernel needs no
+/// loading. A module that the kernel does not have is an error.
 pub fn load_order(wanted: &[&str], dep: &str, builtin: &str) -> Result<Vec<String>> {
     let needs: HashMap<&str, Vec<&str>> = dep
         .lines()
@@ -28,7 +28,7 @@ pub fn load_order(wanted: &[&str], dep: &str, builtin: &str) -> Result<Vec<Strin
     Ok(order)
 }
 
-/// Appends what `file` needs, then `file`. `path` is how we came here.
+/// Appends the dependencies of `file`, then `file`. `path` lists the files that led to `file`.
 fn visit<'a>(
     file: &'a str,
     needs: &HashMap<&'a str, Vec<&'a str>>,
@@ -64,7 +64,7 @@ fn name(file: &str) -> String {
 mod tests {
     use super::*;
 
-    // In the order of names, not of needs, and with a need (c of a) that is told only through b.
+    // The lines are in the order of names, not of dependencies, and a needs c only through b.
     const DEP: &str = "\
 kernel/x/a-mod.ko: kernel/x/b.ko
 kernel/x/b.ko: kernel/y/c.ko

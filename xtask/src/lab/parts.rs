@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the lab is made of: a kernel and an emulator, and the choice of both.
+//! The parts of the lab: a kernel and an emulator, and the choice of both.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,7 @@ impl Default for Setup {
     }
 }
 
-/// What the emulated PC is made of.
+/// The parts of the emulated PC.
 #[derive(Debug)]
 pub struct Parts {
     pub kernel: Kernel,
@@ -39,7 +39,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Finds the parts in `cache`, or fetches them. An error says what this machine lacks and how to mend it.
+    /// Finds the parts in `cache`, or fetches them. An error names the part that this machine lacks, and how to get it.
     pub fn provide(cache: &Path, setup: &Setup) -> Result<Self> {
         if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
             bail!("the lab runs this machine's programs in a PC: it needs Linux on x86_64");

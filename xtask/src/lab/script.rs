@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The shell script that a command in the lab is.
+//! The shell script that runs a command in the lab.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub fn command(directory: &Path, words: &[String]) -> String {
     )
 }
 
-/// Exports `IRQ_TEST_LAB=1`, the settings `more`, and of our environment what programs and tests look at.
+/// Exports `IRQ_TEST_LAB=1`, the settings `more`, and the environment variables that programs and tests read.
 pub fn exports(more: &[(&str, &str)]) -> String {
     let mut script = String::new();
     for (name, value) in std::env::vars_os() {

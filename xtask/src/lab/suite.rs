@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The lab test suite: which tests run in the lab, and how their output is told apart.
+//! The lab test suite: the tests that run in the lab, and the separation of their output.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use crate::cargo::{TestProgram, Workspace};
 use crate::progress::Spent;
 use crate::tally::{Parser, Tally};
 
-/// The integration tests that run in the lab as well as on the build machine, those of KVM and VFIO: package, and its files
-/// of `tests/`.
+/// The integration tests that run in the lab as well as on the build machine, those of KVM and VFIO: package, and its
+/// files of `tests/`.
 const SUITE: [(&str, &[&str]); 6] = [
     (
         "ioevent",
@@ -57,15 +57,16 @@ pub fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgr
     Ok(programs)
 }
 
-/// How many times the PC may hang before that is a failure. The emulator loses an interrupt now and then, most likely one that
-/// comes while an exit for an open interrupt window is due: seen in tests that wait for such exits.
+/// The number of hangs of the PC that are not yet a failure. The emulator loses an interrupt now and then, most likely
+/// one that comes while an exit for an open interrupt window is due: seen in tests that wait for such exits.
 const HANGS: usize = 2;
 
-/// Where the output of the suite's programs goes.
+/// The destination of the output of the suite's programs.
 pub type Output = Arc<Mutex<dyn Write + Send>>;
 
-/// Runs the suite's programs in the lab and counts what they report. Their output goes to `output` as it comes. When the PC hangs, the PC
-/// is booted again for the programs that had not ended, and the output says so. When the lab fails, the programs have failed.
+/// Runs the suite's programs in the lab and counts what they report. Their output goes to `output` as it comes. When
+/// the PC hangs, the PC is booted again for the programs that had not ended, and the output says so. When the lab
+/// fails, the programs have failed.
 pub fn run(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: bool, output: &Output) -> Tally {
     let (mut rest, mut tally, mut hangs) = (programs, Tally::default(), 0);
     while !rest.is_empty() {
@@ -95,7 +96,7 @@ pub fn run(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: b
     tally
 }
 
-/// Runs `programs` in one boot: what they report, and why it ended before they did.
+/// Runs `programs` in one boot. Returns their reports, and the reason if the boot ended before the programs.
 fn boot(
     lab: &Lab,
     programs: &[TestProgram],
@@ -130,7 +131,7 @@ fn boot(
     (count, trouble)
 }
 
-/// A thread that panicked has done so between two whole pieces of output.
+/// Locks the output. A thread that panicked under the lock has left a whole piece of output.
 fn lock(count: &Mutex<Count>) -> MutexGuard<'_, Count> {
     count.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -156,7 +157,7 @@ fn script(programs: &[TestProgram]) -> String {
     script
 }
 
-/// What the shell's `$?` means.
+/// The meaning of the shell's `$?`.
 fn how(status: u8) -> String {
     match status {
         129.. => format!("killed by signal {}", status - 128),
@@ -164,16 +165,16 @@ fn how(status: u8) -> String {
     }
 }
 
-/// Takes the output of the script apart.
+/// Divides the output of the script by program.
 #[derive(Debug)]
 struct Count {
     /// Heading and suite of each program.
     programs: Vec<(String, String)>,
     /// The output of the program that is running.
     current: Option<Parser>,
-    /// How many programs have begun.
+    /// The number of programs that have begun.
     begun: usize,
-    /// When the program that is running began.
+    /// The time at which the running program began.
     start: Instant,
     /// A marker that has begun and is not complete.
     marker: Option<Vec<u8>>,
@@ -193,7 +194,7 @@ impl Count {
         }
     }
 
-    /// Takes the next piece, cut anywhere; what the tests print goes on to `out`.
+    /// Takes the next piece of output, cut anywhere, and passes the tests' own output on to `out`.
     fn feed(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -253,7 +254,7 @@ impl Count {
                 Ok(())
             }
             (_, current) => {
-                // The byte was a test's own.
+                // The byte belongs to a test's output.
                 self.current = current;
                 self.output(&[MARK], out)?;
                 self.output(marker, out)
@@ -261,17 +262,17 @@ impl Count {
         }
     }
 
-    /// How many programs have ended.
+    /// The number of programs that have ended.
     fn ended(&self) -> usize {
         self.begun - usize::from(self.current.is_some())
     }
 
-    /// The count of the programs that have ended. One that has not reports nothing.
+    /// The count of the programs that have ended. Running programs do not count.
     fn of_the_ended(&mut self) -> Tally {
         std::mem::take(&mut self.tally).prefixed("lab: ")
     }
 
-    /// The count of the programs that have begun; the one that has not ended failed for `trouble`.
+    /// The count of the programs that have begun. The running program has failed because of `trouble`.
     fn of_the_begun(&mut self, trouble: &str) -> Tally {
         let mut tally = std::mem::take(&mut self.tally);
         if let Some(parser) = self.current.take() {
@@ -280,7 +281,7 @@ impl Count {
         tally.prefixed("lab: ")
     }
 
-    /// The count, once the lab has ended; `trouble` is why it ended other than by the end of the script.
+    /// The count after the end of the lab; `trouble` is the reason if the lab ended before the script.
     fn finish(&mut self, trouble: Option<&str>) -> Tally {
         let mut tally = std::mem::take(&mut self.tally);
         if let Some(parser) = self.current.take() {
@@ -311,7 +312,7 @@ mod tests {
         }
     }
 
-    /// Feeds `output` in pieces of `size` bytes; the count after `trouble`, and what was shown.
+    /// Feeds `output` in pieces of `size` bytes; returns the count after `trouble`, and the text that was shown.
     fn after(output: &str, size: usize, trouble: Option<&str>) -> (String, String) {
         let (mut count, mut out) = (count(), Vec::new());
         for piece in output.as_bytes().chunks(size) {

@@ -9,7 +9,8 @@ use interrupt_core::Line;
 use super::Ioapic;
 use super::pin::IoapicPin;
 
-/// The time that the hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) is given, as in Linux.
+/// The time that the hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) is given, as in
+/// Linux.
 pub const EOI_DELAY: Duration = Duration::from_millis(10);
 
 impl Ioapic {
@@ -26,9 +27,9 @@ impl Ioapic {
         }
     }
 
-    /// Ends **edge-triggered** interrupts of this vector: tells the listeners, and nothing else. A level pin that shares the
-    /// vector keeps its remote IRR. KVM's own irqchip tells its IOAPIC of these EOIs; hardware and a split irqchip do
-    /// not. See [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
+    /// Ends **edge-triggered** interrupts of this vector: tells the listeners, and nothing else. A level pin that
+    /// shares the vector keeps its remote IRR. KVM's own irqchip tells its IOAPIC of these EOIs; hardware and a split
+    /// irqchip do not. See [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
     pub fn edge_eoi(&self, vector: u8) {
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {

@@ -34,8 +34,8 @@ pub(crate) use pin::{IoapicPin, Outcome};
 /// The IOAPIC that the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
-    /// Version 0x11, as KVM's own: an interrupt is ended by the local APIC's EOI broadcast, or by switching the pin to edge
-    /// and back. The default, because KVM broadcasts every EOI unless the VMM chooses otherwise.
+    /// Version 0x11, as KVM's own: an interrupt is ended by the local APIC's EOI broadcast, or by switching the pin to
+    /// edge and back. The default, because KVM broadcasts every EOI unless the VMM chooses otherwise.
     #[default]
     V11,
     /// Version 0x20: also has the EOI register. A guest that sees this version may suppress EOI broadcasts. On a split
@@ -162,9 +162,9 @@ impl fmt::Debug for IoapicBuilder {
 
 /// An IOAPIC in userspace.
 ///
-/// Devices get a [`source`](Self::source) each, and listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses
-/// to the window come in as [`DeviceMmio`](vm_device::DeviceMmio), its EOIs through [`eoi`](Self::eoi). The chip sends its
-/// messages to an [`MsiOutput`].
+/// Devices get a [`source`](Self::source) each, and listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's
+/// accesses to the window come in as [`DeviceMmio`](vm_device::DeviceMmio), its EOIs through [`eoi`](Self::eoi). The
+/// chip sends its messages to an [`MsiOutput`].
 ///
 /// # When a listener is told
 /// * The EOI of a vector tells every listener of every pin whose entry has that vector, including masked pins and edge
@@ -177,13 +177,13 @@ impl fmt::Debug for IoapicBuilder {
 ///   that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind the old entry.
 ///
 /// # A new destination
-/// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI. KVM
-/// before 6.16 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
+/// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI.
+/// KVM before 6.16 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
 ///
 /// # Locks
-/// Asserting, ending and sending take the lock of the one line, and allocate nothing. Writes of entries go one at a time, also
-/// while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for these writes, except an EOI that has to tell the
-/// output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
+/// Asserting, ending and sending take the lock of the one line, and allocate nothing. Writes of entries go one at a
+/// time, also while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for these writes, except an EOI that has
+/// to tell the output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
     shared: Arc<Shared>,
@@ -304,8 +304,8 @@ impl Ioapic {
         }
     }
 
-    /// Takes over a saved state, and tells the output of every pin that differs. Call this before the sources state their
-    /// levels and before the guest runs (law 17).
+    /// Takes over a saved state, and tells the output of every pin that differs. Call this before the sources state
+    /// their levels and before the guest runs (law 17).
     ///
     /// For a chip behind a [`Router`](crate::Router), call [`Router::restore`](crate::Router::restore) instead.
     ///

@@ -13,7 +13,7 @@ use super::spec::RedirectionEntry;
 /// (IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). The delay lets a guest whose handler does not serve the device run other code.
 pub(super) const EOIS_BEFORE_DELAY: u64 = 10_000;
 
-/// The state of one pin. Bits 16:0 are those of the redirection-table entry.
+/// The state of one pin. Bits 16:0 are bits 16:0 of the redirection-table entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct PinState(u64);
 
@@ -30,7 +30,8 @@ const EDGE: u64 = 1 << 18;
 const STALE: u64 = 1 << 19;
 /// The output knows a message of the pin.
 const ROUTED: u64 = 1 << 20;
-/// The guest has moved the entry to another destination while its interrupt is in service. The output is told at the EOI.
+/// The guest has moved the entry to another destination while its interrupt is in service. The output is told at the
+/// EOI.
 const MOVED: u64 = 1 << 21;
 /// The next interrupt waits for the end of a delay.
 const DELAYED: u64 = 1 << 22;
@@ -190,8 +191,8 @@ impl PinState {
         self.has(MOVED)
     }
 
-    /// The output has been told, and knows whether the pin has a message. Without this call the pin waits for the next write of
-    /// its entry.
+    /// The output has been told, and knows whether the pin has a message. Without this call the pin waits for the next
+    /// write of its entry.
     pub(super) fn told(self, has_message: bool) -> Self {
         self.with(STALE, false).with(ROUTED, has_message)
     }

@@ -39,7 +39,8 @@ pub(super) struct Counters {
 pub(super) struct Shared {
     pub(super) output: Arc<dyn MsiOutput>,
     pub(super) counters: Counters,
-    /// Held from the write of an entry until the output knows of it, so that the output is told in the order of the writes.
+    /// Held from the write of an entry until the output knows of it, so that the output is told in the order of the
+    /// writes.
     pub(super) writes: Mutex<()>,
     /// For each vector, the pins whose entry has the vector, so that an EOI looks at these pins only.
     pins: Box<[AtomicU64]>,

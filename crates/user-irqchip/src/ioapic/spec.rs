@@ -20,7 +20,8 @@ pub(super) const ID: u8 = 0x00;
 pub(super) const VERSION: u8 = 0x01;
 /// Index of the arbitration register, which follows the ID.
 pub(super) const ARBITRATION: u8 = 0x02;
-/// Index of the low half of pin 0's redirection-table entry; pin *n* has `0x10 + 2n` and, for the high half, `0x11 + 2n`.
+/// Index of the low half of pin 0's redirection-table entry; pin *n* has `0x10 + 2n` and, for the high half, `0x11 +
+/// 2n`.
 pub(super) const REDIRECTION_TABLE: u8 = 0x10;
 
 const ID_SHIFT: u32 = 24;

@@ -36,8 +36,8 @@ fn at_rank(rank: u32, highest: u8) -> u8 {
     (rank as u8).wrapping_add(highest) & 7
 }
 
-/// The priority resolver: of the inputs that ask, the one with the highest priority, unless an input of the same or a higher
-/// priority holds it back.
+/// The priority resolver: of the inputs that ask, the one with the highest priority, unless an input of the same or a
+/// higher priority holds it back.
 fn resolve(asking: u8, holding: u8, highest: u8) -> Option<u8> {
     let first = rank(asking, highest);
     (first < rank(holding, highest)).then(|| at_rank(first, highest))
@@ -65,7 +65,7 @@ impl Chip {
         self.state.irr() & !self.state.imr
     }
 
-    /// The inputs in service that hold back those of their priority and below.
+    /// The inputs in service that hold back inputs of the same or a lower priority.
     fn holding(&self) -> u8 {
         let state = &self.state;
         let mut holding = state.isr;

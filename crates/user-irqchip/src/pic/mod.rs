@@ -174,8 +174,8 @@ impl fmt::Debug for PicPin {
 
 /// A pair of 8259s in userspace, with the edge/level control registers of a PC.
 ///
-/// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and listeners
-/// of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
+/// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and
+/// listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
 /// [`DevicePio`]. When INTR rises, the pair calls the hook; the processor then takes the interrupt with
 /// [`acknowledge`](Self::acknowledge).
 ///

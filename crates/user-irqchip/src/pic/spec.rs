@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The 8259's ports, and the meaning of the words that the guest writes to them.
 //!
-//! Source: Intel 8259A datasheet, "Programming the 8259A"; the edge/level control registers are the PIIX's (82371 datasheet,
-//! 4.1.3). Bits for an 8080 processor are ignored, and so is ICW1's level bit, whose place the control registers have taken.
+//! Source: Intel 8259A datasheet, "Programming the 8259A"; the edge/level control registers are the PIIX's (82371
+//! datasheet, 4.1.3). Bits for an 8080 processor are ignored, and so is ICW1's level bit, whose place the control
+//! registers have taken.
 
 /// One of the two chips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,8 @@ pub(super) const CASCADE: u8 = 2;
 pub(super) const SPURIOUS: u8 = 7;
 
 impl Role {
-    /// The inputs that can be level-triggered. The others are the timer, the keyboard, the cascade, the clock and the FPU.
+    /// The inputs that can be level-triggered. The others are the timer, the keyboard, the cascade, the clock and the
+    /// FPU.
     pub(super) fn elcr_mask(self) -> u8 {
         match self {
             Self::Master => 0xf8,
@@ -31,7 +33,7 @@ impl Role {
 /// A register that a port leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Register {
-    /// A0 low: ICW1, OCW2 and OCW3; reads what OCW3 has selected.
+    /// A0 low: ICW1, OCW2 and OCW3; reads the register that OCW3 has selected.
     Command,
     /// A0 high: ICW2 to ICW4 and OCW1; reads the mask.
     Data,

@@ -64,8 +64,8 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Makes one request, and fills `reply` with the data of its reply. `is_right` looks at the first part of the reply,
-    /// before the second part is filled. The limit begins when the requests of other threads are done.
+    /// Makes one request, and fills `reply` with the data of its reply. `is_right` looks at the first part of the
+    /// reply, before the second part is filled. The limit begins when the requests of other threads are done.
     ///
     /// # Errors
     /// * The server's errno, or EIO when the server refused without an errno. The connection stays. It also stays when

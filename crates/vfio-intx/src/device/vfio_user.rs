@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The INTx of a device behind vfio-user: a server in another process, and a Unix socket.
 //!
-//! The requests are those of the vfio-user specification (libvfio-user, docs/vfio-user.rst).
+//! The requests follow the vfio-user specification (libvfio-user, docs/vfio-user.rst).
 
 use std::fmt;
 use std::io;
@@ -26,10 +26,10 @@ const REGION_WRITE: u16 = 10;
 /// There is one connection, with one request at a time. So a slow access to a region delays a mask or an unmask by a
 /// call. With an unmask eventfd an EOI needs no call.
 ///
-/// Each request ends within the time limit, which begins when the requests of other threads are done, also while signals
-/// interrupt the thread. A request that gets no reply within the limit, or a reply that does not keep to the protocol,
-/// ends the connection: a late reply would be taken for the
-/// reply to the next request. Each later request fails with ENOTCONN.
+/// Each request ends within the time limit, which begins when the requests of other threads are done, also while
+/// signals interrupt the thread. A request that gets no reply within the limit, or a reply that does not keep to the
+/// protocol, ends the connection: a late reply would be taken for the reply to the next request. Each later request
+/// fails with ENOTCONN.
 ///
 /// Poll the descriptor ([`AsFd`]) without any requested event: it reports `POLLHUP` when the server has closed or the
 /// connection has ended. Do not read from the descriptor or write to it.
@@ -107,8 +107,8 @@ impl VfioUserIntx {
         self.connection.request(&request, [&mut [], &mut []], |_| true)
     }
 
-    /// Reads `data.len()` bytes from byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at most
-    /// the bytes that its capabilities say, or 1 MiB if they say nothing.
+    /// Reads `data.len()` bytes from byte `offset` of region `region` (`VFIO_PCI_*_REGION_INDEX`). A server takes at
+    /// most the bytes that its capabilities say, or 1 MiB if they say nothing.
     ///
     /// # Errors
     /// As [`request`](Self::request); EPROTO also for a reply about another offset, region or count; EMSGSIZE for 4 GiB
