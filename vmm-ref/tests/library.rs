@@ -246,6 +246,7 @@ fn a_phantom_is_counted() {
         &traffic,
         &parts.devices,
         &status,
+        false,
         None,
         false,
     );
@@ -272,7 +273,15 @@ fn a_lost_eoi_is_counted() {
     stop.stop().unwrap();
     let traffic = thread.join().unwrap();
     running.stop().unwrap();
-    let summary = Summary::new(&options(composition, 10), &traffic, &devices, &status, None, false);
+    let summary = Summary::new(
+        &options(composition, 10),
+        &traffic,
+        &devices,
+        &status,
+        false,
+        None,
+        false,
+    );
     assert_eq!((summary.asserted, summary.serviced, summary.resampled), (1, 1, 0));
     assert_eq!((summary.lost, summary.outcome), (1, Outcome::Lost));
 }

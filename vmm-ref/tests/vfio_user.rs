@@ -265,10 +265,21 @@ fn loses_nothing(intx: Intx, arguments: &str) {
     let served = Served::new(intx);
     let (status, object) = run(&served, &format!("{arguments} --count {COUNT}"));
     assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");
-    for (field, expected) in [("serviced", COUNT), ("resampled", COUNT), ("lost", 0), ("spurious", 0)] {
-        assert_eq!(object[field], expected, "{field}: {object}");
+    assert_eq!(
+        (&object["serviced"], &object["lost"]),
+        (&COUNT.into(), &0.into()),
+        "{object}"
+    );
+    // With an irqfd a pulse may run the handler once more than needed. That run has an EOI too, at which a device with a
+    // request signals.
+    if intx == Intx::Level {
+        assert_eq!(served.signals(), COUNT, "the device signals once for each interrupt");
+        assert_eq!(
+            (&object["resampled"], &object["spurious"]),
+            (&COUNT.into(), &0.into()),
+            "{object}"
+        );
     }
-    assert_eq!(served.signals(), COUNT, "the device signals once for each interrupt");
 }
 
 fn refuses_the_loop() {

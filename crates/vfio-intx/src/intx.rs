@@ -168,8 +168,7 @@ impl Intx {
     }
 
     /// What a snapshot keeps. Nothing is disturbed, and the relay can go on. The vCPUs should be paused, and the device
-    /// stopped: a pulse that comes later is not in the snapshot. After a restore a pulse may interrupt the guest once
-    /// more than needed, because its interrupt may have been in service.
+    /// stopped: a pulse that comes later is not in the snapshot.
     pub fn save(&self) -> IntxState {
         self.machine.with(|control| {
             // Whoever adds a desire decides here whether it is part of a snapshot.

@@ -44,6 +44,11 @@ impl Signal {
 /// system call: two waits, one to assert, one to lower, one to unmask. The eventfds are watched edge-triggered, so that
 /// none is read; but the trigger of a device that pulses is read for each pulse, and such a device is not unmasked.
 /// Nothing is allocated.
+///
+/// A pulse is asserted a second time after the first EOI, unless the source answers
+/// [`Delivered`](interrupt_core::Delivery::Delivered): that EOI may be another device's, whose handlers looked at this
+/// device before the pulse. An irqfd never answers so: with an irqfd the guest's handler runs once for nothing after a
+/// pulse, or after the last of several that follow closely.
 pub struct Relay {
     pub(crate) machine: Arc<StateMachine>,
     /// The event loop watches the EOI eventfd.

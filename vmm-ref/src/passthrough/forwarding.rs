@@ -69,6 +69,12 @@ impl Forwarding {
         self.parts.as_ref().map(|(connection, _)| connection)
     }
 
+    /// Whether the device pulses. With an irqfd a pulse may run the guest's handler once more than needed.
+    pub fn pulses(&self) -> bool {
+        let parts = self.parts.as_ref();
+        parts.is_some_and(|(_, intx)| !intx.info().automasked)
+    }
+
     /// The path of INTx, and the reason for it.
     pub fn explanation(&self) -> Option<Explanation> {
         self.connection().map(|connection| connection.explain())

@@ -228,6 +228,11 @@ pub fn probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
 fn closing(summary: &Summary) -> String {
     let (done, count) = (summary.done, summary.options.count);
     match summary.outcome {
+        Outcome::Ok if summary.spurious > 0 => {
+            format!(
+                "all well: {done} of {count} round trips, nothing lost; the device pulses, and a pulse may be told twice"
+            )
+        }
         Outcome::Ok => format!("all well: {done} of {count} round trips, nothing lost, nothing spurious"),
         Outcome::Lost => format!("NOT well: {} lost after {done} of {count} round trips", summary.lost),
         Outcome::Spurious => format!(

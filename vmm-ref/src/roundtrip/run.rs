@@ -54,6 +54,7 @@ pub fn run(
         guest.map_bar(passthrough.edu.bar())?;
     }
     let forwarding = parts.forwarding().and_then(Forwarding::explanation);
+    let pulses = parts.forwarding().is_some_and(Forwarding::pulses);
     let progress = Arc::new(Progress::default());
     let swapper = match (parts.forwarding(), options.swap_every) {
         (Some(forwarding), Some(every)) => Some(Swapper::start(forwarding, every, &progress)?),
@@ -141,6 +142,7 @@ pub fn run(
         &traffic,
         &devices,
         &status,
+        pulses,
         doorbell.map(Doorbell::summary).transpose()?,
         interrupted.load(Ordering::Acquire),
     );

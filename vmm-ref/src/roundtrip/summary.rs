@@ -65,6 +65,8 @@ pub struct Summary {
     pub lost: u64,
     /// Interrupts that the guest took beyond the assertions made.
     pub spurious: u64,
+    /// The device pulses: its relay may run the handler once more than needed, which is no failure.
+    pub pulses: bool,
     /// How often the handler ran.
     pub handler_runs: u64,
     /// How often the handler found no request.
@@ -94,6 +96,7 @@ impl Summary {
         traffic: &Traffic,
         devices: &[Device],
         status: &Status,
+        pulses: bool,
         doorbell: Option<DoorbellSummary>,
         interrupted: bool,
     ) -> Self {
@@ -109,6 +112,7 @@ impl Summary {
             // Without an EOI a served request is not lost, although its device is not notified.
             lost: raised - if options.guest_eoi { traffic.done } else { serviced },
             spurious: handler_runs.saturating_sub(asserted) + u64::from(status.stray()),
+            pulses,
             handler_runs,
             found_nothing: status.found_nothing().into(),
             latency: traffic.latency.percentiles(),
@@ -134,7 +138,7 @@ impl Summary {
     fn judge(&self, interrupted: bool) -> Outcome {
         if self.lost > 0 {
             Outcome::Lost
-        } else if self.spurious > 0 {
+        } else if self.spurious > 0 && !self.pulses {
             Outcome::Spurious
         } else if self.doorbell.as_ref().is_some_and(|doorbell| !doorbell.is_exact()) {
             Outcome::Doorbell
@@ -172,6 +176,7 @@ pub(crate) mod tests {
             resampled: 10_000,
             lost: 0,
             spurious: 0,
+            pulses: false,
             handler_runs: 10_000,
             found_nothing: 0,
             latency: Some(Percentiles {
@@ -208,6 +213,8 @@ pub(crate) mod tests {
     fn a_run_is_judged_by_its_worst() {
         assert_eq!(outcome(true, false, |_| {}), Outcome::Ok);
         assert_eq!(outcome(true, false, |run| run.spurious = 1), Outcome::Spurious);
+        let pulses = outcome(true, false, |run| (run.spurious, run.pulses) = (1, true));
+        assert_eq!(pulses, Outcome::Ok);
         assert_eq!(
             outcome(true, true, |run| (run.lost, run.spurious) = (1, 1)),
             Outcome::Lost

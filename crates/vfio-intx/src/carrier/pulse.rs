@@ -4,6 +4,9 @@
 //! A pulse is kept in the trigger eventfd until the relay takes it, and by the relay from then on. The relay notes a
 //! pulse before it takes the pulse, so that a snapshot finds the pulse in one place or the other at any moment. That
 //! needs a read for each pulse, and such a device needs no unmask.
+//!
+//! Nor has a pulse a level that would say it again, so no EOI may end a pulse that the guest has not seen. Where the
+//! relay cannot tell whose EOI it gets, it asserts once more: a handler that runs for nothing is harmless.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +27,7 @@ pub(crate) struct PulseRelay {
     last: Mutex<Option<SourceKey>>,
     /// The line is asserted and its EOI has not been seen.
     pending: AtomicBool,
-    /// The device pulsed when the guest may have looked at the device already: the EOI is followed by another
-    /// assertion.
+    /// The guest may have looked at the device before the last pulse: the EOI is followed by another assertion.
     again: AtomicBool,
     /// The line may be in service from before the wires were changed.
     unsure: AtomicBool,
@@ -68,9 +70,11 @@ impl Carrier for PulseRelay {
             return Ok(());
         }
         let delivery = line.assert().map_err(self.wires.error(RelayStep::Assert))?;
-        // Another sharer's interrupt may be in service, the pin may be masked, or the line may be in service since
-        // before the wires were changed: whether the guest still looks at this device before the next EOI is not known.
-        if matches!(delivery, Delivery::Pending | Delivery::Coalesced) || self.unsure.swap(false, Ordering::Relaxed) {
+        // Unless the controller says that the assertion sent an interrupt, another sharer's interrupt may be in service;
+        // and after a change of wiring the line may be in service since before. Then the next EOI may end a look at this
+        // device that came before the pulse.
+        let sent = matches!(delivery, Delivery::Delivered(_));
+        if self.unsure.swap(false, Ordering::Relaxed) || !sent {
             self.again.store(true, Ordering::Relaxed);
         }
         Ok(())

@@ -151,15 +151,22 @@ impl<R: Rig, G: Guest> World<R, G> {
         self.pump();
     }
 
-    /// Raises and has the guest serve, `count` times; then nothing more may come.
+    /// Raises and has the guest serve, `count` times; then nothing more may come. With an irqfd a pulse may run the
+    /// guest's handler once more than needed.
     #[track_caller]
     pub fn works(&mut self, count: u32) {
         let before = (self.served, self.spurious);
         for _ in 0..count {
             self.round();
         }
+        let pulses = !self.intx.info().automasked;
+        if pulses {
+            self.serve_all();
+        }
         self.rests();
-        assert_eq!((self.served, self.spurious), (before.0 + count, before.1));
+        assert_eq!(self.served, before.0 + count);
+        let unneeded = if pulses { count } else { 0 };
+        assert!(self.spurious <= before.1 + unneeded, "{} and {before:?}", self.spurious);
     }
 
     pub fn any_line_is_high(&self) -> bool {

@@ -119,6 +119,8 @@ pub struct World {
     pub spurious: usize,
     /// How often it may: an operation that takes an interrupt off the line cannot take it back from the processor.
     pub excused: usize,
+    /// How often the guest has ended the interrupt of another device.
+    others: usize,
     message: OwnedFd,
 }
 
@@ -161,6 +163,7 @@ impl World {
             served: 0,
             spurious: 0,
             excused: 0,
+            others: 0,
             message: new_eventfd(),
         }
     }
@@ -176,13 +179,10 @@ impl World {
     pub fn can(&self, op: Op) -> bool {
         let asked = &self.asked;
         match op {
-            // A pulse that comes to a disabled INTx is nobody's, and one on a line whose EOI is another's may be lost: there is no
-            // level that would say it again.
-            Op::Disable | Op::DisIntx(_) | Op::DisIntxFirst(_) | Op::EnterMsi | Op::Reset | Op::OthersEoi
-                if self.pulses =>
-            {
-                false
-            }
+            // A pulse that comes to a disabled INTx is nobody's: there is no level that would say it again.
+            Op::Disable | Op::DisIntx(_) | Op::DisIntxFirst(_) | Op::EnterMsi | Op::Reset if self.pulses => false,
+            // Of two such interrupts the second one's handlers look at this device after the first one's EOI.
+            Op::OthersEoi if self.pulses && self.others > 0 => false,
             // Once more is another try of the direct path.
             Op::Enable => !asked.enabled || self.refused || self.faults.any(),
             Op::Disable => asked.enabled,
@@ -382,7 +382,10 @@ impl World {
             },
             Op::Inject => return self.lines.iter().fold(false, |any, line| line.inject() | any),
             Op::PollUnmask => return self.model.poll_unmask(),
-            Op::OthersEoi => self.lines[0].eoi(),
+            Op::OthersEoi => {
+                self.others += 1;
+                self.lines[0].eoi();
+            }
             Op::Accept => {
                 if let Some(line) = self.lines.iter().find(|line| line.can_accept()) {
                     line.accept();
