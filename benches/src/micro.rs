@@ -66,8 +66,8 @@ fn one(directory: &Path) -> Option<(String, [f64; 3])> {
     Some((benchmark.full_id, [lower_bound, median.point_estimate, upper_bound]))
 }
 
-/// Instructions of one operation: those of 2000 less those of 1000, by valgrind, of `program` run as
-/// `program OPERATION COUNT`.
+/// Instructions of one operation, counted by valgrind for `program OPERATION COUNT`: the count for 2000 operations
+/// minus the count for 1000.
 ///
 /// # Errors
 /// When valgrind is missing, or its output cannot be parsed.

@@ -167,7 +167,7 @@ pub struct Waiting {
     pub idle: Spread,
     /// The same ratio with all processors busy.
     pub busy: Spread,
-    /// Microseconds of processor time that one adaptive wait of a second took.
+    /// The processor time of one adaptive wait of a second, in microseconds.
     pub second_us: f64,
 }
 

@@ -111,7 +111,7 @@ impl Suite {
         self
     }
 
-    /// Runs what the command line asks for, prints the skip lines, and gives the exit code for `main` to return.
+    /// Runs the trials that the command line selects, prints the skip lines, and returns the exit code for `main`.
     pub fn run(self) -> ExitCode {
         let mut arguments = Arguments::from_args();
         if self.serial {

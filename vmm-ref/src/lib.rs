@@ -6,11 +6,11 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`composition`] | the options, and which of them go together |
-//! | [`vm`] | what both machines need: the VM, its interrupt controllers, the threads of its processors |
+//! | [`vm`] | the parts of both machines: the VM, its interrupt controllers, the threads of its processors |
 //! | [`passthrough`] | a device whose INTx is forwarded to the guest |
 //! | [`roundtrip`] | round trips through a small guest of our own, counted and timed |
 //! | [`linux`] | a stock Linux as the guest |
-//! | [`probe`] | what this host can do |
+//! | [`probe`] | the host's capabilities, each found by a trial |
 //! | [`report`] | the output, as lines and as JSON |
 //!
 //! The embedded device ([`roundtrip::device`]) is written against `interrupt-core` alone. It is the same in every

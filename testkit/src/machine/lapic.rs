@@ -49,7 +49,8 @@ impl Lapic {
         (0..=u8::MAX).rev().find(|&vector| self.isr(vector))
     }
 
-    /// The vector the CPU would take now: the highest that waits, if its priority class is above the one in service.
+    /// The vector the CPU would take now: the highest waiting vector, if its priority class is above that of the vector
+    /// in service.
     pub fn deliverable(&self) -> Option<u8> {
         let class = |vector: u8| vector >> 4;
         let vector = self.highest_irr()?;

@@ -76,7 +76,7 @@ fn is_vfio(driver: &str) -> bool {
     driver.contains("vfio")
 }
 
-/// The devices of the group that a driver of the host uses. Those without a driver, and bridges, may stay.
+/// The devices of the group that a driver of the host uses. Devices without a driver, and bridges, are allowed.
 fn in_the_way(device: &Path) -> Vec<String> {
     let devices = fs::read_dir(device.join("iommu_group/devices"))
         .into_iter()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vmm-ref probe`: what this host can do.
+//! `vmm-ref probe`: finds this host's capabilities by trials.
 
 pub mod capabilities;
 mod trial;

@@ -56,7 +56,7 @@ fn is_pending(vm: &VmFd) -> Result<bool> {
         ..Default::default()
     };
     vm.get_irqchip(&mut chip).map_err(at("KVM_GET_IRQCHIP"))?;
-    // SAFETY: every bit pattern is a valid state, and the kernel has just written the one of an IOAPIC.
+    // SAFETY: every bit pattern is a valid state, and the kernel has just written an IOAPIC's state.
     Ok(unsafe { chip.chip.ioapic }.irr & (1 << GSI) != 0)
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The one place where a [`Composition`] becomes objects. A new value of an option is a new arm here.
+//! Builds the objects of a [`Composition`]. No other module does. A new value of an option needs a new arm here.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Changes of path while interrupts flow: every so many round trips, at a random moment of the next one, to a path at
-//! random.
+//! Changes the path while interrupts flow: after a number of round trips, at a random moment of the next round trip, to
+//! a random path.
 
 use std::collections::BTreeMap;
 use std::hint::spin_loop;

@@ -39,7 +39,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// A machine that goes on.
+    /// Makes the state of a machine that has not ended.
     ///
     /// # Errors
     /// As [`Wake::new`].
@@ -59,8 +59,8 @@ impl Ending {
         self.event.wake();
     }
 
-    /// Ends the machine because a device could not do what the guest asked for. A processor returns the first such
-    /// error.
+    /// Ends the machine because a device could not do what the guest asked for. A processor returns the first error of
+    /// a device.
     pub fn fail(&self, error: Error) {
         lock(&self.failure).get_or_insert(error);
         self.end(End::Failed);

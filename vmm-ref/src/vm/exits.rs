@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The one exit loop: where each exit of a processor leads.
+//! The exit loop: dispatches each exit of a processor to its target.
 
 use std::fmt;
 use std::sync::Arc;
@@ -124,7 +124,7 @@ impl Exits {
                 ioapic.eoi(vector);
                 Ok(())
             }
-            // `inject` looks at the 8259 before the next entry.
+            // `inject` checks the 8259 before the next entry.
             (VcpuExit::IrqWindowOpen, Controllers::User(_)) => Ok(()),
             (VcpuExit::Hlt, Controllers::User(chips)) => {
                 let (pic, processor) = (&chips.pic, &chips.processor);

@@ -43,7 +43,7 @@ pub struct UserChips {
     pub apics: Arc<LocalApics>,
     /// The router, which drives both controllers from each GSI.
     pub router: Arc<Router>,
-    /// The one processor.
+    /// The machine's only processor.
     pub processor: Processor,
 }
 

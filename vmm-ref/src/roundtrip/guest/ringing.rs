@@ -84,7 +84,7 @@ impl Ringing {
         })
     }
 
-    /// Lets the next batch have `stores` to each doorbell, [`BATCH_MAX`] at most. With 0 the guest goes on to its
+    /// Lets the next batch have `stores` to each doorbell, [`BATCH_MAX`] at most. With 0 the guest continues with its
     /// interrupts.
     ///
     /// The guest must not have started yet, or must stand still in its write to [`BATCH_PORT`].

@@ -67,7 +67,7 @@ impl Status {
         self.found_nothing.load(Ordering::Acquire)
     }
 
-    /// How many interrupts came at a vector that a controller uses for spurious ones.
+    /// How many interrupts came at a controller's vector for spurious interrupts.
     pub fn stray(&self) -> u32 {
         self.stray.load(Ordering::Acquire)
     }
