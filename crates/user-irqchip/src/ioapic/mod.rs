@@ -169,21 +169,22 @@ impl fmt::Debug for IoapicBuilder {
 /// # When a listener is told
 /// * The EOI of a vector tells every listener of every pin whose entry has that vector, including masked pins and edge
 ///   pins, also when another pin sent the interrupt.
-/// * A write of an entry that leaves a level pin unmasked, its line high and nothing in service, tells the listeners of
-///   that pin too, as in Linux since 6.4. The chip first lowers the sources that an EOI lowers ([`LoweredBy::Eoi`]),
-///   and sends the interrupt if the line is high after that. So a device whose cause has ended before the unmask makes
-///   no interrupt.
-/// * A write that unmasks a level pin with a low line, or changes its message, tells the listeners of the GSI. A signal
-///   that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind the old entry.
+/// * A write of an entry that leaves a level pin unmasked, with a high line and no interrupt in service, tells the
+///   listeners of that pin too, as in Linux since 6.4. The chip first lowers the sources that an EOI lowers
+///   ([`LoweredBy::Eoi`]), and sends the interrupt if the line is high after that. So a device whose cause has ended
+///   before the unmask makes no interrupt.
+/// * If the line of a level pin is low, a write that unmasks the pin or changes its message tells the listeners of the
+///   GSI. A signal that goes to the processor without this chip (an irqfd on the pin's GSI) may have been lost behind
+///   the old entry.
 ///
 /// # A new destination
 /// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI.
 /// KVM before 6.16 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
 ///
 /// # Locks
-/// Asserting, ending and sending take the lock of the one line, and allocate nothing. Writes of entries go one at a
-/// time, also while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for these writes, except an EOI that has
-/// to tell the output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
+/// An assertion, an EOI and a message take only the lock of their line, and allocate nothing. Writes of entries go one
+/// at a time, also while [`MsiOutput::set_pin`] runs; levels and EOIs do not wait for these writes, except an EOI that
+/// has to tell the output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
     shared: Arc<Shared>,

@@ -24,9 +24,9 @@ const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
 const ENOTTY: i32 = 25;
 
-/// How many interrupt indices `vfio-pci` has: INTx, MSI, MSI-X, error, request.
+/// The number of `vfio-pci`'s interrupt indices: INTx, MSI, MSI-X, error, request.
 const INDICES: u32 = 5;
-/// How many requests [`ModelIntx::recent_requests`] remembers.
+/// The number of requests that [`ModelIntx::recent_requests`] remembers.
 const REMEMBERED: usize = 32;
 
 fn errno(errno: i32) -> io::Error {
@@ -245,7 +245,7 @@ impl ModelIntx {
         self.state().refusal = Refusal { skip, times, errno };
     }
 
-    /// How many requests were refused so far.
+    /// The number of refused requests.
     pub fn refused(&self) -> usize {
         self.state().refused
     }
