@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::results::{Figures, PerRoundTrip, Spread};
 
 /// Something that makes round trips.
-pub struct EoiScope<'a> {
+pub struct Subject<'a> {
     /// The subject's name.
     pub name: String,
     /// How the subject waits for EOIs.
@@ -20,7 +20,7 @@ pub struct EoiScope<'a> {
     pub round_trips: Box<dyn FnMut(u64) -> Result<Latency> + 'a>,
 }
 
-impl std::fmt::Debug for EoiScope<'_> {
+impl std::fmt::Debug for Subject<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, {}", self.name, self.wait)
     }
@@ -40,7 +40,7 @@ pub struct Extent {
 /// # Errors
 /// The first round trip that fails.
 pub fn in_turns(
-    subjects: &mut [EoiScope<'_>],
+    subjects: &mut [Subject<'_>],
     extent: Extent,
     counters: &mut Counters,
     on_step: &mut dyn FnMut(),
@@ -84,7 +84,7 @@ pub fn ratio(of: &[f64], over: &[f64]) -> Spread {
 }
 
 /// The cost of a long run minus the cost of a short run, which excludes set-up and tear-down.
-fn per_round_trip(subject: &mut EoiScope<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
+fn per_round_trip(subject: &mut Subject<'_>, rounds: u64, counters: &mut Counters) -> Result<PerRoundTrip> {
     let mut of = |count| {
         let before = counters.read();
         (subject.round_trips)(count)?;

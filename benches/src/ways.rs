@@ -17,7 +17,7 @@ use vmm_ref::roundtrip::summary::{Options, Outcome};
 
 use crate::Result;
 use crate::floor::{Floor, Path};
-use crate::measure::EoiScope;
+use crate::measure::Subject;
 use crate::results::{Control, LeftOut};
 
 /// One irqchip and controller: its negative control, and all ways through it.
@@ -26,7 +26,7 @@ pub struct Group<'a> {
     /// The result of the negative control.
     pub control: Control,
     /// The subjects, each floor before the compositions on it.
-    pub subjects: Vec<EoiScope<'a>>,
+    pub subjects: Vec<Subject<'a>>,
 }
 
 /// The subjects to measure.
@@ -148,8 +148,8 @@ fn subjects<'a>(
     full: bool,
     eoi: bool,
     interrupted: &'a AtomicBool,
-) -> Vec<EoiScope<'a>> {
-    let (mut subjects, mut floors): (Vec<EoiScope<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
+) -> Vec<Subject<'a>> {
+    let (mut subjects, mut floors): (Vec<Subject<'a>>, Vec<(Floor, usize)>) = (Vec::new(), Vec::new());
     let mut add = |composition: Composition| {
         let floor = Floor::under(&composition);
         let known = floors.iter().find(|(other, _)| *other == floor).map(|(_, at)| *at);
@@ -187,7 +187,7 @@ fn subjects<'a>(
     subjects
 }
 
-fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> EoiScope<'_> {
+fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
     let path = match floor.path {
         Path::Resample => "bare irqfd and resamplefd",
         Path::Line => "bare KVM_IRQ_LINE and resamplefd",
@@ -196,7 +196,7 @@ fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> EoiScope<'_> {
         Path::Thread => "a thread woken and an eventfd",
         Path::Intx(_) => "bare VFIO and irqfd, in the kernel",
     };
-    EoiScope {
+    Subject {
         name: path.to_owned(),
         wait: if floor.polls { "busy poll" } else { "blocking read" }.to_owned(),
         floor: None,
@@ -209,8 +209,8 @@ fn of_composition<'a>(
     composition: Composition,
     floor: usize,
     interrupted: &'a AtomicBool,
-) -> EoiScope<'a> {
-    EoiScope {
+) -> Subject<'a> {
+    Subject {
         name: match composition.device {
             DeviceKind::Embedded => format!("{}, told by {}", name(&composition.source), name(&composition.eoi)),
             DeviceKind::Model => format!("model device, {}", name(&composition.forward)),
