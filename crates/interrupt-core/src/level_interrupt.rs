@@ -98,7 +98,7 @@ impl LevelInterrupt {
         let weak = Arc::downgrade(&shared);
         let listener = Listener::callback(move |_| {
             if let Some(shared) = weak.upgrade() {
-                // The error is counted; a listener has nobody to tell it to.
+                // The error is counted. A listener returns nothing.
                 drop(shared.on(Event::Eoi));
             }
         });
@@ -191,7 +191,7 @@ struct State {
     dirty: bool,
     /// A thread is in [`Shared::drive`]. Only this thread uses the source, and it looks at every event before it leaves.
     driving: bool,
-    /// How many threads wait for the one that drives. Without any of them nobody is woken, which would be a system call.
+    /// How many threads wait for the driving thread. With none, the driving thread saves the system call that wakes.
     waiting: usize,
     counts: InterruptCounts,
 }
@@ -262,7 +262,7 @@ impl Shared {
         result
     }
 
-    /// Brings the source to the level, until no event is left that nobody has looked at. Returns the last error.
+    /// Drives the source until every event has been looked at. Returns the last error.
     fn drive(&self) -> Result<()> {
         let mut result = Ok(());
         let mut state = self.state();

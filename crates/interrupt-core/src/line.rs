@@ -212,7 +212,7 @@ impl<P: Pin> Line<P> {
     }
 
     /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin
-    /// leads. Otherwise the old target would keep a level that nobody lowers any more.
+    /// leads. Otherwise the old target would keep the level for ever.
     ///
     /// `change` runs under the pin's lock. What it replaces is to be in its result, and what it consumes in an `Option`
     /// that it takes from, so that both are dropped without the lock.
@@ -419,7 +419,7 @@ impl<P: Pin> LevelSource for LineSource<P> {
 
 impl<P: Pin> Drop for LineSource<P> {
     fn drop(&mut self) {
-        // There is nobody to tell. A pin that would not be lowered now is lowered at the line's next change.
+        // Drop returns no error. A pin that refuses now is lowered at the line's next change.
         drop(self.line.remove(&self.contribution));
     }
 }

@@ -7,7 +7,7 @@
 //!   EOI; on KVM_IRQ_LINE; and on a split irqchip, for which [`KvmInterrupts`] is also the userspace IOAPIC's
 //!   [`MsiOutput`](interrupt_core::MsiOutput);
 //! * [`EdgeIrqfd`]: a pulse on a pin, or an MSI, with a mask that keeps what is signalled meanwhile;
-//! * an EOI notifier, for one source by its key or for a GSI whoever drives it: [`KvmInterrupts`] itself is the
+//! * an EOI notifier, for one source by its key, or for a GSI and all sources of the GSI: [`KvmInterrupts`] itself is the
 //!   [`EoiNotifier`](interrupt_core::EoiNotifier);
 //! * [`Routing`]: a change of the GSI routing table;
 //! * [`KvmVfio`]: the KVM-VFIO device, with the forwarding that was proposed for it.

@@ -20,7 +20,7 @@ use crate::status::{State, Status};
 ///
 /// The VMM says what it wants of INTx (enabled, masked, in MSI mode), the connection which line and path; each
 /// operation returns the [`State`] that follows. When a direct path fails, INTx falls to its relay, and is disabled
-/// when the relay cannot be had. INTx is never masked with nobody to unmask it, and [`status`](Self::status) says where
+/// when the relay cannot be had. INTx is never left masked for ever, and [`status`](Self::status) says where
 /// it is and why. While INTx is disabled because a step failed, each operation tries again, and can return the errors
 /// of [`enable`](Self::enable).
 ///
@@ -28,7 +28,7 @@ use crate::status::{State, Status};
 /// line's notifier: none is for the path of an interrupt. None may be called from within a callback of the line, or a
 /// method of the line or the device.
 ///
-/// Dropping it disables INTx. Use one `Intx` for a device: VFIO gives the interrupt to whoever sets the last trigger.
+/// Dropping it disables INTx. Use one `Intx` for a device: VFIO gives the interrupt to the last trigger that is set.
 pub struct Intx {
     machine: Arc<StateMachine>,
 }
@@ -171,7 +171,7 @@ impl Intx {
     /// stopped: a pulse that comes later is not in the snapshot.
     pub fn save(&self) -> IntxState {
         self.machine.with(|control| {
-            // Whoever adds a desire decides here whether it is part of a snapshot.
+            // A new desire does not compile before it is decided here whether a snapshot holds it.
             let Desired {
                 enabled,
                 msi,

@@ -50,7 +50,7 @@ pub(crate) struct StateMachine {
 /// How INTx is wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wiring {
-    /// Nothing is set up at the device, and nobody listens for EOIs.
+    /// Nothing is set up at the device, and the line has no listener of ours.
     Off,
     /// The device signals the relay, which carries nothing. The line is low.
     Quiesced,
@@ -88,7 +88,7 @@ pub(crate) struct Control {
     wiring: Wiring,
     reason: Reason,
     /// The line that INTx is wired to, and the subscription of the EOI eventfd to its EOIs. One eventfd serves all
-    /// paths, so that no EOI finds nobody while the path changes.
+    /// paths, so that an EOI always finds its listener while the path changes.
     attached: Option<(GuestLine, EoiGuard)>,
     /// The device has a trigger of ours. It may have one although INTx is off, when it refused to give the trigger up.
     set_up: bool,
@@ -456,7 +456,7 @@ impl StateMachine {
         }
     }
 
-    /// The device signals the relay now, or nobody.
+    /// The device signals the relay now, or nothing.
     fn lower_stale(control: &mut Control) {
         if let Some(line) = control.stale_trigger.take() {
             control.note(line.source().force_deassert());
@@ -727,7 +727,7 @@ impl StateMachine {
             .take_over(Arc::clone(line.source()))
             .and_then(|signalled| self.wires().watch_eoi(true).map(|()| signalled));
         match taken.map_err(|error| os("eventfd of the relay", line, error))? {
-            // It has masked itself, and nobody has carried the signal.
+            // The device has masked itself, and the signal has not been carried.
             true => self.unmask_relayed(control),
             false => Ok(()),
         }
@@ -802,7 +802,7 @@ impl StateMachine {
         })
     }
 
-    /// Nobody runs the relay any more: a direct path that INTx is connected by gets another try.
+    /// The relay has ended: a direct path that INTx is connected by gets another try.
     pub(crate) fn relay_has_gone(&self) {
         self.with(|control| {
             control.has_relay = false;

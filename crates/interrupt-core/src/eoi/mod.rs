@@ -62,7 +62,7 @@ impl Listener {
         matches!(self.0, How::Callback(_))
     }
 
-    /// Makes the eventfd non-blocking, so that telling the listener blocks nobody.
+    /// Makes the eventfd non-blocking, so that no EOI waits for the reader.
     fn prepare(&self, gsi: Gsi) -> Result<()> {
         let How::Fd(file) = &self.0 else {
             return Ok(());

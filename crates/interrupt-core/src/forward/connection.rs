@@ -12,7 +12,7 @@ use crate::Gsi;
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, MutexGuard};
 
-/// The path of a connection of which nobody has asked anything.
+/// The path that a connection takes without a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// The best path.

@@ -79,7 +79,7 @@ pub trait Producer: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When the path cannot be had. The interrupt is then carried by another path or disabled at the device, and
-    /// [`state`](Self::state) says which; it is not masked with nobody to unmask it.
+    /// [`state`](Self::state) says which. The interrupt is never left masked for ever.
     fn start(&self) -> Result<()>;
 }
 

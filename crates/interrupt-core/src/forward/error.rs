@@ -51,7 +51,7 @@ pub enum Error {
     /// A method of an end has used the connection that called it. EDEADLK. Nothing has changed.
     #[error("the connection is calling this method, and cannot be used within it")]
     Reentrant,
-    /// Nobody is registered under this identity. ENOENT.
+    /// No end is registered under this identity. ENOENT.
     #[error("{0} is not registered")]
     NotFound(EventfdId),
     /// A malformed request to forward or unforward. EINVAL.

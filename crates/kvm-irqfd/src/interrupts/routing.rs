@@ -14,17 +14,16 @@ use crate::routes::{Changes, Route, Routes};
 
 const OPERATION: &str = "KVM_SET_GSI_ROUTING";
 
-/// A change of the routing table that is being put together. Nothing changes before it is [committed](Self::commit),
-/// and nobody waits for it: it changes the GSIs that it names, in whatever table there is then.
+/// A change of some GSIs' routes. The change holds no lock and has no effect before it is
+/// [committed](Self::commit); the commit changes the table as it is at that time.
 ///
-/// The irqfds of a line whose route changes are off while the table is exchanged, and a level of KVM_IRQ_LINE is low: a
-/// level that KVM still held for the old pin would be delivered for ever, and nothing would lower it. Nothing is lost
-/// by that. A trigger that is signalled meanwhile fires after it, and whoever listens to the line's EOIs is asked for
-/// the level.
+/// The commit takes the irqfds of each line whose route changes off, and lowers a level of KVM_IRQ_LINE, before it
+/// exchanges the table: KVM would deliver a level that it still holds for the old pin for ever (law 3). No interrupt is
+/// lost. A trigger that is signalled during the commit fires after the commit, and the listeners of the line's EOIs are
+/// asked for the level.
 ///
 /// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let interrupts: kvm_irqfd::KvmInterrupts = todo!();
+/// # fn example(interrupts: &kvm_irqfd::KvmInterrupts) -> Result<(), Box<dyn std::error::Error>> {
 /// use kvm_irqfd::{Chip, Route};
 /// use interrupt_core::Gsi;
 ///

@@ -66,7 +66,7 @@ fn adopt(fd: OwnedFd, gsi: Gsi) -> interrupt_core::Result<Arc<Told>> {
     told.map_err(|error| error.into_core(OPERATION, gsi))
 }
 
-/// A resample irqfd whose trigger nobody has.
+/// A resample irqfd whose trigger is never signalled.
 fn notify_only(books: &Books, gsi: Gsi, told: Arc<Told>) -> Result<u64> {
     let trigger = Arc::new(Eventfd::new(&*books.assigner.kernel, gsi)?);
     let irqfd = Irqfd::new(BindingKind::Notify, gsi, None, trigger, ResampleFd::Fd(told))?;

@@ -105,7 +105,7 @@ impl Eventfd {
 
     fn add(&self, count: u64) -> io::Result<()> {
         if self.may_block {
-            // Whoever else holds the eventfd may have filled its counter, and may never read it.
+            // Another holder of the eventfd may have filled the counter, and may never read it.
             let mut fds = [PollFd::new(self, PollFlags::OUT)];
             if poll(&mut fds, Some(&Timespec::default()))? == 0 {
                 return Ok(());

@@ -31,7 +31,7 @@ impl Told {
 pub(crate) enum ResampleFd {
     /// None: the irqfd is an edge irqfd.
     None,
-    /// Nobody listens. KVM wants a resamplefd all the same, and gets one that all such irqfds of the VM share.
+    /// No listener. KVM still needs a resamplefd: all such irqfds of the VM share one.
     Discarded,
     /// A listener's.
     Fd(Arc<Told>),
@@ -95,7 +95,7 @@ impl Irqfd {
 /// Assigns the irqfds of one VM.
 pub(crate) struct Assigner {
     pub(crate) kernel: Arc<dyn Kernel>,
-    /// The resamplefd of irqfds without a listener. KVM holds references of its own; nobody reads the counter.
+    /// The resamplefd of irqfds without a listener. KVM holds references of its own. The counter is never read.
     discarded: Eventfd,
     /// The trigger of the resample irqfd that stands in while another one is exchanged. Made beforehand, so that no
     /// exchange fails for want of an fd.

@@ -244,7 +244,7 @@ impl GsiLine {
         self.sources.retain(|other| *other != token);
         if self.sources.is_empty() {
             if let Some(line) = self.irq_line.take() {
-                // Does nothing, unless KVM refused to lower the line when the source went: nobody else would try again.
+                // Lowers the line again only if KVM refused to lower it when the source was dropped.
                 drop(line.while_low(|_| ()));
                 afterwards.drop.push(Gone::Line(line));
             }
