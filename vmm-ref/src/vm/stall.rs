@@ -4,6 +4,9 @@
 //! A limit on wall-clock time would also limit the other load of the host. The limits here are on this process's *own
 //! time*: wall-clock time without the time in which one of its threads was ready and waited for a CPU. On a quiet host
 //! the two are equal.
+//!
+//! Threads of this process also wait for each other: on one CPU a polling thread is ready and waits for as long as a
+//! guest spins. So own time is at least half of the time that the process was on a CPU.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +24,8 @@ pub struct StallDetector {
     limit: Duration,
     progress: u64,
     last: Instant,
-    /// The time that each thread had waited for a CPU at `last`. `None` right after progress, so that progress costs no
-    /// read of `schedstat`.
-    waited: Option<BTreeMap<u32, Duration>>,
+    /// What each thread had spent at `last`. `None` right after progress, so that progress costs no read of `schedstat`.
+    spent: Option<BTreeMap<u32, Spent>>,
     /// Own time since the last progress.
     own: Duration,
 }
@@ -35,7 +37,7 @@ impl StallDetector {
             limit,
             progress: 0,
             last: Instant::now(),
-            waited: None,
+            spent: None,
             own: Duration::ZERO,
         }
     }
@@ -46,44 +48,86 @@ impl StallDetector {
         if progress != self.progress {
             (self.progress, self.own) = (progress, Duration::ZERO);
             self.last = Instant::now();
-            self.waited = None;
+            self.spent = None;
             return false;
         }
         let wall = self.last.elapsed();
         if wall >= INTERVAL {
-            let now = waited();
-            if let Some(before) = &self.waited {
-                let delay = |(thread, waited): (&u32, &Duration)| {
-                    waited.saturating_sub(before.get(thread).copied().unwrap_or_default())
-                };
-                self.own += wall.saturating_sub(now.iter().map(delay).sum());
+            let now = spent();
+            if let Some(before) = &self.spent {
+                let (mut running, mut waiting) = (Duration::ZERO, Duration::ZERO);
+                for (thread, now) in &now {
+                    let before = before.get(thread).copied().unwrap_or_default();
+                    running += now.running.saturating_sub(before.running);
+                    waiting += now.waiting.saturating_sub(before.waiting);
+                }
+                self.own += wall.saturating_sub(waiting).max(running.min(wall) / 2);
             }
             self.last += wall;
-            self.waited = Some(now);
+            self.spent = Some(now);
         }
         self.own >= self.limit
     }
 }
 
-/// How long each thread of this process has been ready and waited for a CPU. Empty on a kernel without `schedstat`: own
-/// time is then wall-clock time.
-fn waited() -> BTreeMap<u32, Duration> {
+/// What a thread has spent since its start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    /// Time on a CPU.
+    running: Duration,
+    /// Time in which the thread was ready and waited for a CPU.
+    waiting: Duration,
+}
+
+/// What each thread of this process has spent. Empty on a kernel without `schedstat`: own time is then wall-clock time.
+fn spent() -> BTreeMap<u32, Spent> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let of = |entry: fs::DirEntry| {
         // Time on a CPU, time waited, number of turns; in nanoseconds.
         let text = fs::read_to_string(entry.path().join("schedstat")).ok()?;
-        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
+        let mut fields = text
+            .split_whitespace()
+            .map(|field| field.parse().map(Duration::from_nanos).ok());
+        let (running, waiting) = (fields.next()??, fields.next()??);
         let thread = entry.file_name().to_str()?.parse().ok()?;
-        Some((thread, Duration::from_nanos(waited)))
+        Some((thread, Spent { running, waiting }))
     };
     threads.filter_map(of).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn threads_that_wait_for_each_other_are_no_starved_host() {
+        let stop = AtomicBool::new(false);
+        // More than there are CPUs, so that some of them are ready and wait at any time, and together for longer than
+        // the clock goes.
+        let threads = 3 * thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let mut detector = StallDetector::new(INTERVAL * 5);
+            let start = Instant::now();
+            let mut stalled = false;
+            // On a quiet host it takes 10 intervals.
+            while !stalled && start.elapsed() < INTERVAL * 1000 {
+                thread::sleep(INTERVAL);
+                stalled = detector.is_stalled(0);
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(stalled, "{detector:?}");
+        });
+    }
 
     #[test]
     fn only_what_makes_no_progress_has_stalled() {
