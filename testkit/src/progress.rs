@@ -73,9 +73,15 @@ impl Meter {
         self.threads = threads;
         self.spent.cpu += cpu;
         self.spent.wall += wall;
-        self.spent.own += wall.saturating_sub(waited);
+        self.spent.own += own(wall, cpu, waited);
         self.spent
     }
+}
+
+/// The own time in `wall`. Threads of one program also wait for each other, and together for longer than `wall`: a program
+/// that was on a CPU had at least half of that time.
+fn own(wall: Duration, cpu: Duration, waited: Duration) -> Duration {
+    wall.saturating_sub(waited).max(cpu.min(wall) / 2)
 }
 
 /// The kernel's counts of one thread.
@@ -186,6 +192,22 @@ mod tests {
         );
         assert_eq!(parse_schedstat(""), None);
         assert_eq!(parse_parent("12 (a) b) S 7 12 12 0"), Some(7));
+    }
+
+    #[test]
+    fn threads_that_wait_for_each_other_are_no_busy_machine() {
+        assert_eq!(own(ms(100), ms(20), ms(30)), ms(70));
+        assert_eq!(
+            own(ms(100), ms(90), ms(250)),
+            ms(45),
+            "one CPU, and three more threads that are ready"
+        );
+        assert_eq!(
+            own(ms(100), ms(190), ms(200)),
+            ms(50),
+            "never more than half of the clock's time"
+        );
+        assert_eq!(own(ms(100), ms(0), ms(100)), ms(0), "others have the CPU");
     }
 
     /// A sleeping child uses own time, but no CPU time.
