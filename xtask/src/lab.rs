@@ -4,6 +4,7 @@
 //! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
 //! vfio-pci. The programs in it are the build machine's own.
 
+mod cards;
 mod debian;
 mod emulator;
 mod guest;
@@ -40,10 +41,14 @@ const LAB_FAILED: u8 = 125;
 ///
 /// The PC is emulated in software: it needs neither virtualisation nor VFIO on this machine. In it are Debian's kernel,
 /// KVM with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu`
-/// device at 0000:00:02.0, bound to vfio-pci. The command runs as root in this machine's file tree and in the current
-/// directory; what it writes there is gone afterwards. A first word that is a program of this workspace, such as
-/// `vmm-ref`, is built with --release first. Its standard output and standard error are passed on, and its exit status
-/// is returned; 124 says that the time limit struck, 125 that the lab failed. The log is in target/lab/last.log.
+/// device at 0000:00:02.0, bound to vfio-pci. So are PCI cards that Linux has drivers for: e1000 at 0000:00:0a.0 and
+/// 0000:00:0c.0, rtl8139 at 0000:00:0e.0, e1000e at 0000:00:12.0, and a UHCI with a USB stick at 0000:00:14.0. Each
+/// network card has a neighbour on its link, which the script $IRQ_TEST_NEIGHBOURS brings up as 10.0.LINK.1.
+///
+/// The command runs as root in this machine's file tree and in the current directory; what it writes there is gone
+/// afterwards. A first word that is a program of this workspace, such as `vmm-ref`, is built with --release first. Its
+/// standard output and standard error are passed on, and its exit status is returned; 124 says that the time limit
+/// struck, 125 that the lab failed. The log is in target/lab/last.log.
 ///
 /// A Linux guest finds its kernel, initrd and disk in target/lab/cache/linux-VERSION: vmlinuz, guest-initrd and
 /// guest-disk, of which IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.

@@ -12,7 +12,14 @@
 #   echo          reads a line from the console and says what it was
 #   speed         reads the first disk, of 64 MiB, four times in pieces of 1 MiB, then 4 MiB in pieces of 4 KiB, past the page cache
 #   hold          writes 4 MiB to the first disk and flushes, writes on without flushing, and does not end
+#   cards         loads the drivers of the PCI cards, gives 10.0.LINK.2/24 to each network card, and waits for the links
+#   ping          sends pings=N (100) echo requests to the neighbour of each card, each when the answer to the last is there
+#   transfer      gets 16 MiB from each neighbour and sends these back, over all links at once; both sides say the chemd5sum
+#   stick         prints the SHA-256 of the USB stick's first MiB
 #   status        gives the run the exit status 7
+#
+# Before and after the pings the guest meets the neighbour: it connects to port 7000 and goes on when the neighbour closes
+# the connection, or at once when nobody listens there.
 
 /bin/busybox echo "guest: init"
 /bin/busybox mkdir -p /proc /sys /dev
@@ -27,6 +34,43 @@ while read -r module; do
 done </order
 
 lines() { yes "written by the guest"; }
+
+load() {
+    case " $loaded " in *" $1 "*) return ;; esac
+    loaded="$loaded $1"
+    while read -r module; do
+        insmod "/modules/$module"
+    done <"/order.$1"
+}
+
+# No poll in this script can use a notification: busybox has none of links and disks.
+until_there() {
+    while ! eval "$1"; do usleep 5000; done
+}
+
+# /links has "INTERFACE LINK" for each network card.
+up() {
+    interface=${1##*/}
+    IFS=: read -r _ _ _ _ link _ <"$1/address"
+    link=$((0x$link))
+    # No packets but those that are asked for.
+    echo 1 >"/proc/sys/net/ipv6/conf/$interface/disable_ipv6"
+    ip address add "10.0.$link.2/24" dev "$interface"
+    ip link set "$interface" up
+    echo "$interface $link" >>/links
+}
+
+meet() { nc "10.0.$1.1" 7000 </dev/null 2>/dev/null; }
+
+transfer() {
+    read -r start _ </proc/uptime
+    nc "10.0.$1.1" 7001 </dev/null >"/got.$1" || return
+    read -r middle _ </proc/uptime
+    theirs=$(nc "10.0.$1.1" 7002 <"/got.$1")
+    read -r end _ </proc/uptime
+    ours=$(md5sum <"/got.$1")
+    echo "guest: link $1 got ${ours%% *} and gave back ${theirs%% *} from $start to $middle to $end"
+}
 
 for step in $(echo "${work:-read,interrupts}" | tr , ' '); do
     case $step in
@@ -75,6 +119,44 @@ END
             while true; do
                 lines | dd of=/dev/vda bs=4k seek=1024 count=256 iflag=fullblock oflag=direct 2>/dev/null
             done
+            ;;
+        cards)
+            for device in /sys/bus/pci/devices/*; do
+                read -r vendor <"$device/vendor"
+                read -r model <"$device/device"
+                case $vendor:$model in
+                    0x8086:0x100e) load e1000 ;;
+                    0x8086:0x10d3) load e1000e ;;
+                    0x10ec:0x8139) load 8139cp ;;
+                    0x8086:0x7020) load uhci ;;
+                esac
+            done
+            for interface in /sys/class/net/eth*; do
+                [ -e "$interface" ] && up "$interface"
+            done
+            while read -r interface link; do
+                until_there '[ "$(cat /sys/class/net/$interface/carrier)" = 1 ]'
+                echo "guest: $interface is up on link $link"
+            done </links
+            ;;
+        ping)
+            while read -r interface link; do
+                meet "$link"
+                ping -A -c "${pings:-100}" "10.0.$link.1" >/pinged
+                meet "$link"
+                echo "guest: pinged on link $link"
+                cat /pinged
+            done </links
+            ;;
+        transfer)
+            while read -r interface link; do
+                transfer "$link" &
+            done </links
+            wait
+            ;;
+        stick)
+            until_there '[ -e /dev/sda ]'
+            echo "guest: stick $(dd if=/dev/sda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum)"
             ;;
         status)
             printf '\007' | dd of=/dev/port bs=1 seek=244 count=1 2>/dev/null

@@ -8,29 +8,26 @@ use anyhow::Result;
 
 use super::initramfs::Archive;
 
-/// The modules that the guest loads; the modules that these need are added.
-pub const MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "virtio_rng"];
-
-/// The guest's initrd.
+/// The guest's initrd: the provided [`MODULES`], and guest-init.sh.
 pub const INITRD: &str = "guest-initrd";
 /// The guest's disk: [`DISK_SIZE`] bytes, which depend only on their offsets.
 pub const DISK: &str = "guest-disk";
 
 const DISK_SIZE: usize = 16 << 20;
 
-/// The initrd: busybox, these modules in the order of their loading, and guest-init.sh.
-pub fn initrd(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+/// The lists of modules in the initrd; the modules that these need are added. The guest loads the first list always,
+/// and the list of a card's driver when it is asked to.
+pub const MODULES: [(&str, &[&str]); 5] = [
+    ("order", &["virtio_mmio", "virtio_blk", "virtio_rng"]),
+    ("order.e1000", &["e1000"]),
+    ("order.e1000e", &["e1000e"]),
+    ("order.8139cp", &["8139cp"]),
+    ("order.uhci", &["uhci_hcd", "usb_storage", "sd_mod"]),
+];
+
+/// The part of the initrd that needs no packages.
+pub fn init() -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    archive.directory("bin")?;
-    archive.directory("modules")?;
-    archive.file("bin/busybox", busybox)?;
-    let mut order = String::new();
-    for (name, content) in modules {
-        archive.file(&format!("modules/{name}"), content)?;
-        order += name;
-        order.push('\n');
-    }
-    archive.file("order", order.as_bytes())?;
     archive.file("init", include_bytes!("guest-init.sh"))?;
     archive.finish()
 }
@@ -46,12 +43,4 @@ pub fn disk() -> Vec<u8> {
         disk.extend(state.to_le_bytes());
     }
     disk
-}
-
-/// The inputs of the initrd besides the packages. When they change, the initrd is made anew.
-pub fn version() -> String {
-    let sum = include_bytes!("guest-init.sh").iter().fold(0_u64, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    format!("{} {sum:x}", MODULES.join(" "))
 }

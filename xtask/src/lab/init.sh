@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# The lab's first process. It loads the modules, binds every edu device to vfio-pci, makes the build machine's files its own
+# The lab's first process. It loads the modules, binds the devices of /vfio to vfio-pci, makes the build machine's files its own
 # (read from 9p, written to memory), runs one command there, and tells the outside how that ended. The outside then ends the
 # emulated PC: it alone knows that all output has arrived.
 
@@ -32,14 +32,10 @@ for port in /sys/class/virtio-ports/*; do
     esac
 done
 
-for device in /sys/bus/pci/devices/*; do
-    case "$(cat "$device/vendor" "$device/device" | tr '\n' ' ')" in
-        "0x1234 0x11e8 ")
-            echo vfio-pci >"$device/driver_override"
-            echo "${device##*/}" >/sys/bus/pci/drivers/vfio-pci/bind || fail "vfio-pci refuses ${device##*/}"
-            ;;
-    esac
-done
+while read -r address; do
+    echo vfio-pci >"/sys/bus/pci/devices/$address/driver_override"
+    echo "$address" >/sys/bus/pci/drivers/vfio-pci/bind || fail "vfio-pci refuses $address"
+done </vfio || fail "cannot read the list of devices"
 
 ln -s /proc/self/fd /dev/fd
 ln -s fd/0 /dev/stdin
@@ -58,7 +54,9 @@ mount --rbind /dev /root/dev
 mount --rbind /proc /root/proc
 mount --rbind /sys /root/sys
 mount -t tmpfs run /root/run
-cp /command /root/run/lab-command
+# What the initramfs has: busybox, more modules, the command.
+mkdir /root/run/lab
+mount --bind / /root/run/lab || fail "cannot show the initramfs"
 
 # As in a login shell; the kernel's own limits are 1024 and 4096.
 ulimit -S -n 1024
@@ -73,7 +71,7 @@ tee "$stdout" </stdout | wc -c >/stdout.bytes &
 out=$!
 tee "$stderr" </stderr | wc -c >/stderr.bytes &
 err=$!
-chroot /root /bin/sh /run/lab-command </dev/null >/stdout 2>/stderr 9>&-
+chroot /root /bin/sh /run/lab/command </dev/null >/stdout 2>/stderr 9>&-
 status=$?
 
 # What the command left behind would hold its output open.

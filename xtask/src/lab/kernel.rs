@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The kernels that the lab boots, and for each kernel an initramfs for the PC and one for a guest in the PC.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,17 +13,27 @@ use super::debian::{Suites, find_program, note, replace, run};
 use super::initramfs::Archive;
 use super::{guest, modules};
 
-/// The modules that the lab loads; the modules that these need are added.
-const MODULES: [&str; 8] = [
-    "virtio_pci",
-    "virtio_console",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "kvm_amd",
-    "vfio_iommu_type1",
-    "vfio_pci",
+/// The lists of modules of the lab; the modules that these need are added. The lab loads the first list when it boots,
+/// and the second for the neighbours of the network cards.
+const MODULES: [(&str, &[&str]); 2] = [
+    (
+        "order",
+        &[
+            "virtio_pci",
+            "virtio_console",
+            "9pnet_virtio",
+            "9p",
+            "overlay",
+            "kvm_amd",
+            "vfio_iommu_type1",
+            "vfio_pci",
+        ],
+    ),
+    ("order.neighbours", &["e1000"]),
 ];
+
+/// The part of a guest's initrd that is made of packages.
+const GUEST_MODULES: &str = "guest-modules";
 
 /// A kernel of Debian's.
 #[derive(Debug, PartialEq, Eq)]
@@ -94,7 +105,7 @@ impl FromStr for Linux {
 pub struct Kernel {
     /// The kernel.
     pub image: PathBuf,
-    /// An initramfs with busybox, `modules/` and `order`, the modules in the order of their loading; without an init.
+    /// An initramfs with busybox, `modules/` and lists of modules in the order of their loading; without an init.
     pub initramfs: PathBuf,
 }
 
@@ -117,6 +128,7 @@ pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
             directory
         }
     };
+    write_guest_initrd(&directory)?;
     Ok(Kernel {
         image: directory.join("vmlinuz"),
         initramfs: directory.join("initramfs"),
@@ -125,7 +137,24 @@ pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
 
 /// The inputs that a kernel's directory was made from.
 fn made_for() -> String {
-    format!("{}, {}", MODULES.join(" "), guest::version())
+    let lists = MODULES.iter().chain(&guest::MODULES);
+    lists
+        .map(|(list, modules)| format!("{list}: {}\n", modules.join(" ")))
+        .collect()
+}
+
+/// Completes the guest's initrd. The file is replaced, because a guest that runs may read the old file.
+fn write_guest_initrd(directory: &Path) -> Result<()> {
+    let (modules, path) = (directory.join(GUEST_MODULES), directory.join(guest::INITRD));
+    let mut bytes = fs::read(&modules).with_context(|| format!("cannot read {}", modules.display()))?;
+    bytes.extend(guest::init()?);
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    let context = || format!("cannot write {}", path.display());
+    fs::write(&new, bytes).with_context(context)?;
+    fs::rename(&new, &path).with_context(context)
 }
 
 fn fetch(cache: &Path, release: &Release, directory: &Path) -> Result<()> {
@@ -167,25 +196,13 @@ fn busybox(cache: &Path) -> Result<PathBuf> {
     Ok(directory.join("bin/busybox"))
 }
 
-/// Writes `vmlinuz`, `initramfs`, a guest's initrd and disk, and `modules` (the inputs that they were made from) from
+/// Writes `vmlinuz`, `initramfs`, a guest's modules and disk, and `modules` (the inputs that they were made from) from
 /// unpacked packages.
 fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
     let (version, modules) = modules_of(unpacked)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let scratch = directory.join("index");
     let index = Index::of(&modules, busybox, &scratch)?;
-
-    let mut archive = Archive::default();
-    archive.directory("bin")?;
-    archive.directory("modules")?;
-    archive.file("bin/busybox", &read(busybox)?)?;
-    let mut names = String::new();
-    for (name, content) in index.load(&MODULES)? {
-        archive.file(&format!("modules/{name}"), &content)?;
-        names += &name;
-        names.push('\n');
-    }
-    archive.file("order", names.as_bytes())?;
 
     let write = |name: &str, content: &[u8]| {
         let path = directory.join(name);
@@ -200,11 +217,9 @@ fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
         "vmlinuz",
         &read(image.context("the kernel's packages have no vmlinuz")?)?,
     )?;
-    write("initramfs", &archive.finish()?)?;
-    write(
-        guest::INITRD,
-        &guest::initrd(&read(busybox)?, &index.load(&guest::MODULES)?)?,
-    )?;
+    let busybox = read(busybox)?;
+    write("initramfs", &index.archive(&busybox, &MODULES)?)?;
+    write(GUEST_MODULES, &index.archive(&busybox, &guest::MODULES)?)?;
     write(guest::DISK, &guest::disk())?;
     fs::remove_dir_all(&scratch).context("cannot remove the unpacked modules")?;
     write("modules", made_for().as_bytes())
@@ -264,6 +279,27 @@ impl Index {
             builtin: text("modules.builtin")?,
             modules: copy,
         })
+    }
+
+    /// An initramfs with busybox, these lists of modules, and their modules.
+    fn archive(&self, busybox: &[u8], lists: &[(&str, &[&str])]) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        archive.directory("bin")?;
+        archive.directory("modules")?;
+        archive.file("bin/busybox", busybox)?;
+        let mut packed = HashSet::new();
+        for (list, wanted) in lists {
+            let mut order = String::new();
+            for (name, content) in self.load(wanted)? {
+                order += &name;
+                order.push('\n');
+                if packed.insert(name.clone()) {
+                    archive.file(&format!("modules/{name}"), &content)?;
+                }
+            }
+            archive.file(list, order.as_bytes())?;
+        }
+        archive.finish()
     }
 
     /// The files of these modules and of their dependencies, in the order of their loading.

@@ -26,10 +26,10 @@ use rustix::io::{Errno, FdFlags};
 use rustix::pipe::PipeFlags;
 
 use super::debian::find_program;
-use super::guest;
 use super::initramfs::Archive;
 use super::parts::{Parts, Setup};
 use super::script::quote_path;
+use super::{cards, guest};
 use crate::progress::Meter;
 
 /// The error of a run that took too long.
@@ -210,7 +210,7 @@ impl Lab {
     /// The script's output goes to `stdout`, to the standard error of this process, and to the log. A
     /// [`TimeLimitStruck`] is an error like a PC that goes down before the script has ended.
     pub fn run(&self, run: &Run, stdout: Sink) -> Result<u8> {
-        self.write_initramfs(&(guest_exports(&self.parts) + &run.script))?;
+        self.write_initramfs(run)?;
         let path = self.log();
         let context = || format!("cannot write {}", path.display());
         fs::write(&path, "").with_context(context)?;
@@ -323,12 +323,14 @@ impl Lab {
         }
     }
 
-    fn write_initramfs(&self, script: &str) -> Result<()> {
+    fn write_initramfs(&self, run: &Run) -> Result<()> {
         let base = &self.parts.kernel.initramfs;
         let mut bytes = fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
         let mut archive = Archive::default();
         archive.file("init", include_bytes!("init.sh"))?;
-        archive.file("command", script.as_bytes())?;
+        archive.file("neighbours", include_bytes!("neighbours.sh"))?;
+        archive.file("vfio", cards::for_vfio(run.edu).as_bytes())?;
+        archive.file("command", (guest_exports(&self.parts) + &run.script).as_bytes())?;
         bytes.extend(archive.finish()?);
         let path = self.initramfs();
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -372,9 +374,7 @@ impl Lab {
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // Without interrupt remapping vfio_iommu_type1 refuses the group with EPERM.
         command.args(["-device", "intel-iommu,intremap=on"]);
-        for index in 0..run.edu {
-            command.arg("-device").arg(format!("edu,addr={:#x}", 2 + index));
-        }
+        command.args(cards::arguments(run.edu, &self.parts.beside_kernel(guest::DISK)));
         let host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
         command.args(["-fsdev", host]);
         command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host,addr=0x10"]);
@@ -492,10 +492,10 @@ fn drain(events: &Receiver<Event>) {
     while let Ok(_event) = events.recv_timeout(end.saturating_duration_since(Instant::now())) {}
 }
 
-/// Settings for the lab's script: where kernel, initrd and disk are, and the words that start the lab's own QEMU, in
-/// the lab.
+/// Settings for the lab's script: where kernel, initrd and disk are, the words that start the lab's own QEMU in the
+/// lab, and the script that brings up the neighbours of the network cards.
 fn guest_exports(parts: &Parts) -> String {
-    let beside = |name: &str| quote_path(&parts.kernel.image.with_file_name(name));
+    let beside = |name: &str| quote_path(&parts.beside_kernel(name));
     let qemu: Vec<_> = parts
         .qemu
         .command_line()
@@ -504,7 +504,7 @@ fn guest_exports(parts: &Parts) -> String {
         .collect();
     format!(
         "export IRQ_TEST_GUEST_KERNEL={}\nexport IRQ_TEST_GUEST_INITRD={}\nexport IRQ_TEST_GUEST_DISK={}\n\
-         export IRQ_TEST_QEMU=\"env {}\"\n",
+         export IRQ_TEST_QEMU=\"env {}\"\nexport IRQ_TEST_NEIGHBOURS=/run/lab/neighbours\n",
         quote_path(&parts.kernel.image),
         beside(guest::INITRD),
         beside(guest::DISK),

@@ -2,7 +2,7 @@
 //! The parts of the lab: a kernel and an emulator, and the choice of both.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -49,5 +49,10 @@ impl Parts {
             kernel: kernel::provide(cache, &setup.linux)?,
             qemu: emulator::provide(cache, &setup.qemu)?,
         })
+    }
+
+    /// A guest's file, which is beside the kernel.
+    pub fn beside_kernel(&self, name: &str) -> PathBuf {
+        self.kernel.image.with_file_name(name)
     }
 }
