@@ -15,6 +15,21 @@ pub struct Msi {
     pub data: u32,
 }
 
+impl Msi {
+    /// The message as KVM's routes and KVM_SIGNAL_MSI take it. An IOAPIC writes bits 14:8 of a destination to bits 11:5 of
+    /// the address (KVM_FEATURE_MSI_EXT_DEST_ID); KVM reads them from bits 46:40, if the VM has 32-bit APIC IDs
+    /// (KVM_X2APIC_API_USE_32BIT_IDS of KVM_CAP_X2APIC_API), and ignores them otherwise.
+    #[must_use]
+    pub fn for_kvm(self) -> Self {
+        const EXTENDED: u64 = 0x7f << 5;
+        let extended = (self.address & EXTENDED) << 35; // 5 to 40
+        Self {
+            address: self.address & !EXTENDED | extended,
+            ..self
+        }
+    }
+}
+
 impl fmt::Display for Msi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}={:#x}", self.address, self.data)

@@ -2,6 +2,7 @@
 //! One VM's routes, lines, masks, and users of each pin: the one owner of what KVM does not keep (law 4).
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,6 +33,8 @@ pub(crate) struct State {
     pub(crate) lines: BTreeMap<Gsi, GsiLine>,
     /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
     unmasked: Vec<bool>,
+    /// The eventfds that were bound by [`Irqfds`](interrupt_core::Irqfds): the token of each, by GSI and descriptor.
+    pub(crate) bound: BTreeMap<(Gsi, RawFd), u64>,
     next_token: u64,
     pub(crate) afterwards: Afterwards,
 }
@@ -80,6 +83,7 @@ impl Books {
                 routes,
                 lines: BTreeMap::new(),
                 unmasked: vec![false; pins],
+                bound: BTreeMap::new(),
                 next_token: 0,
                 afterwards: Afterwards::default(),
             }),

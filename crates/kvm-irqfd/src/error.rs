@@ -88,6 +88,9 @@ pub enum Reason {
         /// The line that the eventfd is bound to.
         bound: Gsi,
     },
+    /// The eventfd is not bound to the GSI, so that there is nothing to unbind. EINVAL.
+    #[error("the eventfd is not bound to the GSI")]
+    NotBound,
     /// The fd is not an eventfd. EINVAL.
     #[error("the fd is not an eventfd")]
     NotEventfd,

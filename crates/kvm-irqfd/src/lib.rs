@@ -59,6 +59,7 @@ mod event_manager;
 #[cfg(test)]
 mod explorer;
 mod interrupts;
+mod irqfds;
 mod kernel;
 mod kind;
 mod line;

@@ -73,7 +73,7 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Re
 /// GSI, where KVM looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
 impl MsiOutput for KvmInterrupts {
     fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
-        let message = for_kvm(message);
+        let message = message.for_kvm();
         let msi = kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -91,22 +91,11 @@ impl MsiOutput for KvmInterrupts {
 
     fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
         let route = message.map(|message| Route::Msi {
-            address: for_kvm(message).address,
+            address: message.for_kvm().address,
             data: message.data,
             device: None,
         });
         let programmed = routing::set_pin(&self.books, gsi, route, masked);
         programmed.map_err(|error| error.into_core("set pin", gsi))
-    }
-}
-
-/// The message as KVM reads it. An IOAPIC writes bits 14:8 of a destination to bits 11:5 of the address
-/// (KVM_FEATURE_MSI_EXT_DEST_ID); KVM takes them from bits 46:40, if the VM has 32-bit APIC IDs (KVM_CAP_X2APIC_API).
-fn for_kvm(message: Msi) -> Msi {
-    const EXTENDED: u64 = 0x7f << 5;
-    let extended = (message.address & EXTENDED) << 35; // 5 to 40
-    Msi {
-        address: message.address & !EXTENDED | extended,
-        ..message
     }
 }

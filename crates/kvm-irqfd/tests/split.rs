@@ -2,10 +2,11 @@
 //! The split irqchip on real KVM: this crate as the output of a userspace IOAPIC, whose part the tests play.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use interrupt_core::{Delivery, Gsi, Msi, MsiOutput};
+use interrupt_core::{Delivery, Gsi, Irqfds, Msi, MsiOutput};
 use kvm_bindings::KVM_CAP_X2APIC_API;
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqfd::{EoiBroadcast, Error, KvmInterrupts, Reason, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
@@ -13,6 +14,7 @@ use testkit::harness::Suite;
 use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::need::Need;
 use testkit::process::fds;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 mod common;
 
@@ -30,6 +32,11 @@ fn main() -> ExitCode {
         .test("a_masked_pin_waits_with_what_was_signalled", NEEDS, a_masked_pin_waits)
         .test("a_pin_without_a_route_waits", NEEDS, a_pin_without_a_route_waits)
         .test("a_message_for_nobody_is_taken_by_nobody", NEEDS, a_message_for_nobody)
+        .test(
+            "a_bound_eventfd_keeps_its_count",
+            NEEDS,
+            a_bound_eventfd_keeps_its_count,
+        )
         .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
         .run()
 }
@@ -199,6 +206,35 @@ fn a_message_for_nobody() {
     };
     assert_eq!(interrupts.send_msi(GSI, message).unwrap(), Delivery::Delivered(0));
     assert_eq!(machine.accept(), None);
+}
+
+/// The eventfds of an IOAPIC that binds them by itself, with a count that came while they were off.
+fn a_bound_eventfd_keeps_its_count() {
+    let (mut machine, interrupts) = split();
+    let before = fds();
+    let trigger = EventFd::new(EFD_NONBLOCK).unwrap();
+    let trigger = kvm_irqfd::eventfd::into_owned(trigger);
+    interrupts.route(GSI, level(VECTOR)).unwrap();
+    for _ in 0..3 {
+        rustix::io::write(&trigger, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!(machine.accept(), None, "not bound");
+        interrupts.bind(trigger.as_fd(), GSI).unwrap();
+        assert_eq!(accept(&mut machine), Some(VECTOR));
+        assert_eq!(ended(&machine.eoi()), [VECTOR]);
+        interrupts.route(GSI, level(0x52)).unwrap();
+        rustix::io::write(&trigger, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!(machine.accept(), Some(0x52), "by the new route");
+        assert_eq!(ended(&machine.eoi()), [0x52]);
+        interrupts.route(GSI, level(VECTOR)).unwrap();
+        let twice = interrupts.bind(trigger.as_fd(), GSI).unwrap_err();
+        assert!(twice.to_string().contains("bound to"), "{twice}");
+        interrupts.unbind(trigger.as_fd(), GSI).unwrap();
+        assert_eq!(fds(), before + 1, "the trigger");
+    }
+    let error = interrupts.unbind(trigger.as_fd(), GSI).unwrap_err();
+    assert!(error.to_string().contains("not bound"), "{error}");
+    let error = interrupts.bind(trigger.as_fd(), Gsi(24)).unwrap_err();
+    assert!(error.to_string().contains("reserved"), "{error}");
 }
 
 fn refusals_leave_nothing() {

@@ -3,6 +3,7 @@
 //!
 //! * [`Ioapic`]: for a split irqchip, or for a machine without KVM. It sends messages to an
 //!   [`MsiOutput`](interrupt_core::MsiOutput).
+//! * `IrqfdPins` (feature `irqfd`): such an output over the irqfds and routes that a VMM has already.
 //! * [`Pic`]: a pair of 8259s. It raises INTR, and the processor acknowledges.
 //! * [`Router`]: for a machine with both, whose GSIs lead to pins of either.
 //!
@@ -11,14 +12,18 @@
 //! thread, reads no clock, and holds no lock while the caller's code runs, except in
 //! [`MsiOutput::set_pin`](interrupt_core::MsiOutput::set_pin).
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+#[cfg(feature = "vmm-sys-util")]
+mod borrowed_event_fd;
 mod bus;
 mod counter;
 mod error;
 #[cfg(feature = "serde")]
 mod format;
 pub mod ioapic;
+#[cfg(feature = "irqfd")]
+mod irqfd_pins;
 pub mod pic;
 mod pulse;
 mod router;
@@ -27,8 +32,14 @@ mod sync;
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
+#[cfg(feature = "vmm-sys-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vmm-sys-util")))]
+pub use borrowed_event_fd::BorrowedEventFd;
 pub use error::{ConfigError, Route, RouteError, StateError};
-pub use ioapic::{Ioapic, IoapicBuilder, IoapicState};
+pub use ioapic::{Ioapic, IoapicBuilder, IoapicState, SavedPin, Version};
+#[cfg(feature = "irqfd")]
+#[cfg_attr(docsrs, doc(cfg(feature = "irqfd")))]
+pub use irqfd_pins::IrqfdPins;
 pub use pic::{Pic, PicState};
 pub use router::Router;
 

@@ -89,6 +89,14 @@ impl Eventfd {
         })
     }
 
+    /// Takes over an eventfd whose count is not to be touched. Where the kernel does not say whether the eventfd is a
+    /// semaphore, it is taken to be none.
+    pub(crate) fn adopt_with_count(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
+        let mut eventfd = Self::adopt(fd, operation, gsi)?;
+        eventfd.semaphore.get_or_insert(false);
+        Ok(eventfd)
+    }
+
     pub(crate) fn fd(&self) -> &EventFd {
         &self.fd
     }

@@ -48,6 +48,8 @@ pub(crate) struct Irqfd {
     pub(crate) resamplefd: ResampleFd,
     /// The owner of an edge irqfd has masked it.
     pub(crate) masked: bool,
+    /// The owner has taken what the trigger counted before: a count that is there at the first bind is an interrupt.
+    pub(crate) keeps_count: bool,
     assigned: bool,
     /// KVM has refused to take the irqfd back. What is signalled waits in the trigger.
     refused: bool,
@@ -70,6 +72,7 @@ impl Irqfd {
             trigger,
             resamplefd,
             masked: false,
+            keeps_count: false,
             assigned: false,
             refused: false,
         })
@@ -123,8 +126,10 @@ impl Assigner {
     /// Assigns an irqfd for the first time. A count that is pending is discarded (law 5): it would be injected,
     /// whatever it meant before.
     pub(crate) fn bind(&self, irqfd: &mut Irqfd, gsi: Gsi, wanted: bool) -> Result<()> {
-        let drained = irqfd.trigger.take();
-        drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
+        if !irqfd.keeps_count {
+            let drained = irqfd.trigger.take();
+            drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
+        }
         let bound = if wanted { self.assign(irqfd, gsi) } else { Ok(()) };
         bound.map_err(|error| Error::os("KVM_IRQFD", gsi, error))
     }

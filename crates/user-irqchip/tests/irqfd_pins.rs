@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The IOAPIC on a hypervisor's irqfds and routes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use interrupt_core::forward::GuestLine;
+use interrupt_core::{Delivery, Gsi, Irqfds, LoweredBy, Msi, MsiOutput};
+use user_irqchip::{BorrowedEventFd, Ioapic, IrqfdPins};
+use vm_device::DeviceMmio;
+use vm_device::bus::MmioAddress;
+
+const LEVEL: u32 = 0x8000;
+const MASKED: u32 = 0x1_0000;
+
+/// A hypervisor that binds and routes as KVM does.
+#[derive(Debug, Default)]
+struct Hypervisor(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// What is bound: the caller's descriptor, and a duplicate.
+    bound: Vec<(RawFd, Gsi, OwnedFd)>,
+    routes: BTreeMap<Gsi, Msi>,
+    calls: Vec<&'static str>,
+    /// The call of this name that comes next is refused.
+    refuse: Option<&'static str>,
+    /// A device signals while its eventfd is being bound. KVM sends that, and leaves the count.
+    signal_in_bind: bool,
+}
+
+impl State {
+    fn call(&mut self, call: &'static str) -> io::Result<()> {
+        if self.refuse.take_if(|refused| *refused == call).is_some() {
+            return Err(io::Error::from_raw_os_error(12));
+        }
+        self.calls.push(call);
+        Ok(())
+    }
+}
+
+impl Irqfds for Hypervisor {
+    fn bind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.call("bind")?;
+        assert!(state.routes.contains_key(&gsi), "law 3: route, then assign");
+        let duplicate = trigger.try_clone_to_owned()?;
+        if state.signal_in_bind {
+            File::from(duplicate.try_clone()?).write_all(&1u64.to_ne_bytes())?;
+        }
+        assert!(
+            state.bound.iter().all(|(fd, ..)| *fd != trigger.as_raw_fd()),
+            "bound twice"
+        );
+        state.bound.push((trigger.as_raw_fd(), gsi, duplicate));
+        Ok(())
+    }
+
+    fn unbind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.call("unbind")?;
+        let before = state.bound.len();
+        state
+            .bound
+            .retain(|(fd, at, _)| (*fd, *at) != (trigger.as_raw_fd(), gsi));
+        assert_eq!(state.bound.len(), before - 1, "not bound");
+        Ok(())
+    }
+
+    fn route(&self, gsi: Gsi, message: Msi) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.call("route")?;
+        state.routes.insert(gsi, message);
+        Ok(())
+    }
+}
+
+struct Rig {
+    hypervisor: Arc<Hypervisor>,
+    pins: Arc<IrqfdPins>,
+    ioapic: Arc<Ioapic>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let hypervisor = Arc::new(Hypervisor::default());
+        let pins = Arc::new(IrqfdPins::new(hypervisor.clone(), Gsi(0), 24).unwrap());
+        let ioapic = Arc::new(Ioapic::builder().build(pins.clone()).unwrap());
+        Self {
+            hypervisor,
+            pins,
+            ioapic,
+        }
+    }
+
+    fn write(&self, register: u32, value: u32) {
+        let base = MmioAddress(Ioapic::BASE);
+        self.ioapic.mmio_write(base, 0, &register.to_le_bytes());
+        self.ioapic.mmio_write(base, 0x10, &value.to_le_bytes());
+    }
+
+    /// The guest programs pin 5.
+    fn set(&self, low: u32) {
+        self.write(0x10 + 2 * 5, low);
+    }
+
+    fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.hypervisor.0.lock().unwrap().calls)
+    }
+
+    fn refuse(&self, call: &'static str) {
+        self.hypervisor.0.lock().unwrap().refuse = Some(call);
+    }
+
+    fn bound(&self) -> usize {
+        self.hypervisor.0.lock().unwrap().bound.len()
+    }
+
+    /// What the hypervisor sends for the eventfds that are signalled: the data of each message.
+    fn sent(&self) -> Vec<u32> {
+        let state = self.hypervisor.0.lock().unwrap();
+        let mut sent = Vec::new();
+        for (_, gsi, eventfd) in &state.bound {
+            let mut eventfd = File::from(eventfd.try_clone().unwrap());
+            if eventfd.read(&mut [0; 8]).is_ok() {
+                sent.push(state.routes[gsi].data);
+            }
+        }
+        sent
+    }
+}
+
+#[test]
+fn the_pins_are_the_ioapics_output_and_ask_for_nothing_twice() {
+    let rig = Rig::new();
+    let device = rig.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    rig.set(MASKED | LEVEL | 0x31);
+    assert_eq!(rig.calls(), [""; 0], "a masked pin has neither");
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.calls(), ["route", "bind"]);
+    device.assert().unwrap();
+    assert_eq!(rig.sent(), [0x8031]);
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.calls(), [""; 0]);
+    rig.set(MASKED | LEVEL | 0x31);
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.calls(), ["unbind", "bind"], "the route stays");
+    rig.ioapic.eoi(0x31);
+    assert_eq!(rig.sent(), [0x8031], "the line is still high");
+    rig.set(LEVEL | 0x32);
+    assert_eq!(rig.calls(), ["route"], "from message to message");
+    let message = Some(Msi {
+        address: 0xfee0_0000,
+        data: LEVEL | 0x33,
+    });
+    rig.pins.set_pin(Gsi(5), message, true).unwrap();
+    assert_eq!(rig.calls(), ["unbind", "route"], "law 3");
+    let Rig {
+        hypervisor,
+        pins,
+        ioapic,
+    } = rig;
+    drop((device, ioapic, pins));
+    assert_eq!(hypervisor.0.lock().unwrap().bound.len(), 0);
+}
+
+#[test]
+fn a_source_has_an_irqfd_of_its_own_and_waits_behind_the_mask() {
+    let rig = Rig::new();
+    let early = rig.pins.source(Gsi(5), "early").unwrap();
+    early.assert().unwrap();
+    assert_eq!(rig.bound(), 0);
+    rig.set(LEVEL | 0x31);
+    assert_eq!((rig.bound(), rig.sent()), (2, vec![0x8031]), "law 16");
+    let late = rig.pins.source(Gsi(5), "late").unwrap();
+    assert_eq!(rig.bound(), 3);
+    for source in [&early, &late] {
+        assert_eq!(source.assert().unwrap(), Delivery::Unknown);
+        assert_eq!(rig.sent(), [0x8031]);
+    }
+    rig.set(MASKED | LEVEL | 0x31);
+    assert_eq!(rig.bound(), 0);
+    late.assert().unwrap();
+    early.assert().unwrap();
+    early.force_deassert().unwrap();
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.sent(), [0x8031], "the late one's");
+    drop(early);
+    assert_eq!(rig.bound(), 2);
+    rig.calls();
+    rig.set(0x01);
+    assert_eq!((rig.bound(), rig.calls()), (0, vec!["unbind"; 2]), "no message");
+    drop(late);
+    assert_eq!(rig.calls(), [""; 0]);
+}
+
+/// The count that was there before a bind is sent, and a count that came during the bind, which KVM has sent, is not sent
+/// again.
+#[test]
+fn nothing_is_sent_twice_over_a_mask() {
+    let rig = Rig::new();
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    for _ in 0..3 {
+        source.assert().unwrap();
+        source.assert().unwrap();
+        rig.set(LEVEL | 0x31);
+        assert_eq!(rig.sent(), [0x8031]);
+        rig.set(MASKED | LEVEL | 0x31);
+        rig.hypervisor.0.lock().unwrap().signal_in_bind = true;
+        rig.set(LEVEL | 0x31);
+        rig.hypervisor.0.lock().unwrap().signal_in_bind = false;
+        assert_eq!(rig.sent(), [0; 0]);
+        rig.set(MASKED | LEVEL | 0x31);
+    }
+}
+
+#[test]
+fn a_refusal_is_an_error_and_the_next_write_tries_again() {
+    let rig = Rig::new();
+    let message = Some(Msi {
+        address: 0xfee0_0000,
+        data: LEVEL | 0x31,
+    });
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    source.assert().unwrap();
+    for refused in ["bind", "route"] {
+        rig.refuse(refused);
+        let error = rig.pins.set_pin(Gsi(5), message, false).unwrap_err();
+        assert_eq!(error.errno(), Some(12), "{error}");
+        rig.pins.set_pin(Gsi(5), message, false).unwrap();
+        assert_eq!((rig.bound(), rig.sent()), (2, vec![0x8031]), "{refused}");
+        rig.refuse("unbind");
+        rig.pins.set_pin(Gsi(5), message, true).unwrap_err();
+        rig.pins.set_pin(Gsi(5), message, true).unwrap();
+        assert_eq!(rig.bound(), 0);
+        source.assert().unwrap();
+        // The next route is a new one.
+        rig.pins
+            .set_pin(
+                Gsi(5),
+                message.map(|old| Msi {
+                    data: LEVEL | 0x32,
+                    ..old
+                }),
+                true,
+            )
+            .unwrap();
+        rig.sent();
+    }
+    rig.pins.set_pin(Gsi(5), message, false).unwrap();
+    rig.refuse("route");
+    let moved = message.map(|old| Msi {
+        address: 0xfee0_1000,
+        ..old
+    });
+    rig.pins.set_pin(Gsi(5), moved, false).unwrap_err();
+    assert_eq!(rig.bound(), 0, "nothing goes to the old place");
+    rig.refuse("bind");
+    rig.pins.set_pin(Gsi(5), moved, false).unwrap_err();
+    rig.pins.set_pin(Gsi(5), moved, false).unwrap();
+    rig.refuse("bind");
+    rig.pins.source(Gsi(5), "refused").unwrap_err();
+    assert_eq!(rig.bound(), 2);
+    rig.pins.source(Gsi(24), "no pin").unwrap_err();
+}
+
+/// KVM reads bits 14:8 of a destination elsewhere than the guest writes them (KVM_FEATURE_MSI_EXT_DEST_ID).
+#[test]
+fn a_wide_destination_is_as_kvm_takes_it() {
+    let rig = Rig::new();
+    // Destination 0x1ab: bits 7:0 in 63:56, bits 14:8 in 55:49.
+    rig.write(0x11 + 2 * 5, 0xab << 24 | 0x01 << 17);
+    rig.set(LEVEL | 0x31);
+    let message = rig.hypervisor.0.lock().unwrap().routes[&Gsi(5)];
+    assert_eq!(message.address, 0x0100_0000_0000 | 0xfeea_b000);
+}
+
+/// The whole way of a split kick: the device's signal, the guest's EOI, and the listener by which the device is unmasked.
+#[test]
+fn a_guest_line_of_the_pins_is_one_with_the_ioapic() {
+    let rig = Rig::new();
+    let line = GuestLine::split(rig.pins.source(Gsi(5), "device").unwrap(), rig.ioapic.clone());
+    let unmask = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    let listener = interrupt_core::Listener::fd(unmask.try_clone().unwrap());
+    let _guard = line.notifier().subscribe(line.scope(), listener).unwrap();
+    rig.set(LEVEL | 0x31);
+    let mut unmask = File::from(unmask);
+    unmask.read_exact(&mut [0; 8]).expect("told of the unmask");
+    for _ in 0..3 {
+        let mut trigger = File::from(line.source().trigger().unwrap().try_clone_to_owned().unwrap());
+        trigger.write_all(&1u64.to_ne_bytes()).unwrap();
+        assert_eq!(rig.sent(), [0x8031]);
+        rig.ioapic.eoi(0x31);
+        unmask.read_exact(&mut [0; 8]).expect("told of the EOI");
+        unmask.read_exact(&mut [0; 8]).unwrap_err();
+    }
+}
+
+#[test]
+fn a_borrowed_eventfd_is_the_same_eventfd_and_stays_open() {
+    let rig = Rig::new();
+    rig.set(LEVEL | 0x31);
+    let trigger = rig.pins.trigger(Gsi(5)).unwrap();
+    let own = BorrowedEventFd::from(trigger).try_clone().unwrap();
+    own.write(1).unwrap();
+    assert_eq!(rig.sent(), [0x8031]);
+    BorrowedEventFd::from(trigger).write(1).unwrap();
+    assert_eq!(rig.sent(), [0x8031]);
+}
