@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::compiler::Compiler;
+
 /// The packages of the workspace, as `cargo metadata` lists them.
 #[derive(Debug)]
 pub struct Workspace {
@@ -139,13 +141,13 @@ impl Workspace {
     }
 
     /// Builds the program `name` with `--release` and gives its path; `None` when no package has a program of that
-    /// name.
-    pub fn build_binary(&self, name: &str) -> Result<Option<String>> {
+    /// name. With a compiler, the program is for aarch64.
+    pub fn build_binary(&self, name: &str, aarch64: Option<&Compiler>) -> Result<Option<String>> {
         let has_it = |package: &&Package| package.binaries.iter().any(|binary| binary == name);
         let Some(package) = self.packages.iter().find(has_it) else {
             return Ok(None);
         };
-        let output = cargo()
+        let output = cargo_for(aarch64)?
             .args(["build", "--release", "--message-format=json-render-diagnostics"])
             .args(["--package", &package.name, "--bin", name])
             .stderr(Stdio::inherit())
@@ -164,22 +166,27 @@ impl Workspace {
     /// package, unit tests first.
     pub fn build_tests(&self, packages: &[String]) -> Result<Vec<TestProgram>> {
         self.check(packages)?;
-        self.build_programs(&selection(packages))
+        self.build_programs(&selection(packages), None)
     }
 
     /// Builds the integration tests of `packages` that have one of the names `tests`, with all features and
-    /// `--release`.
-    pub fn build_released_tests(&self, packages: &[String], tests: &[&str]) -> Result<Vec<TestProgram>> {
+    /// `--release`. With a compiler, the programs are for aarch64.
+    pub fn build_released_tests(
+        &self,
+        packages: &[String],
+        tests: &[&str],
+        aarch64: Option<&Compiler>,
+    ) -> Result<Vec<TestProgram>> {
         let mut arguments = selection(packages);
         arguments.push("--release".to_owned());
         for test in tests {
             arguments.extend(["--test".to_owned(), (*test).to_owned()]);
         }
-        self.build_programs(&arguments)
+        self.build_programs(&arguments, aarch64)
     }
 
-    fn build_programs(&self, arguments: &[String]) -> Result<Vec<TestProgram>> {
-        let output = cargo()
+    fn build_programs(&self, arguments: &[String], aarch64: Option<&Compiler>) -> Result<Vec<TestProgram>> {
+        let output = cargo_for(aarch64)?
             .args(["test", "--no-run", "--all-features"])
             .arg("--message-format=json-render-diagnostics")
             .args(arguments)
@@ -284,6 +291,15 @@ impl Workspace {
 /// The cargo that runs this program, or else the cargo in the path.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// That cargo, building for this machine, or for aarch64 with `aarch64`.
+fn cargo_for(aarch64: Option<&Compiler>) -> Result<Command> {
+    let mut cargo = cargo();
+    if let Some(compiler) = aarch64 {
+        compiler.aarch64(&mut cargo)?;
+    }
+    Ok(cargo)
 }
 
 fn selection(packages: &[String]) -> Vec<String> {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask lab`: a PC emulated in software, with what build machines lack.
+//! `cargo xtask lab`: a PC or an arm64 machine emulated in software, with what build machines lack.
 //!
-//! It has a KVM whose LAPIC waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that are bound to
-//! vfio-pci. The programs in it are the build machine's own.
+//! It has a KVM whose interrupt controller waits for the guest's own EOI, an IOMMU, and PCI devices with an INTx pin that
+//! are bound to vfio-pci. The programs in the PC are the build machine's own.
 
+mod arch;
 mod cards;
-mod debian;
 mod emulator;
 mod guest;
 mod initramfs;
@@ -23,8 +23,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+pub use self::arch::Arch;
 pub use self::machine::Lab;
 use self::machine::{Run, Sink, TimeLimitStruck};
 pub use self::parts::Setup;
@@ -37,7 +38,7 @@ pub const TIME_LIMIT: Duration = Duration::from_secs(1200);
 const TIME_LIMIT_STRUCK: u8 = 124;
 const LAB_FAILED: u8 = 125;
 
-/// Run a command, or the lab test suite, in an emulated PC with KVM, VFIO and a PCI device.
+/// Run a command, or the lab test suite, in an emulated PC or arm64 machine with KVM, VFIO and a PCI device.
 ///
 /// The PC is emulated in software: it needs neither virtualisation nor VFIO on this machine. In it are Debian's kernel,
 /// KVM with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu`
@@ -50,11 +51,15 @@ const LAB_FAILED: u8 = 125;
 /// standard output and standard error are passed on, and its exit status is returned; 124 says that the time limit
 /// struck, 125 that the lab failed. The log is in target/lab/last.log.
 ///
+/// With `--arch aarch64` the machine has a GICv3, KVM with a vGIC, an SMMU and edu devices, and no PCI cards. Its programs
+/// are built by Debian's compiler and need no libraries; in the place of this machine's own programs in /bin and
+/// /usr/bin is busybox.
+///
 /// A Linux guest finds its kernel, initrd and disk in target/lab/cache/linux-VERSION: vmlinuz, guest-initrd and
 /// guest-disk, of which IRQ_TEST_GUEST_KERNEL, IRQ_TEST_GUEST_INITRD and IRQ_TEST_GUEST_DISK are the paths.
 ///
-/// Kernel, busybox and, when it is not installed, QEMU are fetched from Debian's packages once, and unpacked in
-/// target/lab. After that no network is needed.
+/// Kernel, busybox, the compiler for aarch64 and, when it is not installed, QEMU are fetched from Debian's packages
+/// once, and unpacked in target. After that no network is needed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -62,15 +67,17 @@ Examples:
   cargo xtask lab -- ls -l /dev/kvm /dev/vfio           one command
   cargo xtask lab --edu 2 -- sh -c 'cat /proc/interrupts'
   cargo xtask lab --linux 7.3 --qemu 11.1 -- uname -r   another kernel and emulator
+  cargo xtask lab --arch aarch64 -- uname -m            an arm64 machine
+  cargo xtask lab --arch aarch64 -p kvm-irqfd           the lab tests of one package there
   cargo xtask lab --time-limit 60 -- vmm-ref probe      a program of this workspace
   cargo xtask lab --verbose -- dmesg                    with the console of the PC")]
 pub struct Options {
-    /// The kind of machine
-    #[arg(value_enum, default_value = "x86_64")]
-    machine: Kind,
-
     #[command(flatten)]
     setup: Setup,
+
+    /// Run the lab test suite of this package alone; may be given more than once
+    #[arg(short, long = "package", value_name = "PACKAGE", conflicts_with = "command")]
+    packages: Vec<String>,
 
     /// Number of edu devices: the first at 0000:00:02.0, the next at 0000:00:03.0 (the suite has its own number)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
@@ -91,12 +98,6 @@ pub struct Options {
     command: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    #[value(name = "x86_64")]
-    X86_64,
-}
-
 /// Runs the command or the suite. Prints the lab's own failures, and returns an exit code that differs from the
 /// command's.
 pub fn run(options: &Options) -> ExitCode {
@@ -115,7 +116,9 @@ pub fn run(options: &Options) -> ExitCode {
 fn run_command(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let mut words = options.command.clone();
-    if let Some(program) = workspace.build_binary(&words[0])? {
+    if let Some(program) =
+        workspace.build_binary(&words[0], options.setup.arch.compiler(workspace.target())?.as_ref())?
+    {
         words[0] = program;
     }
     let directory = std::env::current_dir().context("cannot tell the current directory")?;
@@ -139,7 +142,8 @@ fn run_suite(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let time_limit = Duration::from_secs(options.time_limit);
     let lab = Lab::open(workspace.target(), &options.setup)?;
-    let programs = suite::build(&workspace, &suite::packages(&[]))?;
+    let arch = options.setup.arch;
+    let programs = suite::build(&workspace, arch, &suite::packages(arch, &options.packages))?;
     let output: suite::Output = Arc::new(Mutex::new(io::stdout()));
     let total = suite::run(&lab, &programs, time_limit, options.verbose, &output);
     print!("\n{total}");

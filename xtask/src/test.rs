@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cargo::{TestProgram, Workspace};
-use crate::lab::{self, Lab};
+use crate::lab::{self, Arch, Lab};
 use crate::tally::Tally;
 use crate::{adoption, citations, imports, program};
 
@@ -57,10 +57,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let programs = workspace.build_tests(&options.packages)?;
     let mut total = Tally::default();
-    let in_lab = lab::suite::packages(&options.packages);
+    let in_lab = lab::suite::packages(Arch::X86_64, &options.packages);
     let mut lab_suite = None;
     if !options.no_lab && !in_lab.is_empty() {
-        match Lab::open(workspace.target(), &lab::Setup::default()) {
+        match Lab::open(workspace.target(), &lab::Setup::of(Arch::X86_64)) {
             Ok(lab) => lab_suite = Some(LabSuite::begin(lab, &workspace, &in_lab)?),
             Err(error) if in_ci() => total.fail(format!("lab: {error:#}")),
             Err(error) => total.skip("lab", &format!("{error:#}")),
@@ -98,7 +98,7 @@ enum LabSuite {
 impl LabSuite {
     /// Builds the programs, and starts them when a second CPU and the memory for the PC are free.
     fn begin(lab: Lab, workspace: &Workspace, packages: &[String]) -> Result<Self> {
-        let programs = lab::suite::build(workspace, packages)?;
+        let programs = lab::suite::build(workspace, Arch::X86_64, packages)?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         if cpus < 2 || available_memory() < ROOM {
             return Ok(Self::After { lab, programs });

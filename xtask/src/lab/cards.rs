@@ -8,6 +8,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::arch::Arch;
+
 /// A network card, its PCI slot on bus 0, and the slot of its neighbour.
 struct NetworkCard {
     model: &'static str,
@@ -46,11 +48,14 @@ const UHCI: u8 = 0x14;
 /// The slot of the first edu device.
 pub const EDU: u8 = 2;
 
-/// QEMU's arguments for `edu` edu devices and for the cards. `disk` is the content of the USB stick.
-pub fn arguments(edu: u8, disk: &Path) -> Vec<OsString> {
+/// QEMU's arguments for `edu` edu devices and for the cards, which the PC has. `disk` is the content of the USB stick.
+pub fn arguments(arch: Arch, edu: u8, disk: &Path) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     for index in 0..edu {
         words.extend(["-device".into(), format!("edu,addr={:#x}", EDU + index).into()]);
+    }
+    if arch != Arch::X86_64 {
+        return words;
     }
     for (card, link) in NETWORK_CARDS.iter().zip(1..) {
         for (model, slot, end) in [("e1000", card.neighbour, 1), (card.model, card.slot, 2)] {
@@ -75,11 +80,10 @@ pub fn arguments(edu: u8, disk: &Path) -> Vec<OsString> {
 }
 
 /// The addresses of the devices that are bound to vfio-pci, one a line.
-pub fn for_vfio(edu: u8) -> String {
+pub fn for_vfio(arch: Arch, edu: u8) -> String {
     let edu = EDU..EDU + edu;
-    let cards = NETWORK_CARDS.iter().map(|card| card.slot);
-    edu.chain(cards)
-        .chain([UHCI])
+    let cards = NETWORK_CARDS.iter().map(|card| card.slot).chain([UHCI]);
+    edu.chain(cards.filter(|_| arch == Arch::X86_64))
         .map(|slot| format!("0000:00:{slot:02x}.0\n"))
         .collect()
 }
@@ -90,7 +94,7 @@ mod tests {
 
     #[test]
     fn each_slot_has_one_device_and_what_is_bound_is_no_neighbour() {
-        let words = arguments(8, Path::new("disk"));
+        let words = arguments(Arch::X86_64, 8, Path::new("disk"));
         let mut slots: Vec<&str> = words
             .iter()
             .filter_map(|word| word.to_str()?.split("addr=").nth(1)?.split(',').next())
@@ -99,7 +103,7 @@ mod tests {
         slots.sort_unstable();
         slots.dedup();
         assert_eq!(slots.len(), 8 + 2 * NETWORK_CARDS.len() + 1);
-        let bound = for_vfio(8);
+        let bound = for_vfio(Arch::X86_64, 8);
         assert_eq!(bound.lines().count(), 8 + NETWORK_CARDS.len() + 1);
         for card in NETWORK_CARDS {
             assert!(!bound.contains(&format!("{:02x}.0", card.neighbour)));

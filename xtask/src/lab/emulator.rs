@@ -8,9 +8,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
-use super::debian::{Suites, find_program, note, replace};
-
-const QEMU: &str = "qemu-system-x86_64";
+use super::arch::Arch;
+use crate::debian::{self, Suites, find_program, note, replace};
 
 /// A QEMU of Debian's.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,29 +81,31 @@ impl Qemu {
 ///
 /// # Errors
 /// The part that this machine lacks, and how to get it.
-pub fn provide(cache: &Path, emulator: &Emulator) -> Result<Qemu> {
-    let installed = || find_program(QEMU).map(|program| vec![program.into_os_string()]);
+pub fn provide(cache: &Path, arch: Arch, emulator: &Emulator) -> Result<Qemu> {
+    let (program, package) = arch.qemu();
+    let installed = || find_program(program).map(|program| vec![program.into_os_string()]);
     let words = match emulator {
         Emulator::Program(program) => vec![program.clone().into_os_string()],
-        Emulator::Debian(release) => unpacked(cache, release)?,
+        Emulator::Debian(release) => unpacked(cache, arch, release)?,
         Emulator::Any => match installed() {
             Some(words) => words,
-            None => unpacked(cache, Emulator::DEFAULT)
-                .context("qemu-system-x86_64 is missing (or install the package qemu-system-x86)")?,
+            None => unpacked(cache, arch, Emulator::DEFAULT)
+                .with_context(|| format!("{program} is missing (or install the package {package})"))?,
         },
     };
     Ok(Qemu { words })
 }
 
 /// The words that start an unpacked QEMU: by the loader and the libraries of its own release.
-fn unpacked(cache: &Path, release: &Release) -> Result<Vec<OsString>> {
-    let directory = cache.join(format!("qemu-{}", release.name));
+fn unpacked(cache: &Path, arch: Arch, release: &Release) -> Result<Vec<OsString>> {
+    let (program, package) = arch.qemu();
+    let directory = cache.join(arch.cached(&format!("qemu-{}", release.name)));
     if !directory.exists() {
         replace(&directory, |directory| {
-            let suites = Suites::open(cache, release.suites)?;
-            let packages = suites.closure("qemu-system-x86")?;
+            let suites = Suites::open(cache, debian::Arch::Amd64, release.suites)?;
+            let packages = suites.closure(package)?;
             note(&format!(
-                "fetching QEMU {}, {} packages, once (80 MB)",
+                "fetching {program} {}, {} packages, once (80 MB)",
                 release.name,
                 packages.len()
             ));
@@ -122,7 +123,7 @@ fn unpacked(cache: &Path, release: &Release) -> Result<Vec<OsString>> {
         "--library-path".into(),
         std::env::join_paths(libraries)?,
     ];
-    words.push(directory.join("usr/bin").join(QEMU).into_os_string());
+    words.push(directory.join("usr/bin").join(program).into_os_string());
     for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
         words.push("-L".into());
         words.push(directory.join(data).into_os_string());

@@ -6,9 +6,10 @@
 
 use anyhow::Result;
 
+use super::arch::{Arch, Lists};
 use super::initramfs::Archive;
 
-/// The guest's initrd: the provided [`MODULES`], and guest-init.sh.
+/// The guest's initrd: the provided [`modules`], and guest-init.sh.
 pub const INITRD: &str = "guest-initrd";
 /// The guest's disk: [`DISK_SIZE`] bytes, which depend only on their offsets.
 pub const DISK: &str = "guest-disk";
@@ -17,7 +18,15 @@ const DISK_SIZE: usize = 16 << 20;
 
 /// The lists of modules in the initrd; the modules that these need are added. The guest loads the first list always,
 /// and the list of a card's driver when it is asked to.
-pub const MODULES: [(&str, &[&str]); 5] = [
+pub fn modules(arch: Arch) -> Lists {
+    match arch {
+        Arch::X86_64 => &MODULES,
+        // There are no Linux guests in this machine.
+        Arch::Aarch64 => &[],
+    }
+}
+
+const MODULES: [(&str, &[&str]); 5] = [
     ("order", &["virtio_mmio", "virtio_blk", "virtio_rng"]),
     ("order.e1000", &["e1000"]),
     ("order.e1000e", &["e1000e"]),

@@ -58,6 +58,13 @@ mount -t tmpfs run /root/run
 mkdir /root/run/lab
 mount --bind / /root/run/lab || fail "cannot show the initramfs"
 
+# The build machine's own programs are for another processor: busybox takes their place.
+if [ "$(uname -m)" != x86_64 ]; then
+    for directory in bin usr/bin; do
+        [ -L "/root/$directory" ] || mount --bind /bin "/root/$directory"
+    done
+fi
+
 # As in a login shell; the kernel's own limits are 1024 and 4096.
 ulimit -S -n 1024
 ulimit -H -n 1048576

@@ -9,28 +9,10 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
-use super::debian::{Suites, find_program, note, replace, run};
+use super::arch::Arch;
 use super::initramfs::Archive;
 use super::{guest, modules};
-
-/// The lists of modules of the lab; the modules that these need are added. The lab loads the first list when it boots,
-/// and the second for the neighbours of the network cards.
-const MODULES: [(&str, &[&str]); 2] = [
-    (
-        "order",
-        &[
-            "virtio_pci",
-            "virtio_console",
-            "9pnet_virtio",
-            "9p",
-            "overlay",
-            "kvm_amd",
-            "vfio_iommu_type1",
-            "vfio_pci",
-        ],
-    ),
-    ("order.neighbours", &["e1000"]),
-];
+use crate::debian::{Suites, find_program, note, replace, run};
 
 /// The part of a guest's initrd that is made of packages.
 const GUEST_MODULES: &str = "guest-modules";
@@ -40,7 +22,7 @@ const GUEST_MODULES: &str = "guest-modules";
 pub struct Release {
     name: &'static str,
     suites: &'static [&'static str],
-    /// The package that depends on the newest kernel of this line.
+    /// The package that depends on the newest kernel of this line, without `-` and the architecture.
     package: &'static str,
 }
 
@@ -48,17 +30,17 @@ const RELEASES: [Release; 3] = [
     Release {
         name: "6.1",
         suites: &["bookworm", "bookworm-security"],
-        package: "linux-image-amd64",
+        package: "linux-image",
     },
     Release {
         name: "6.12",
         suites: &["bookworm", "bookworm-security"],
-        package: "linux-image-6.12-amd64",
+        package: "linux-image-6.12",
     },
     Release {
         name: "7.3",
         suites: &["trixie-backports"],
-        package: "linux-image-amd64",
+        package: "linux-image",
     },
 ];
 
@@ -113,18 +95,18 @@ pub struct Kernel {
 ///
 /// # Errors
 /// The part that this machine lacks, and how to get it.
-pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
+pub fn provide(cache: &Path, arch: Arch, linux: &Linux) -> Result<Kernel> {
     let directory = match linux {
         Linux::Debian(release) => {
-            let directory = cache.join(format!("linux-{}", release.name));
-            if fs::read_to_string(directory.join("modules")).ok() != Some(made_for()) {
-                replace(&directory, |directory| fetch(cache, release, directory))?;
+            let directory = cache.join(arch.cached(&format!("linux-{}", release.name)));
+            if fs::read_to_string(directory.join("modules")).ok() != Some(made_for(arch)) {
+                replace(&directory, |directory| fetch(cache, arch, release, directory))?;
             }
             directory
         }
         Linux::Directory(unpacked) => {
-            let directory = cache.join("linux-own");
-            replace(&directory, |directory| prepare(unpacked, &busybox(cache)?, directory))?;
+            let directory = cache.join(arch.cached("linux-own"));
+            replace(&directory, |directory| prepare(cache, arch, unpacked, directory))?;
             directory
         }
     };
@@ -136,8 +118,8 @@ pub fn provide(cache: &Path, linux: &Linux) -> Result<Kernel> {
 }
 
 /// The inputs that a kernel's directory was made from.
-fn made_for() -> String {
-    let lists = MODULES.iter().chain(&guest::MODULES);
+fn made_for(arch: Arch) -> String {
+    let lists = arch.modules().iter().chain(guest::modules(arch));
     lists
         .map(|(list, modules)| format!("{list}: {}\n", modules.join(" ")))
         .collect()
@@ -157,12 +139,12 @@ fn write_guest_initrd(directory: &Path) -> Result<()> {
     fs::rename(&new, &path).with_context(context)
 }
 
-fn fetch(cache: &Path, release: &Release, directory: &Path) -> Result<()> {
-    let busybox = busybox(cache)?;
-    let suites = Suites::open(cache, release.suites)?;
-    let mut packages = of_kernel(suites.depends(release.package)?);
+fn fetch(cache: &Path, arch: Arch, release: &Release, directory: &Path) -> Result<()> {
+    let suites = Suites::open(cache, arch.debian(), release.suites)?;
+    let newest = format!("{}-{}", release.package, arch.debian().name());
+    let mut packages = of_kernel(suites.depends(&newest)?);
     if packages.is_empty() {
-        bail!("the package {} depends on no kernel", release.package);
+        bail!("the package {newest} depends on no kernel");
     }
     // Newer packages are empty, and depend on the kernel and on its modules.
     for package in packages.clone() {
@@ -171,7 +153,7 @@ fn fetch(cache: &Path, release: &Release, directory: &Path) -> Result<()> {
     note(&format!("fetching Linux {}, once (100 MB)", release.name));
     let files = directory.join("unpacked");
     suites.unpack(&packages, &files)?;
-    prepare(&files, &busybox, directory)?;
+    prepare(cache, arch, &files, directory)?;
     fs::remove_dir_all(&files).context("cannot remove the unpacked kernel")
 }
 
@@ -184,12 +166,12 @@ fn of_kernel(packages: Vec<String>) -> Vec<String> {
     packages.into_iter().filter(is_kernel).collect()
 }
 
-/// A busybox that needs no libraries: this machine's, or Debian's.
-fn busybox(cache: &Path) -> Result<PathBuf> {
-    let directory = cache.join("busybox");
+/// Debian's busybox, which needs no libraries.
+fn busybox(cache: &Path, arch: Arch) -> Result<PathBuf> {
+    let directory = cache.join(arch.cached("busybox"));
     if !directory.exists() {
         replace(&directory, |directory| {
-            let suites = Suites::open(cache, &["bookworm"])?;
+            let suites = Suites::open(cache, arch.debian(), &["bookworm"])?;
             suites.unpack(&["busybox-static".to_owned()], directory)
         })?;
     }
@@ -198,11 +180,11 @@ fn busybox(cache: &Path) -> Result<PathBuf> {
 
 /// Writes `vmlinuz`, `initramfs`, a guest's modules and disk, and `modules` (the inputs that they were made from) from
 /// unpacked packages.
-fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
+fn prepare(cache: &Path, arch: Arch, unpacked: &Path, directory: &Path) -> Result<()> {
     let (version, modules) = modules_of(unpacked)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let scratch = directory.join("index");
-    let index = Index::of(&modules, busybox, &scratch)?;
+    let index = Index::of(&modules, &busybox(cache, Arch::X86_64)?, &scratch)?;
 
     let write = |name: &str, content: &[u8]| {
         let path = directory.join(name);
@@ -217,12 +199,12 @@ fn prepare(unpacked: &Path, busybox: &Path, directory: &Path) -> Result<()> {
         "vmlinuz",
         &read(image.context("the kernel's packages have no vmlinuz")?)?,
     )?;
-    let busybox = read(busybox)?;
-    write("initramfs", &index.archive(&busybox, &MODULES)?)?;
-    write(GUEST_MODULES, &index.archive(&busybox, &guest::MODULES)?)?;
+    let busybox = read(&busybox(cache, arch)?)?;
+    write("initramfs", &index.archive(&busybox, arch.modules())?)?;
+    write(GUEST_MODULES, &index.archive(&busybox, guest::modules(arch))?)?;
     write(guest::DISK, &guest::disk())?;
     fs::remove_dir_all(&scratch).context("cannot remove the unpacked modules")?;
-    write("modules", made_for().as_bytes())
+    write("modules", made_for(arch).as_bytes())
 }
 
 /// The version of an unpacked kernel and the directory of its modules. There has to be exactly one.
@@ -321,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_one_of_debians_or_a_directory() {
-        assert!(matches!("7.3".parse(), Ok(Linux::Debian(release)) if release.package == "linux-image-amd64"));
+        assert!(matches!("7.3".parse(), Ok(Linux::Debian(release)) if release.package == "linux-image"));
         assert_eq!(Linux::DEFAULT.parse(), Ok(Linux::default()));
         let refused = "5.10".parse::<Linux>().unwrap_err();
         assert!(refused.contains("6.1, 6.12, 7.3"), "{refused}");

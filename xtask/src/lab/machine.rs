@@ -25,11 +25,12 @@ use rustix::fs::FlockOperation;
 use rustix::io::{Errno, FdFlags};
 use rustix::pipe::PipeFlags;
 
-use super::debian::find_program;
+use super::arch::Arch;
 use super::initramfs::Archive;
 use super::parts::{Parts, Setup};
 use super::script::quote_path;
 use super::{cards, guest};
+use crate::debian::find_program;
 use crate::progress::Meter;
 
 /// The error of a run that took too long.
@@ -91,13 +92,10 @@ fn stage(booted: bool) -> &'static str {
     }
 }
 
-/// * A kernel with a fault ends at once and prints all its messages (`panic=-1` resets, which ends QEMU). A busy build
-///   machine causes soft lockups of less than a minute.
-/// * All emulated CPUs have the same TSC, but the kernel does not know that (`tsc=reliable`). The kernel would
-///   otherwise use the HPET, whose reads take a lock of QEMU's.
-/// * On a busy build machine the kernel's short check of the timer fails (`no_timer_check`).
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 \
-     watchdog_thresh=30 no_timer_check tsc=reliable intel_iommu=on mitigations=off";
+/// A kernel with a fault ends at once and prints all its messages (`panic=-1` resets, which ends QEMU). A busy build
+/// machine causes soft lockups of less than a minute.
+const KERNEL_COMMAND_LINE: &str =
+    "panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 watchdog_thresh=30 mitigations=off";
 
 /// One CPU, because the emulator does not keep two of them apart. Seen with QEMU 7.2 and 10.0, within a minute or two
 /// of exits from two VMs at a time: the end of a VM is followed by another one that saves the host's own registers as
@@ -151,25 +149,32 @@ pub struct Run {
 #[derive(Debug)]
 pub struct Lab {
     directory: PathBuf,
+    arch: Arch,
     parts: Parts,
     /// Holds the lock.
     _lock: File,
 }
 
 impl Lab {
-    /// Waits until no other process uses the lab in `target`, and provides its parts. The wait ends, because every
+    /// Waits until no other process uses the lab of this machine in `target`, and provides its parts. The wait ends, because every
     /// process that uses the lab has time limits.
     ///
     /// An error says why this machine cannot have a lab, and how to mend that.
     pub fn open(target: &Path, setup: &Setup) -> Result<Self> {
-        let directory = target.join("lab");
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let lock = lock(&directory.join("lock"))?;
-        let parts = Parts::provide(&directory.join("cache"), setup)?;
+        let cache = target.join("lab/cache");
+        let directory = target.join("lab").join(setup.arch.directory());
+        for made in [&cache, &directory] {
+            fs::create_dir_all(made).with_context(|| format!("cannot create {}", made.display()))?;
+        }
+        let lab = lock(&directory.join("lock"))?;
+        let fetching = lock(&cache.join("lock"))?;
+        let parts = Parts::provide(&cache, setup)?;
+        drop(fetching);
         Ok(Self {
             directory,
+            arch: setup.arch,
             parts,
-            _lock: lock,
+            _lock: lab,
         })
     }
 }
@@ -329,7 +334,7 @@ impl Lab {
         let mut archive = Archive::default();
         archive.file("init", include_bytes!("init.sh"))?;
         archive.file("neighbours", include_bytes!("neighbours.sh"))?;
-        archive.file("vfio", cards::for_vfio(run.edu).as_bytes())?;
+        archive.file("vfio", cards::for_vfio(self.arch, run.edu).as_bytes())?;
         archive.file("command", (guest_exports(&self.parts) + &run.script).as_bytes())?;
         bytes.extend(archive.finish()?);
         let path = self.initramfs();
@@ -359,22 +364,15 @@ impl Lab {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
 
-        // Software emulation works on every machine. The emulator has nested virtualisation only for AMD.
-        command.args([
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-smp",
-            CPUS,
-            "-m",
-            "2048",
-        ]);
-        command.args(["-cpu", "EPYC-Rome,+svm"]);
+        command.args(self.arch.board());
+        // Software emulation works on every machine.
+        command.args(["-accel", "tcg,thread=multi", "-smp", CPUS, "-m", "2048"]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        // Without interrupt remapping vfio_iommu_type1 refuses the group with EPERM.
-        command.args(["-device", "intel-iommu,intremap=on"]);
-        command.args(cards::arguments(run.edu, &self.parts.beside_kernel(guest::DISK)));
+        command.args(cards::arguments(
+            self.arch,
+            run.edu,
+            &self.parts.beside_kernel(guest::DISK),
+        ));
         let host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
         command.args(["-fsdev", host]);
         command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host,addr=0x10"]);
@@ -394,9 +392,10 @@ impl Lab {
         command.arg("-kernel").arg(&self.parts.kernel.image);
         command.arg("-initrd").arg(self.initramfs());
         let loglevel = if run.verbose { 7 } else { 5 };
-        command
-            .arg("-append")
-            .arg(format!("{KERNEL_COMMAND_LINE} loglevel={loglevel}"));
+        command.arg("-append").arg(format!(
+            "{} {KERNEL_COMMAND_LINE} loglevel={loglevel}",
+            self.arch.kernel_arguments()
+        ));
         command
     }
 }

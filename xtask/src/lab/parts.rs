@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::arch::Arch;
 use super::emulator::{self, Emulator, Qemu};
 use super::kernel::{self, Kernel, Linux};
 
 /// Which kernel the lab boots, and in which emulator.
 #[derive(Clone, Debug, Args)]
 pub struct Setup {
+    /// The processor of the emulated machine
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    pub arch: Arch,
+
     /// The kernel: Debian's 6.1, 6.12 or 7.3, or a directory with boot/vmlinuz-VERSION and lib/modules/VERSION
     #[arg(long, value_name = "KERNEL", default_value = Linux::DEFAULT)]
     linux: Linux,
@@ -22,16 +27,18 @@ pub struct Setup {
     qemu: Emulator,
 }
 
-impl Default for Setup {
-    fn default() -> Self {
+impl Setup {
+    /// The default kernel and emulator of a machine.
+    pub fn of(arch: Arch) -> Self {
         Self {
+            arch,
             linux: Linux::default(),
             qemu: Emulator::Any,
         }
     }
 }
 
-/// The parts of the emulated PC.
+/// The parts of the emulated machine.
 #[derive(Debug)]
 pub struct Parts {
     pub kernel: Kernel,
@@ -42,12 +49,12 @@ impl Parts {
     /// Finds the parts in `cache`, or fetches them. An error names the part that this machine lacks, and how to get it.
     pub fn provide(cache: &Path, setup: &Setup) -> Result<Self> {
         if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-            bail!("the lab runs this machine's programs in a PC: it needs Linux on x86_64");
+            bail!("the lab's emulators and this machine's programs are for Linux on x86_64");
         }
         fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
         Ok(Self {
-            kernel: kernel::provide(cache, &setup.linux)?,
-            qemu: emulator::provide(cache, &setup.qemu)?,
+            kernel: kernel::provide(cache, setup.arch, &setup.linux)?,
+            qemu: emulator::provide(cache, setup.arch, &setup.qemu)?,
         })
     }
 

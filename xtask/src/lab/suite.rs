@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result};
 
+use super::arch::Arch;
 use super::machine::{Hung, Lab, PartHung, Run, Sink};
 use super::script::{exports, quote_path};
 use crate::cargo::{TestProgram, Workspace};
 use crate::progress::Spent;
 use crate::tally::{Parser, Tally};
 
-/// The integration tests that run in the lab as well as on the build machine, those of KVM and VFIO: package, and its
-/// files of `tests/`.
-const SUITE: [(&str, &[&str]); 6] = [
+/// Packages, and of each the files of `tests/` that run in the lab.
+type Suite = &'static [(&'static str, &'static [&'static str])];
+
+/// The integration tests that run in the PC as well as on the build machine, those of KVM and VFIO.
+const X86_64: Suite = &[
     (
         "ioevent",
         &["conformance", "equivalence", "hot_path", "refusals", "under_load"],
@@ -28,12 +31,25 @@ const SUITE: [(&str, &[&str]); 6] = [
     ("vmm-ref", &["linux", "passthrough"]),
 ];
 
+const AARCH64: Suite = &[
+    ("kvm-irqfd", &["conformance", "cost", "library"]),
+    ("ioevent", &["conformance", "equivalence", "hot_path", "refusals"]),
+    ("vfio-intx", &["edu"]),
+];
+
+fn suite(arch: Arch) -> Suite {
+    match arch {
+        Arch::X86_64 => X86_64,
+        Arch::Aarch64 => AARCH64,
+    }
+}
+
 /// The suite wants two PCI devices, to share one GSI.
 const EDU: u8 = 2;
 
 /// The packages of the suite among `wanted`, of which none means all.
-pub fn packages(wanted: &[String]) -> Vec<String> {
-    SUITE
+pub fn packages(arch: Arch, wanted: &[String]) -> Vec<String> {
+    suite(arch)
         .iter()
         .map(|(package, _)| (*package).to_owned())
         .filter(|package| wanted.is_empty() || wanted.contains(package))
@@ -41,9 +57,9 @@ pub fn packages(wanted: &[String]) -> Vec<String> {
 }
 
 /// Builds the suite's programs of `packages`, with --release: everything is slow in the lab.
-pub fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgram>> {
+pub fn build(workspace: &Workspace, arch: Arch, packages: &[String]) -> Result<Vec<TestProgram>> {
     let tests = |package: &str| {
-        SUITE
+        suite(arch)
             .iter()
             .find(|(listed, _)| *listed == package)
             .map_or(&[][..], |(_, tests)| tests)
@@ -51,7 +67,7 @@ pub fn build(workspace: &Workspace, packages: &[String]) -> Result<Vec<TestProgr
     let mut names: Vec<&str> = packages.iter().flat_map(|package| tests(package)).copied().collect();
     names.sort_unstable();
     names.dedup();
-    let mut programs = workspace.build_released_tests(packages, &names)?;
+    let mut programs = workspace.build_released_tests(packages, &names, arch.compiler(workspace.target())?.as_ref())?;
     // Cargo builds the tests of these names in each of the packages.
     programs.retain(|program| tests(&program.package).contains(&program.suite.as_str()));
     Ok(programs)

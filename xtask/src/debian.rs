@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Packages of any Debian release, fetched and unpacked without installing anything and without root.
+//! Packages of any Debian release and architecture, fetched and unpacked without installing anything and without root.
 //!
-//! Each release has an apt configuration of its own below the lab's cache, so that a machine with one release gets the
-//! kernels and emulators of another. The mirrors are those that this machine's apt uses.
+//! Each release and architecture has an apt configuration of its own below a cache, so that a machine with one release
+//! gets the kernels and emulators of another. The mirrors are those that this machine's apt uses.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,26 +14,45 @@ use anyhow::{Context, Result, bail};
 /// The keys that sign Debian's releases, old and new.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// An architecture of Debian's, for which packages are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    Amd64,
+    Arm64,
+}
+
+impl Arch {
+    /// Debian's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+}
+
 /// Some of Debian's suites, and an apt configuration that has only these suites.
 #[derive(Debug)]
 pub struct Suites {
     directory: PathBuf,
+    arch: Arch,
     /// The suite to prefer: apt takes nothing from a release's backports by itself.
     preferred: Option<String>,
 }
 
 impl Suites {
     /// The configuration for `suites` ("bookworm", "bookworm-security"), with fresh package lists, in `cache`.
+    /// Packages are those of `arch`, also where this machine's architecture is another.
     ///
     /// # Errors
     /// When this is no Debian, or the package lists cannot be fetched.
-    pub fn open(cache: &Path, suites: &[&str]) -> Result<Self> {
+    pub fn open(cache: &Path, arch: Arch, suites: &[&str]) -> Result<Self> {
         for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             if find_program(program).is_none() {
-                bail!("the lab is made of Debian packages: it needs {program}");
+                bail!("Debian's packages are needed, and to fetch them {program}");
             }
         }
-        let directory = cache.join("apt").join(suites.join("+"));
+        let directory = cache.join("apt").join(arch.name()).join(suites.join("+"));
         for path in ["lists/partial", "archives/partial"] {
             create(&directory.join(path))?;
         }
@@ -46,9 +65,14 @@ impl Suites {
         let preferred = suites.iter().find(|suite| suite.ends_with("-backports"));
         let this = Self {
             directory,
+            arch,
             preferred: preferred.map(|suite| (*suite).to_owned()),
         };
-        note(&format!("fetching the package lists of {}", suites.join(", ")));
+        note(&format!(
+            "fetching the package lists of {} for {}",
+            suites.join(", "),
+            arch.name()
+        ));
         run(this.apt("apt-get").args(["-q", "update"])).context("this needs the network, once")?;
         Ok(this)
     }
@@ -106,6 +130,9 @@ impl Suites {
                 .arg(format!("{key}={}", self.directory.join(value).display()));
         }
         apt.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Sandbox::User="]);
+        for key in ["APT::Architecture", "APT::Architectures"] {
+            apt.arg("-o").arg(format!("{key}={}", self.arch.name()));
+        }
         if let Some(suite) = &self.preferred {
             apt.arg("-o").arg(format!("APT::Default-Release={suite}"));
         }
@@ -190,7 +217,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Announces a slow step on standard error.
 pub fn note(what: &str) {
-    eprintln!("lab: {what}");
+    eprintln!("xtask: {what}");
 }
 
 fn create(directory: &Path) -> Result<()> {
