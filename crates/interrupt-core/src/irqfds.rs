@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The irqfds and routes of a hypervisor, as the VMM has them.
 
-use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -14,7 +13,7 @@ use crate::msi::Msi;
 ///
 /// The GSIs are the pins' own, below the number that the split irqchip reserves: KVM reports the EOI of no other
 /// (law 11). The calls are made with a lock of the pins held: an implementation must not call back into the pins.
-pub trait Irqfds: fmt::Debug + Send + Sync {
+pub trait Irqfds: Send + Sync {
     /// Has each signal of `trigger` send the message of `gsi` from now on (KVM_IRQFD). `trigger` is a non-blocking
     /// eventfd, no semaphore, and not bound. It stays open until after [`unbind`](Self::unbind).
     ///

@@ -26,7 +26,6 @@ use crate::sync::lock;
 /// use interrupt_core::{Gsi, Irqfds, Msi, forward::GuestLine};
 /// use user_irqchip::{Ioapic, IrqfdPins};
 ///
-/// #[derive(Debug)]
 /// struct Hypervisor; // the VMM's type, with its VmFd and its routing table
 ///
 /// impl Irqfds for Hypervisor {
@@ -235,13 +234,7 @@ impl Drop for IrqfdPins {
 
 impl fmt::Debug for IrqfdPins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} pins from {} on {:?}",
-            self.pins.len(),
-            self.first_gsi,
-            self.irqfds
-        )
+        write!(f, "{} pins from {} by irqfd", self.pins.len(), self.first_gsi)
     }
 }
 

@@ -2,6 +2,7 @@
 //! The IOAPIC: a line for each pin, the guest's registers, and the EOIs.
 
 mod eoi;
+mod events;
 mod pin;
 mod pin_state;
 mod registers;
@@ -10,8 +11,8 @@ mod shared;
 mod spec;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use interrupt_core::{
@@ -22,6 +23,7 @@ use interrupt_core::{
 use crate::error::{ConfigError, StateError};
 use crate::pulse::PulsingSource;
 
+use events::Events;
 use shared::Shared;
 
 pub use eoi::EOI_DELAY;
@@ -142,6 +144,7 @@ impl IoapicBuilder {
         };
         Ok(Ioapic {
             lines: (0..pins).map(line).collect(),
+            events: (0..pins).map(|_| OnceLock::new()).collect(),
             shared,
             first_gsi,
             version,
@@ -163,7 +166,8 @@ impl fmt::Debug for IoapicBuilder {
 /// An IOAPIC in userspace.
 ///
 /// Devices get a [`source`](Self::source) each, and listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's
-/// accesses to the window come in as [`DeviceMmio`](vm_device::DeviceMmio), its EOIs through [`eoi`](Self::eoi). The
+/// accesses to the registers come in through [`read`](Self::read) and [`write`](Self::write), or as vm-device's
+/// `DeviceMmio` (feature `vm-device`), its EOIs through [`eoi`](Self::eoi). The
 /// chip sends its messages to an [`MsiOutput`].
 ///
 /// # When a listener is told
@@ -187,6 +191,8 @@ impl fmt::Debug for IoapicBuilder {
 /// has to tell the output of a new destination. Listeners, messages and the hook of a delay are called without a lock.
 pub struct Ioapic {
     lines: Box<[Arc<Line<IoapicPin>>]>,
+    /// The sources of [`pulse`](Self::pulse), by pin; each is made by the pin's first event.
+    events: Box<[OnceLock<Events>]>,
     shared: Arc<Shared>,
     first_gsi: Gsi,
     version: Version,
@@ -233,6 +239,23 @@ impl Ioapic {
         } else {
             Arc::new(source)
         })
+    }
+
+    /// Makes one interrupt of the pin of `gsi`, for devices that signal events and have no source: an edge of an
+    /// edge-triggered pin. An event of a level-triggered pin that a mask or an interrupt in service holds back is carried
+    /// when that ends; several such events are one interrupt.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when no pin has that GSI, and the errors of [`MsiOutput::send_msi`]. The event is carried with
+    /// the next one, or at the next EOI.
+    pub fn pulse(&self, gsi: Gsi) -> Result<Delivery> {
+        let line = self.line(gsi)?;
+        let events = &self.events[usize::from(line.pin().number())];
+        if let Some(events) = events.get() {
+            return events.signal();
+        }
+        let made = Events::new(line)?;
+        events.get_or_init(|| made).signal()
     }
 
     /// The line of the pin of `gsi`.

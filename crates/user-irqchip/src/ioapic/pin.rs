@@ -84,6 +84,15 @@ impl IoapicPin {
         }
     }
 
+    pub(super) fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// The number of the last message.
+    pub(super) fn sent(&self) -> Sent {
+        self.lock().pin.sent()
+    }
+
     fn step<R>(&self, step: impl FnOnce(PinState) -> (PinState, R)) -> R {
         self.lock().step(step)
     }

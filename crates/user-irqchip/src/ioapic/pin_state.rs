@@ -125,7 +125,7 @@ impl PinState {
         !self.has(MASKED) && !self.is_level()
     }
 
-    fn sent(self) -> Sent {
+    pub(super) fn sent(self) -> Sent {
         (self.0 / SEND) as Sent
     }
 

@@ -3,7 +3,9 @@
 
 use std::sync::atomic::Ordering;
 
+#[cfg(feature = "vm-device")]
 use vm_device::DeviceMmio;
+#[cfg(feature = "vm-device")]
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
 use super::pin_state::AfterWrite;
@@ -11,11 +13,26 @@ use super::spec::{self, Half, Register};
 use super::{Ioapic, Version};
 use crate::bus;
 
-/// Takes reads and writes of 1, 2, 4 and 8 bytes; of 8 bytes written, the low half counts. The data window and the EOI
-/// register are written with 4 or 8 bytes. Every other access is ignored, reads as 0, and is
-/// [counted](super::Counts::ignored_accesses). A read of another width (3 or 9 bytes, say) leaves the bytes as they are.
+/// [`Ioapic::read`] and [`Ioapic::write`] on vm-device's bus.
+#[cfg(feature = "vm-device")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-device")))]
 impl DeviceMmio for Ioapic {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        self.read(offset, data);
+    }
+
+    fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        self.write(offset, data);
+    }
+}
+
+impl Ioapic {
+    /// The guest reads at this offset in the range of the registers.
+    ///
+    /// Takes 1, 2, 4 and 8 bytes. An access to no register reads as 0, and is
+    /// [counted](super::Counts::ignored_accesses). A read of another width (3 or 9 bytes, say) is counted too, and leaves
+    /// the bytes as they are.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset {
             spec::SELECT => Some(self.select.load(Ordering::Relaxed).into()),
             spec::WINDOW => Some(self.read_selected()),
@@ -27,7 +44,11 @@ impl DeviceMmio for Ioapic {
         }
     }
 
-    fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+    /// The guest writes at this offset in the range of the registers.
+    ///
+    /// Takes 1, 2, 4 and 8 bytes; of 8 bytes, the low half counts. The data window and the EOI register take 4 or 8 bytes.
+    /// Every other access is ignored, and is [counted](super::Counts::ignored_accesses).
+    pub fn write(&self, offset: u64, data: &[u8]) {
         let value = bus::value(data);
         let is_wide = matches!(data.len(), 4 | 8);
         match offset {
@@ -37,9 +58,7 @@ impl DeviceMmio for Ioapic {
             _ => self.shared.counters.ignored_accesses.count(),
         }
     }
-}
 
-impl Ioapic {
     fn read_selected(&self) -> u32 {
         match Register::at(self.select.load(Ordering::Relaxed)) {
             Register::Id | Register::Arbitration => spec::id_register(self.id.load(Ordering::Relaxed)),

@@ -3,6 +3,7 @@
 
 use interrupt_core::Level;
 
+use super::Version;
 use super::spec::{MAX_ID, RedirectionEntry};
 use crate::StateError;
 
@@ -79,6 +80,37 @@ impl SavedPin {
 }
 
 impl IoapicState {
+    /// The state of another model of an IOAPIC, from its registers: the select register, the ID (bits above 3:0 do not
+    /// count), and the redirection-table entries.
+    ///
+    /// What no chip can be in is mended: an edge pin has no remote IRR, and no message is on its way. The lines are low
+    /// until the sources state their levels.
+    ///
+    /// ```
+    /// use user_irqchip::{IoapicState, Version};
+    ///
+    /// // A level pin in service, and an edge pin that the other model gave a remote IRR.
+    /// let state = IoapicState::from_registers(Version::V11, 0x10, 2, [0xc031, 0x4032]);
+    /// assert_eq!(state.entries().collect::<Vec<_>>(), [0xc031, 0x0032]);
+    /// ```
+    pub fn from_registers(version: Version, select: u8, id: u8, entries: impl IntoIterator<Item = u64>) -> Self {
+        let pin = |entry| SavedPin {
+            entry: RedirectionEntry::from_bits(entry).sanitised().bits(),
+            ..SavedPin::RESET
+        };
+        Self {
+            version: version.number(),
+            select,
+            id: id & MAX_ID,
+            pins: entries.into_iter().map(pin).collect(),
+        }
+    }
+
+    /// The redirection-table entries, from pin 0: for another model, with `select` and `id`.
+    pub fn entries(&self) -> impl Iterator<Item = u64> {
+        self.pins.iter().map(|pin| pin.entry)
+    }
+
     /// Checks that a chip with this version and this number of pins can be in this state.
     pub(super) fn check(&self, version: u8, pins: usize) -> Result<(), StateError> {
         let other = |what, found, here| Err(StateError::OtherChip { what, found, here });

@@ -170,11 +170,20 @@ impl RedirectionEntry {
             Half::Low => self.0 & !Self::LOW | u64::from(value),
             Half::High => self.0 & Self::LOW | u64::from(value) << 32,
         };
-        let mut entry = Self(written & !Self::READ_ONLY | self.0 & Self::READ_ONLY);
-        if entry.trigger() == Trigger::Edge {
-            entry.set_remote_irr(false);
+        Self(written & !Self::READ_ONLY | self.0 & Self::READ_ONLY).without_edge_irr()
+    }
+
+    /// The entry as a chip can have it: no message is on its way, and an edge pin has no remote IRR.
+    pub(super) fn sanitised(self) -> Self {
+        Self(self.0 & !Self::DELIVERY_STATUS).without_edge_irr()
+    }
+
+    fn without_edge_irr(self) -> Self {
+        if self.is_level() {
+            self
+        } else {
+            self.without_remote_irr()
         }
-        entry
     }
 
     /// Bits 7:0.

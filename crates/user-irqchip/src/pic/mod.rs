@@ -13,7 +13,9 @@ use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Pin, Result,
     WiredOr,
 };
+#[cfg(feature = "vm-device")]
 use vm_device::DevicePio;
+#[cfg(feature = "vm-device")]
 use vm_device::bus::{PioAddress, PioAddressOffset};
 
 use crate::counter::Counter;
@@ -175,8 +177,8 @@ impl fmt::Debug for PicPin {
 /// A pair of 8259s in userspace, with the edge/level control registers of a PC.
 ///
 /// GSI *n* is IRQ *n*, 0 to 15; IRQ 2 is the cascade and has no line. Devices get a [`source`](Self::source) each, and
-/// listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in as
-/// [`DevicePio`]. When INTR rises, the pair calls the hook; the processor then takes the interrupt with
+/// listeners of EOIs [subscribe](EoiNotifier::subscribe). The guest's accesses to the [ports](Self::PORTS) come in
+/// through [`read`](Self::read) and [`write`](Self::write), or as vm-device's `DevicePio` (feature `vm-device`). When INTR rises, the pair calls the hook; the processor then takes the interrupt with
 /// [`acknowledge`](Self::acknowledge).
 ///
 /// # When a listener is told
@@ -385,13 +387,25 @@ impl EoiNotifier for Pic {
     }
 }
 
-/// Accesses of one byte to the [ports](Pic::PORTS). Everything else is ignored, reads as 0, and is
-/// [counted](Counts::ignored_accesses).
+/// [`Pic::read`] and [`Pic::write`] on vm-device's bus.
+#[cfg(feature = "vm-device")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-device")))]
 impl DevicePio for Pic {
     fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        let register = base.0.checked_add(offset).and_then(spec::port);
-        match (register, data) {
-            (Some((role, register)), [data]) => *data = self.read(role, register),
+        self.read(base.0.saturating_add(offset), data);
+    }
+
+    fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        self.write(base.0.saturating_add(offset), data);
+    }
+}
+
+impl Pic {
+    /// The guest reads this port: one byte of one of the [ports](Self::PORTS). Everything else reads as 0, and is
+    /// [counted](Counts::ignored_accesses).
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        match (spec::port(port), data) {
+            (Some((role, register)), [data]) => *data = self.read_register(role, register),
             (_, data) => {
                 data.fill(0);
                 self.shared.counters.ignored_accesses.count();
@@ -399,17 +413,16 @@ impl DevicePio for Pic {
         }
     }
 
-    fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let register = base.0.checked_add(offset).and_then(spec::port);
-        match (register, data) {
-            (Some((role, register)), &[value]) => self.write(role, register, value),
+    /// The guest writes this port: one byte to one of the [ports](Self::PORTS). Everything else is ignored, and is
+    /// [counted](Counts::ignored_accesses).
+    pub fn write(&self, port: u16, data: &[u8]) {
+        match (spec::port(port), data) {
+            (Some((role, register)), &[value]) => self.write_register(role, register, value),
             _ => self.shared.counters.ignored_accesses.count(),
         }
     }
-}
 
-impl Pic {
-    fn read(&self, role: Role, register: Register) -> u8 {
+    fn read_register(&self, role: Role, register: Register) -> u8 {
         let mut pair = self.shared.pair();
         let chip = pair.chip(role);
         match register {
@@ -427,7 +440,7 @@ impl Pic {
         }
     }
 
-    fn write(&self, role: Role, register: Register, value: u8) {
+    fn write_register(&self, role: Role, register: Register, value: u8) {
         let mut pair = self.shared.pair();
         let chip = pair.chip(role);
         let mut ended = 0;

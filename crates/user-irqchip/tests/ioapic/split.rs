@@ -2,11 +2,12 @@
 //! What an IOAPIC on a split irqchip has to know: KVM tells it of no edge's end, others send its messages, and older kernels
 //! forget an interrupt in service when its route changes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy};
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy, Msi, MsiOutput, Result};
+use user_irqchip::Ioapic;
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
 
@@ -147,4 +148,117 @@ fn row_135_nothing_is_lost_while_the_guest_moves_and_ends() {
     let to = u64::from((ROUNDS - 1) % 2);
     let programmed = bench.sink.pins.lock().unwrap()[&5];
     assert_eq!(programmed, (Some((0xfee0_0000 | to << 12, 0x8031)), false));
+}
+
+/// A device of the VMM that has no source and signals events: an edge on an edge pin, and on a level pin one interrupt after
+/// whatever holds it back.
+#[test]
+fn a_pulse_is_one_interrupt_and_is_not_lost() {
+    let bench = Bench::new();
+    let pulse = || bench.ioapic.pulse(Gsi(5)).unwrap();
+    bench.set_low(5, 0x31);
+    bench.sink.take();
+    for _ in 0..3 {
+        assert_eq!(pulse(), Delivery::Delivered(1));
+        assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)]);
+        assert_eq!(bench.ioapic.levels(), 0);
+    }
+    // Behind a mask, and behind an interrupt in service.
+    bench.set_low(5, MASKED | LEVEL | 0x31);
+    assert_eq!([pulse(), pulse()], [Delivery::Pending, Delivery::Coalesced]);
+    bench.sink.take();
+    bench.set_low(5, LEVEL | 0x31);
+    let one = [Told::Routed(5, Some((0xfee0_0000, 0x8031))), Told::Sent(5, 0x8031)];
+    assert_eq!(bench.sink.take(), one, "one for both");
+    assert_eq!(pulse(), Delivery::Coalesced);
+    assert_eq!(bench.sink.take(), []);
+    bench.ioapic.eoi(0x31);
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)]);
+    bench.ioapic.eoi(0x31);
+    assert_eq!((bench.sink.take(), bench.ioapic.levels()), (vec![], 0));
+    bench.ioapic.pulse(Gsi(24)).unwrap_err();
+}
+
+#[test]
+fn a_pulse_that_no_processor_takes_waits_and_a_masked_edge_is_lost() {
+    let bench = Bench::new();
+    bench.set_low(5, MASKED | 0x31);
+    bench.ioapic.pulse(Gsi(5)).unwrap();
+    assert_eq!(bench.ioapic.levels(), 0);
+    bench.set_low(5, LEVEL | 0x31);
+    bench.sink.set_takers(Some(0));
+    assert_eq!(bench.ioapic.pulse(Gsi(5)).unwrap(), Delivery::Delivered(0));
+    bench.sink.set_takers(Some(1));
+    bench.sink.take();
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8031)]);
+    bench.ioapic.eoi(0x31);
+    assert_eq!((bench.sink.take(), bench.ioapic.levels()), (vec![], 0));
+}
+
+/// A processor that serves the pin while its message is sent, and a second event that comes right after that.
+#[derive(Debug, Default)]
+struct ServesAtOnce {
+    ioapic: OnceLock<Weak<Ioapic>>,
+    sent: AtomicU32,
+}
+
+impl MsiOutput for ServesAtOnce {
+    fn send_msi(&self, gsi: Gsi, _: Msi) -> Result<Delivery> {
+        if self.sent.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.ioapic.get().unwrap().upgrade().unwrap().pulse(gsi)?;
+        }
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pulse_during_the_message_of_another_is_kept() {
+    let output = Arc::new(ServesAtOnce::default());
+    let ioapic = Arc::new(Ioapic::builder().build(output.clone()).unwrap());
+    output.ioapic.set(Arc::downgrade(&ioapic)).unwrap();
+    ioapic.write(0x00, &[0x1a]);
+    ioapic.write(0x10, &0x8031u32.to_le_bytes());
+    ioapic.pulse(Gsi(5)).unwrap();
+    assert_eq!(output.sent.load(Ordering::Relaxed), 1);
+    for levels in [1 << 5, 0] {
+        ioapic.eoi(0x31);
+        assert_eq!((output.sent.load(Ordering::Relaxed), ioapic.levels()), (2, levels));
+    }
+}
+
+/// A device pulses at any moment of the guest's service of the event before. The guest sees each event.
+#[test]
+fn no_pulse_is_lost_between_threads() {
+    const EVENTS: u32 = 2_000;
+    let bench = Bench::new();
+    bench.set_low(5, LEVEL | 0x31);
+    let (event, served) = (AtomicU32::new(0), AtomicU32::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1..=EVENTS {
+                event.store(n, Ordering::SeqCst);
+                bench.ioapic.pulse(Gsi(5)).unwrap();
+                // Not before the handler has seen the event, and perhaps before its EOI.
+                while served.load(Ordering::SeqCst) < n {
+                    thread::yield_now();
+                }
+            }
+        });
+        while served.load(Ordering::SeqCst) < EVENTS {
+            if bench.sink.take().iter().any(|told| matches!(told, Told::Sent(..))) {
+                served.store(event.load(Ordering::SeqCst), Ordering::SeqCst);
+                bench.ioapic.eoi(0x31);
+            } else {
+                thread::yield_now();
+            }
+        }
+    });
+    bench.ioapic.eoi(0x31);
+    bench.ioapic.eoi(0x31);
+    assert_eq!(bench.ioapic.levels(), 0);
 }

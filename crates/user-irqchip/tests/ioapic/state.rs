@@ -2,10 +2,9 @@
 //! States saved and restored.
 
 use interrupt_core::{Delivery, Gsi, LoweredBy};
-use user_irqchip::ioapic::{SavedPin, Version};
-use user_irqchip::{Ioapic, IoapicState, StateError};
+use user_irqchip::{Ioapic, IoapicState, SavedPin, StateError, Version};
 
-use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
+use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, SELECT, Told};
 
 fn saved(entry: u64) -> SavedPin {
     SavedPin {
@@ -277,4 +276,30 @@ fn row_140_each_source_speaks_for_itself() {
     assert_eq!(bench.ioapic.levels(), 1 << 5);
     high.deassert().unwrap();
     assert_eq!(bench.ioapic.levels(), 0);
+}
+
+/// What another model of an IOAPIC has saved, with what no chip here can be in, and back.
+#[test]
+fn the_registers_of_another_model_are_restored_and_read_back() {
+    const DELIVERY_STATUS: u64 = 0x1000;
+    let mut entries = [MASKED; 24];
+    entries[4] = 0x31 | REMOTE_IRR | DELIVERY_STATUS;
+    entries[5] = 0x0100_0000_0000_0000 | LEVEL | REMOTE_IRR | 0x32;
+    let state = IoapicState::from_registers(Version::V11, 0x1a, 0xf3, entries);
+    let bench = Bench::new();
+    bench.ioapic.restore(&state).unwrap();
+    assert_eq!(bench.read(SELECT), 0x1a);
+    assert_eq!(bench.read_register(0), 0x0300_0000);
+    assert_eq!(bench.entry(4), 0x31);
+    assert_eq!(bench.entry(5), entries[5]);
+    // The interrupt in service ends, and the device is heard again.
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Eoi).unwrap();
+    bench.sink.take();
+    device.assert().unwrap();
+    assert_eq!(bench.sink.take(), []);
+    bench.ioapic.eoi(0x32);
+    device.assert().unwrap();
+    assert_eq!(bench.sink.take(), [Told::Sent(5, 0x8032)]);
+    entries[4] = 0x31;
+    assert_eq!(bench.ioapic.save().entries().collect::<Vec<_>>(), entries);
 }

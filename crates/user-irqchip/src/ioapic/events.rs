@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The events of a pin: interrupts of devices that signal and have no level to state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, LevelSource, Line, LineSource, Listener, LoweredBy, Result};
+
+use super::pin::IoapicPin;
+use super::pin_state::Sent;
+use super::spec::Trigger;
+
+/// The source of a pin's events. On an edge-triggered pin an event is an edge. On a level-triggered pin the source holds
+/// the line until a message has been sent, which a mask or an interrupt in service can delay.
+pub(super) struct Events {
+    // First: no more calls of the listener, then the source ends.
+    _guard: EoiGuard,
+    pulse: Arc<Pulse>,
+}
+
+struct Pulse {
+    source: LineSource<IoapicPin>,
+    line: Arc<Line<IoapicPin>>,
+    /// The number of the last event, and the number of the pin's last message at that time. [`NONE`] when a message has
+    /// been sent since.
+    waits: AtomicU64,
+    events: AtomicU64,
+}
+
+const NONE: u64 = 0;
+
+impl Events {
+    pub(super) fn new(line: &Arc<Line<IoapicPin>>) -> Result<Self> {
+        let pulse = Arc::new(Pulse {
+            source: line.source("events", LoweredBy::Device),
+            line: Arc::clone(line),
+            waits: AtomicU64::new(NONE),
+            events: AtomicU64::new(0),
+        });
+        // The line would keep itself if its listener kept the source.
+        let told = Arc::downgrade(&pulse);
+        let listener = Listener::callback(move |_| {
+            if let Some(pulse) = told.upgrade() {
+                pulse.resampled();
+            }
+        });
+        Ok(Self {
+            _guard: line.subscribe(pulse.source.key().into(), listener)?,
+            pulse,
+        })
+    }
+
+    pub(super) fn signal(&self) -> Result<Delivery> {
+        let event = self.pulse.now();
+        // Before the assertion: whoever lowers the line for an earlier event sees this event, or is seen by the
+        // assertion.
+        self.pulse.waits.store(event, Ordering::SeqCst);
+        self.pulse.drive(event)
+    }
+}
+
+impl Pulse {
+    fn now(&self) -> u64 {
+        let event = self.events.fetch_add(1, Ordering::Relaxed) + 1;
+        event << Sent::BITS | u64::from(self.line.pin().sent())
+    }
+
+    /// Sends the event's message, or leaves the line high until the message can be sent.
+    fn drive(&self, event: u64) -> Result<Delivery> {
+        let delivery = self.source.assert()?;
+        match delivery {
+            // No processor took the message, so that it does not count.
+            Delivery::Delivered(0) => drop(self.exchange(event, self.now())),
+            Delivery::Delivered(_) | Delivery::Unknown => self.end(event),
+            // An edge is lost behind a mask, as on hardware.
+            _ if self.line.pin().entry().trigger() == Trigger::Edge => self.end(event),
+            Delivery::Coalesced | Delivery::Pending => {}
+        }
+        Ok(delivery)
+    }
+
+    /// The chip has asked for the level: the interrupt of the last message has ended, or the guest has unmasked the pin.
+    fn resampled(&self) {
+        let event = self.waits.load(Ordering::SeqCst);
+        if event == NONE {
+            return;
+        }
+        if event as Sent == self.line.pin().sent() {
+            // An error leaves the event to the next one.
+            drop(self.drive(event));
+        } else {
+            self.end(event);
+        }
+    }
+
+    /// A message has been sent since this event. Lowers the line, if there is no later event.
+    fn end(&self, event: u64) {
+        if self.exchange(event, NONE) {
+            // A pin that would not be lowered is lowered at the line's next change.
+            drop(self.source.deassert());
+            // An event that came in between has found the line high.
+            let later = self.waits.load(Ordering::SeqCst);
+            if later != NONE {
+                drop(self.drive(later));
+            }
+        }
+    }
+
+    fn exchange(&self, event: u64, next: u64) -> bool {
+        let exchanged = self
+            .waits
+            .compare_exchange(event, next, Ordering::SeqCst, Ordering::SeqCst);
+        exchanged.is_ok()
+    }
+}
