@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::guest::{SoftGuest, TestLine};
 use common::model_rig::{level, pulse};
-use common::{PATIENCE, connection, new_eventfd, open_fds, signal, to};
+use common::{PATIENCE, connection, new_eventfd, signal, to};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use interrupt_core::forward::{Connection, GuestLine, Path};
 use interrupt_core::forward::{DeviceInterrupt, InterruptInfo};
@@ -22,6 +22,7 @@ use interrupt_core::{Delivery, Gsi, LevelSource, Result as CoreResult, SourceKey
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
+use testkit::process::fds;
 use vfio_intx::{Intx, ModelIntx, Relay, State};
 
 #[global_allocator]
@@ -436,9 +437,9 @@ fn an_event_manager_is_left_clean() {
     assert_eq!(manager.run_with_timeout(1_000).unwrap(), 1, "it is told of the end");
     assert_eq!(manager.run_with_timeout(0).unwrap(), 0);
     let relay = manager.remove_subscriber(id).unwrap();
-    let before = open_fds();
+    let before = fds();
     drop(relay);
-    assert_eq!(before - open_fds(), 4, "its three eventfds and its epoll instance");
+    assert_eq!(before - fds(), 4, "its three eventfds and its epoll instance");
 }
 
 /// Every operation, and every failure of every step, gives back what it took.
@@ -475,7 +476,7 @@ fn no_fd_is_left_open() {
     };
     // Once for what the process opens on first use.
     all(&level(), None);
-    let before = open_fds();
+    let before = fds();
     let mut fallbacks = 0;
     for step in 0..60 {
         let device = level();
@@ -483,7 +484,7 @@ fn no_fd_is_left_open() {
         fallbacks += fell_back;
         assert!(!enabled, "step {step}: torn down");
         drop(device);
-        assert_eq!(open_fds(), before, "step {step}");
+        assert_eq!(fds(), before, "step {step}");
     }
     assert!(fallbacks > 3, "{fallbacks} fallbacks: the steps were reached");
 }
