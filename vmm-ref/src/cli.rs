@@ -74,6 +74,10 @@ Examples:
                                    it programs the IOAPIC of this process
   vmm-ref run --kernel vmlinuz --disk a.img --disk b.img --share-irq
                                    all its virtio devices on one line
+  vmm-ref run --kernel vmlinuz --initrd initrd --device vfio:0000:00:0a.0
+                                   a PCI device of the host's, such as a network card, bound to vfio-pci
+  vmm-ref run --kernel vmlinuz --initrd initrd --device vfio:0000:00:0a.0 --device vfio:0000:00:0c.0 --swap-every 50
+                                   two, whose interrupts change their paths all the time
 
 Exit status with --kernel: what the guest writes to I/O port 0xf4, if it does; else 0 after a power-off, and 1 after a reset.";
 
@@ -149,14 +153,16 @@ pub struct RunArgs {
 
     /// The device: embedded; model, for a model of a device with an INTx; vfio:ADDRESS, for QEMU's edu device, bound to
     /// vfio-pci, at that PCI address; or vfio-user:SOCKET, for one of a server
-    #[arg(long, value_name = "DEVICE", default_value_t = RunArgs::default().device)]
-    pub device: DeviceKind,
+    /// [default: embedded]. With --kernel: any PCI device of vfio or vfio-user, once for each of them
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<DeviceKind>,
 
     /// What carries the interrupt of such a device, and the EOI [default: auto]
     #[arg(long, value_enum)]
     pub forward: Option<Forward>,
 
-    /// With --forward auto: change the path every N round trips, in the middle of one, to another at random
+    /// With --forward auto: change the path every N round trips, in the middle of one, to another at random; with
+    /// --kernel, every N EOIs of the device's line
     #[arg(long, value_name = "N", value_parser = swap_every)]
     pub swap_every: Option<u64>,
 
@@ -223,7 +229,7 @@ impl From<&ExplainArgs> for RunArgs {
             machine: arguments.machine,
             irqchip: arguments.irqchip,
             source: arguments.source,
-            device: arguments.device,
+            device: vec![arguments.device],
             forward: Some(arguments.forward),
             json: arguments.json,
             ..Self::default()
@@ -240,6 +246,11 @@ pub struct ProbeArgs {
 }
 
 impl RunArgs {
+    /// The device of the embedded guest, which has one.
+    pub fn device(&self) -> DeviceKind {
+        self.device.first().copied().unwrap_or(DeviceKind::Embedded)
+    }
+
     /// The irqchip on this machine.
     pub fn irqchip(&self, machine: MachineKind) -> Irqchip {
         self.irqchip.unwrap_or(machine.irqchips()[0])
@@ -247,7 +258,7 @@ impl RunArgs {
 
     /// How many round trips to make.
     pub fn count(&self) -> u64 {
-        self.count.unwrap_or(match self.device {
+        self.count.unwrap_or(match self.device() {
             // Fewer round trips, because a VFIO device is usually in the lab, which is slow.
             DeviceKind::Vfio(_) => 5_000,
             DeviceKind::Embedded | DeviceKind::Model | DeviceKind::VfioUser(_) => 10_000,
@@ -256,7 +267,7 @@ impl RunArgs {
 
     /// The forwarder of the device's interrupt.
     pub fn forward(&self) -> Forward {
-        self.forward.unwrap_or(Forward::default_of(self.device))
+        self.forward.unwrap_or(Forward::default_of(self.device()))
     }
 
     /// The composition that the options ask for, with the caller's machine and default controller.
@@ -268,7 +279,7 @@ impl RunArgs {
             source,
             eoi: self.eoi.unwrap_or(Eoi::default_of(source)),
             forward,
-            device: self.device,
+            device: self.device(),
             sharers: self.sharers,
             wait: self.wait,
             doorbell: self.doorbell,
@@ -286,7 +297,7 @@ impl Default for RunArgs {
             controller: None,
             source: None,
             eoi: None,
-            device: DeviceKind::Embedded,
+            device: Vec::new(),
             forward: None,
             swap_every: None,
             sharers: 1,

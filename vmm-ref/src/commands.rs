@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::linux::launch::launch;
 use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
 use crate::passthrough::preflight;
+use crate::pci::host::PciOptions;
 use crate::probe::capabilities::Probe;
 use crate::report::{Report, json, linux, progress, text};
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
@@ -125,6 +126,9 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
 
 /// Refuses a composition that works on no host, and a VFIO device that cannot be used.
 fn check(arguments: &RunArgs) -> Result<(), Failure> {
+    if arguments.device.len() > 1 {
+        return Err(Error::Impossible(Impossible::OneDevice).into());
+    }
     // Check this first: these reasons do not depend on the host.
     for machine in [MachineKind::Kvm, MachineKind::Soft] {
         if arguments.machine.unwrap_or(MachineKind::Kvm) == machine {
@@ -135,7 +139,7 @@ fn check(arguments: &RunArgs) -> Result<(), Failure> {
                 .map_err(Error::Impossible)?;
         }
     }
-    if let DeviceKind::Vfio(address) = arguments.device {
+    if let DeviceKind::Vfio(address) = arguments.device() {
         preflight::check(address).map_err(Error::Unusable)?;
     }
     Ok(())
@@ -151,7 +155,7 @@ fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Optio
         (None, Err(error)) if arguments.irqchip.is_some_and(|irqchip| irqchip != Irqchip::User) => {
             return Err(error.into());
         }
-        (None, Err(error)) if matches!(arguments.device, DeviceKind::Vfio(_)) => return Err(error.into()),
+        (None, Err(error)) if matches!(arguments.device(), DeviceKind::Vfio(_)) => return Err(error.into()),
         (None, Err(error)) => {
             let note = format!("vmm-ref: {error}; running on the soft machine instead");
             // If standard error is closed, the note is lost.
@@ -167,7 +171,7 @@ fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Optio
 /// [`Failure`].
 pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut impl Write) -> Result<u8, Failure> {
     let arguments = RunArgs::from(arguments);
-    if arguments.device == DeviceKind::Embedded {
+    if arguments.device() == DeviceKind::Embedded {
         return Err(Error::Impossible(Impossible::NothingToForward).into());
     }
     check(&arguments)?;
@@ -191,6 +195,13 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         return Err(Error::from(BootError::SoftMachine).into());
     }
     let (given, irqchip) = (&arguments.linux, arguments.irqchip(MachineKind::Kvm));
+    let forward = arguments.forward.unwrap_or(Forward::Auto);
+    if arguments.device.is_empty() && (arguments.forward.is_some() || arguments.swap_every.is_some()) {
+        return Err(Error::from(BootError::NothingToForward).into());
+    }
+    if arguments.swap_every.is_some() && forward != Forward::Auto {
+        return Err(Error::Impossible(Impossible::NoSwap(forward)).into());
+    }
     let prepared = prepare(BootOptions {
         kernel: kernel.to_owned(),
         initrd: given.initrd.clone(),
@@ -202,6 +213,12 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         irqchip,
         source: arguments.source.unwrap_or(default_source(irqchip)),
         doorbell: arguments.doorbell.unwrap_or(DoorbellPath::Ioeventfd),
+        pci: PciOptions {
+            devices: arguments.device.clone(),
+            forward,
+            share_irq: given.share_irq,
+        },
+        swap_every: arguments.swap_every,
     })?;
     let kvm = open_kvm(kvm_device)?;
     let host = Host::this();

@@ -10,6 +10,7 @@
 //! | [`passthrough`] | a device whose INTx is forwarded to the guest |
 //! | [`roundtrip`] | round trips through a small guest of our own, counted and timed |
 //! | [`linux`] | a stock Linux as the guest |
+//! | [`pci`] | a PCI host: the bus of the machine that runs Linux |
 //! | [`probe`] | the host's capabilities, each found by a trial |
 //! | [`report`] | the output, as lines and as JSON |
 //!
@@ -25,6 +26,7 @@ pub mod host;
 pub mod latency;
 pub mod linux;
 pub mod passthrough;
+pub mod pci;
 pub mod probe;
 pub mod report;
 pub mod roundtrip;

@@ -82,6 +82,9 @@ pub enum Impossible {
     /// The embedded guest drives one forwarded device.
     #[error("--sharers {0} with --device model, vfio or vfio-user: the guest drives one such device; use --sharers 1")]
     OneForwardedDevice(usize),
+    /// The embedded guest drives one device.
+    #[error("--device twice: the embedded guest drives one device; use one, or --kernel for a guest with many")]
+    OneDevice,
     /// `--swap-every` changes the path, which `--forward` fixes unless it is `auto`.
     #[error("--swap-every with --forward {}: the path is to change; use --forward auto and --device model or vfio:ADDRESS", name(.0))]
     NoSwap(Forward),

@@ -105,6 +105,11 @@ pub enum BootError {
         "--source irqfd with --kernel: it sends a message at each signal, and these devices hold a level; use --source pin"
     )]
     IrqfdSource,
+    /// The virtio devices hold their lines themselves.
+    #[error(
+        "--forward and --swap-every with --kernel are for PCI devices; use --device vfio:0000:00:0a.0, say, as well"
+    )]
+    NothingToForward,
     /// The host's KVM emulates each instruction, and would need hours.
     #[error(
         "this host's KVM ({kvm}) runs a guest's instructions one by one in its emulator, {mips:.1} million a second: a stock \

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::composition::options::DeviceKind;
 use crate::composition::pci_address::PciAddress;
 
 /// Why a device cannot be used. The message is one line and names the remedy.
@@ -13,7 +14,8 @@ pub enum Unusable {
     NoDevice(PciAddress),
     /// The embedded guest has no driver for the device.
     #[error(
-        "{address} is a {id}, and the embedded guest drives QEMU's edu (1234:11e8) only; `cargo xtask lab` has one"
+        "{address} is a {id}, and the embedded guest drives QEMU's edu (1234:11e8) only; `cargo xtask lab` has one; a Linux \
+         guest has drivers for others: use --kernel"
     )]
     NotEdu {
         /// The device.
@@ -84,6 +86,40 @@ pub enum Unusable {
         /// The operation.
         step: &'static str,
         /// Why the operation failed.
+        reason: String,
+    },
+    /// The same device is given twice.
+    #[error("--device {0} is given twice; a device can be given once")]
+    Twice(DeviceKind),
+    /// A Linux guest has a driver for PCI devices alone.
+    #[error("--device {0} with --kernel: it is no PCI device; use vfio: and a PCI address, or vfio-user: and a socket")]
+    NotPci(DeviceKind),
+    /// The bus has no room for so many devices.
+    #[error(
+        "{count} --device: the guest's bus has room for {most} devices (with --share-irq, one in four has the same line); use fewer"
+    )]
+    TooMany {
+        /// The number of devices.
+        count: usize,
+        /// The most devices.
+        most: usize,
+    },
+    /// The guest's memory cannot be mapped for the device's DMA.
+    #[error(
+        "{address}: {reason}: the IOMMU cannot map the guest's memory, which has to be locked; raise the limit (ulimit -l unlimited), or use less --memory"
+    )]
+    Dma {
+        /// The device.
+        address: PciAddress,
+        /// VFIO's error.
+        reason: String,
+    },
+    /// The device cannot be a function of the guest's bus.
+    #[error("--device {device}: {reason}")]
+    Unfit {
+        /// The device.
+        device: DeviceKind,
+        /// Why.
         reason: String,
     },
     /// VFIO refused for another reason.

@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 pub struct LinuxArgs {
     /// Boot this kernel, a bzImage or an ELF vmlinux, instead of the embedded guest
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "controller", "count", "device", "eoi", "forward", "no_guest_eoi", "sharers", "swap_every", "wait",
+        "controller", "count", "eoi", "no_guest_eoi", "sharers", "wait",
     ])]
     pub kernel: Option<PathBuf>,
 
@@ -41,7 +41,7 @@ pub struct LinuxArgs {
     #[arg(long, value_name = "FILE[,ro]", requires = "kernel")]
     pub disk: Vec<DiskArg>,
 
-    /// Put all virtio devices on one GSI
+    /// Put all virtio devices on one GSI, and all PCI devices on another
     #[arg(long, requires = "kernel")]
     pub share_irq: bool,
 }

@@ -11,6 +11,8 @@ use crate::composition::options::{DoorbellPath, Source, name, serialize_irqchip}
 use crate::error::INTERRUPTED;
 use crate::host::Host;
 use crate::linux::devices::guest_counts::GuestCount;
+use crate::passthrough::path_changes::Account;
+use crate::pci::host::Card;
 use crate::vm::ending::End;
 
 /// The configuration of a run.
@@ -78,6 +80,93 @@ pub struct DeviceSummary {
     pub needed_reset: Option<String>,
 }
 
+/// The interrupts of a PCI device.
+#[derive(Clone, Debug, Serialize)]
+pub struct CardSummary {
+    /// The device: its address on the host's bus, or its server.
+    pub name: String,
+    /// Vendor and device ID.
+    pub id: String,
+    /// The address on the guest's bus.
+    pub address: String,
+    /// The GSI of the device's line.
+    #[serde(serialize_with = "number")]
+    pub gsi: Gsi,
+    /// The path of the interrupt at the end of the run; `null` when it had none.
+    pub path: Option<String>,
+    /// How often the path was changed.
+    pub changes: u64,
+    /// Why the interrupt took no better path, best first.
+    pub why_not: Vec<WhyNot>,
+    /// The EOIs of the line, whichever device had interrupted.
+    pub eois: u64,
+    /// The interrupts that the host's kernel counted for the device; `null` for a device of a server.
+    pub host: Option<u64>,
+    /// The guest's count of the line, for all its devices together; `null` when the guest printed none.
+    pub guest: Option<GuestCount>,
+    /// The changes of path; absent without `--swap-every`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swaps: Option<Account>,
+}
+
+/// Why a path is not taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct WhyNot {
+    /// The path.
+    pub path: String,
+    /// The reason.
+    pub reason: String,
+}
+
+impl CardSummary {
+    /// What this process knows of a device.
+    pub fn new(card: &Card) -> Self {
+        let explanation = card.forwarding.explanation();
+        let why_not = explanation.iter().flat_map(|pair| &pair.why_not);
+        Self {
+            name: card.name.clone(),
+            id: card.id.clone(),
+            address: format!("00:{:02x}.0", card.number),
+            gsi: card.eois.gsi,
+            path: explanation
+                .as_ref()
+                .and_then(|pair| pair.path)
+                .map(|path| path.to_string()),
+            changes: explanation.as_ref().map_or(0, |pair| pair.changes),
+            why_not: why_not
+                .map(|(path, reason)| WhyNot {
+                    path: path.to_string(),
+                    reason: reason.clone(),
+                })
+                .collect(),
+            eois: card.eois.count(),
+            host: None,
+            guest: None,
+            swaps: None,
+        }
+    }
+}
+
+impl fmt::Display for CardSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.as_deref().unwrap_or("no path");
+        let (name, id, address, gsi, eois) = (&self.name, &self.id, &self.address, self.gsi, self.eois);
+        write!(f, "{name} ({id}) as {address}: {gsi}, {path}")?;
+        if let Some(Account { swaps, every, .. }) = self.swaps {
+            write!(f, ", {swaps} changes of path, one every {every} EOIs")?;
+        }
+        write!(f, ": ")?;
+        if let Some(host) = self.host {
+            write!(f, "the host counted {host}, ")?;
+        }
+        write!(f, "EOIs {eois}")?;
+        match &self.guest {
+            Some(GuestCount { count, flow }) => write!(f, "; the guest counted {count} ({flow})"),
+            None => Ok(()),
+        }
+    }
+}
+
 fn number<S: serde::Serializer>(gsi: &Gsi, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u32(gsi.0)
 }
@@ -90,6 +179,9 @@ pub struct GuestSummary {
     pub setup: Setup,
     /// The devices, the serial port first.
     pub devices: Vec<DeviceSummary>,
+    /// The PCI devices, in the order of their addresses; absent without any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<CardSummary>,
     /// The end of the run.
     pub end: End,
     /// The exit status that the guest reported, if any.
@@ -204,6 +296,7 @@ pub(crate) mod tests {
                 memory_mib: 256,
             },
             devices: vec![serial, disk],
+            cards: vec![],
             end: End::PowerOff,
             guest_status: Some(3),
             elapsed: Duration::from_millis(1500),

@@ -16,11 +16,14 @@ use super::boot::memory_map::{BOOT_PARAMS, SERIAL_GSI};
 use super::devices::terminal::GuestTerminal;
 use super::devices::wiring::{Devices, Wiring};
 use super::eoi_thread::EoiThread;
-use super::guest_summary::{DeviceSummary, GuestSummary, Setup};
+use super::guest_summary::{CardSummary, DeviceSummary, GuestSummary, Setup};
+use super::host_counts::host_count;
 use super::prepare::Prepared;
 use super::signals::Signals;
 use crate::composition::options::DoorbellPath;
 use crate::error::{Error, Result, at};
+use crate::pci::host::{Machine, PciHost};
+use crate::pci::path_changer::PathChanger;
 use crate::vm::cpu_thread::Cpu;
 use crate::vm::ending::{End, Ending};
 use crate::vm::exits::{Exits, Unassigned};
@@ -80,6 +83,16 @@ pub fn launch(
     let devices = Devices::new(&wiring, backends, output, &ending)?;
     let mut places = devices.io_manager()?;
     controllers.attach(&mut places)?;
+    let pci = PciHost::new(
+        &options.pci,
+        Machine {
+            vm: &vm,
+            memory: &memory,
+            controllers: &controllers,
+            ending: &ending,
+        },
+    )?;
+    pci.attach(&mut places)?;
     let exits = Arc::new(Exits {
         devices: places,
         doorbells,
@@ -89,6 +102,12 @@ pub fn launch(
         unassigned: Unassigned::Ones,
     });
 
+    let host_counts = || pci.cards.iter().map(|card| host_count(&card.name)).collect::<Vec<_>>();
+    let before = host_counts();
+    let changer = match options.swap_every {
+        Some(every) => Some(PathChanger::start(&pci.cards, every, &ending)?),
+        None => None,
+    };
     let signals = Signals::catch()?;
     // The terminal is restored last, when no thread prints any more.
     let terminal = GuestTerminal::take(&input);
@@ -118,6 +137,26 @@ pub fn launch(
             failure.get_or_insert(error);
         }
     }
+    let swaps = changer.map(PathChanger::stop).unwrap_or_default();
+    if let Some(error) = ending.take_failure() {
+        failure.get_or_insert(error);
+    }
+    let after = host_counts();
+    let cards = pci.cards.iter().enumerate().map(|(index, card)| CardSummary {
+        host: after[index]
+            .zip(before[index])
+            .map(|(after, before)| after.saturating_sub(before)),
+        swaps: swaps.get(index).cloned(),
+        guest: devices.console.guest_count(card.eois.gsi),
+        ..CardSummary::new(card)
+    });
+    let cards = cards.collect();
+    // INTx is disabled here.
+    for card in pci.cards {
+        if let Err(error) = card.forwarding.stop() {
+            failure.get_or_insert(error);
+        }
+    }
     // Stop the workers: completed requests have reached the disk, and requests still in the queue are not begun.
     drop(workers);
     drop(eois);
@@ -126,6 +165,7 @@ pub fn launch(
     let summary = GuestSummary {
         setup,
         devices: summaries(&devices, options.doorbell),
+        cards,
         end: ending.ended().unwrap_or(End::Interrupted),
         guest_status: devices.power.status(),
         elapsed,

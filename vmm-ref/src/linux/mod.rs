@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A stock Linux as the guest: `vmm-ref run --kernel FILE`.
 //!
-//! The machine is a small PC without PCI: 1 to 4 processors, an IOAPIC, a serial port, and virtio devices behind the
-//! MMIO transport. Every interrupt of a device is level-triggered. Each device drives its line through a
+//! The machine is a small PC: 1 to 4 processors, an IOAPIC, a serial port, virtio devices behind the MMIO transport, and
+//! a PCI bus. Every interrupt of a device is level-triggered. Each device drives its line through a
 //! [`LevelSource`](interrupt_core::LevelSource), learns of EOIs from an [`EoiNotifier`](interrupt_core::EoiNotifier),
 //! and answers each with its level. With `--irqchip split` Linux programs the IOAPIC of `user-irqchip`. The guest
 //! notifies its queues through an `ioevent` bus.
@@ -14,6 +14,7 @@ pub mod boot;
 pub mod devices;
 pub mod eoi_thread;
 pub mod guest_summary;
+pub mod host_counts;
 pub mod launch;
 pub mod prepare;
 pub mod signals;

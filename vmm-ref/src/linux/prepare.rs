@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The options of a Linux guest and its memory with the files loaded, prepared before there is a VM.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
-use vm_memory::GuestMemoryMmap;
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{FileOffset, GuestMemoryMmap};
 
 use super::args::{COMMAND_LINE, DiskArg};
 use super::boot::kernel::Kernel;
-use super::boot::memory_map::{VIRTIO_GSIS, memory_ranges};
+use super::boot::memory_map::{VIRTIO_DEVICES, memory_ranges};
 use super::boot::parameters::Initrd;
 use super::boot::{acpi, cpu_state, parameters};
 use super::devices::wiring::virtio_places;
@@ -25,6 +27,7 @@ use crate::composition::options::{DoorbellPath, Source};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::pci::host::PciOptions;
 
 /// The guest to boot, and its machine.
 #[derive(Clone, Debug)]
@@ -49,6 +52,10 @@ pub struct BootOptions {
     pub source: Source,
     /// Whether KVM or the exit path serves the stores to the doorbells.
     pub doorbell: DoorbellPath,
+    /// The PCI devices.
+    pub pci: PciOptions,
+    /// After how many EOIs of its line the path of a PCI device's interrupt is changed, if it is.
+    pub swap_every: Option<u64>,
 }
 
 /// The default source of these devices. They know their level at all times, so on the kernel's irqchip they lower the
@@ -82,8 +89,9 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
         (Irqchip::Split, Source::Resample | Source::Line) => return Err(Impossible::NoKernelPins.into()),
         (Irqchip::Kernel, Source::Resample | Source::Line) | (Irqchip::Split, Source::Pin) => {}
     }
+    options.pci.check()?;
     // The last place is the entropy device's.
-    if options.disks.len() >= VIRTIO_GSIS {
+    if options.disks.len() >= VIRTIO_DEVICES {
         return Err(BootError::TooManyDisks(options.disks.len()).into());
     }
     let mut backends: Vec<(String, Box<dyn Backend>)> = Vec::new();
@@ -95,7 +103,7 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
     backends.push((format!("virtio{} (entropy)", backends.len()), Box::new(Entropy)));
 
     let size = options.memory;
-    let memory = GuestMemoryMmap::from_ranges(&memory_ranges(size))
+    let memory = allocate(size, options.pci.shares_memory())
         .map(Arc::new)
         .map_err(|error| Error::Memory(format!("{error}; use a smaller --memory")))?;
     let kernel = Kernel::load(&memory, size, &options.kernel)?;
@@ -114,6 +122,24 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
         kernel,
         backends,
     })
+}
+
+/// Memory of `size` bytes, in a file without a name if another process is to have it.
+fn allocate(size: u64, shared: bool) -> std::result::Result<GuestMemoryMmap, String> {
+    let ranges = memory_ranges(size);
+    if !shared {
+        return GuestMemoryMmap::from_ranges(&ranges).map_err(|error| error.to_string());
+    }
+    let file = memfd_create("guest memory", MemfdFlags::CLOEXEC).map_err(|errno| format!("memfd_create: {errno}"))?;
+    let file = Arc::new(File::from(file));
+    file.set_len(size).map_err(|error| format!("ftruncate: {error}"))?;
+    let mut start = 0;
+    let parts = ranges.into_iter().map(|(address, size)| {
+        let part = FileOffset::from_arc(Arc::clone(&file), start);
+        start += size as u64;
+        (address, size, Some(part))
+    });
+    GuestMemoryMmap::from_ranges_with_files(parts).map_err(|error| error.to_string())
 }
 
 impl Prepared {

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! BAR 0 of an edu, as this process reaches it: mapped, or by messages to the server that has the device.
 
-use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_REGION_INFO_FLAG_MMAP};
+use vfio_bindings::bindings::vfio::VFIO_PCI_BAR0_REGION_INDEX;
 use vfio_intx::VfioUserIntx;
 use vfio_ioctls::VfioDevice;
 use vm_device::DeviceMmio;
@@ -16,6 +12,7 @@ use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
 use crate::error::Error;
 use crate::passthrough::edu_registers::{ACKNOWLEDGE, BAR_SIZE, RAISE, STATUS};
+use crate::passthrough::mapping::Mapping;
 use crate::vm::ending::Ending;
 
 const BAR: u32 = VFIO_PCI_BAR0_REGION_INDEX;
@@ -36,7 +33,7 @@ pub struct Remote(Arc<VfioUserIntx>);
 impl Bar {
     /// The BAR of a device of VFIO.
     pub(super) fn map(device: &Arc<VfioDevice>) -> Result<Self, String> {
-        Mapping::new(device).map(Self::Mapped)
+        Mapping::new(device, BAR, 0, BAR_SIZE).map(Self::Mapped)
     }
 
     /// The BAR of a device of vfio-user.
@@ -47,7 +44,7 @@ impl Bar {
     /// The number of mapped or reachable bytes.
     pub fn size(&self) -> usize {
         match self {
-            Self::Mapped(mapping) => mapping.size,
+            Self::Mapped(mapping) => mapping.size(),
             Self::Remote(_) => BAR_SIZE,
         }
     }
@@ -139,74 +136,5 @@ impl DeviceMmio for RemoteRegisters {
 
     fn mmio_write(&self, _: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
         self.done(self.bar.write(offset, data));
-    }
-}
-
-/// The first bytes of a BAR of VFIO, mapped.
-pub struct Mapping {
-    address: NonNull<u8>,
-    size: usize,
-    /// Keeps the device open: closing it would turn its memory space off.
-    _device: Arc<VfioDevice>,
-}
-
-// SAFETY: the address points to a device's registers, which any thread may access. Only the drop of this value unmaps
-// the range.
-unsafe impl Send for Mapping {}
-// SAFETY: as for Send; each access is one load or store of a register.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(device: &Arc<VfioDevice>) -> Result<Self, String> {
-        let size = usize::try_from(device.get_region_size(BAR)).map_or(BAR_SIZE, |size| size.min(BAR_SIZE));
-        if device.get_region_flags(BAR) & VFIO_REGION_INFO_FLAG_MMAP == 0 || size <= ACKNOWLEDGE {
-            return Err(format!("VFIO does not let it be mapped ({size} bytes)"));
-        }
-        // SAFETY: the file is open for as long as `device` is borrowed.
-        let file = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let offset = device.get_region_offset(BAR);
-        // SAFETY: the kernel chooses the address of the new mapping, so no existing mapping is replaced.
-        let mapped = unsafe { mmap(std::ptr::null_mut(), size, access, MapFlags::SHARED, file, offset) };
-        let mapped = mapped.map_err(|errno| format!("mmap: {errno}"))?;
-        Ok(Self {
-            address: NonNull::new(mapped.cast()).ok_or("mmap: it is at address 0")?,
-            size,
-            _device: Arc::clone(device),
-        })
-    }
-
-    /// The address of the mapping in this process.
-    pub fn address(&self) -> *mut u8 {
-        self.address.as_ptr()
-    }
-
-    fn load(&self, register: usize) -> u32 {
-        // SAFETY: `register` is one of the constants of `guest::edu`: aligned, and within the mapping by the check in
-        // `new`.
-        unsafe { self.register(register).read_volatile() }
-    }
-
-    fn store(&self, register: usize, value: u32) {
-        // SAFETY: as in `load`.
-        unsafe { self.register(register).write_volatile(value) }
-    }
-
-    fn register(&self, register: usize) -> *mut u32 {
-        debug_assert!(register % 4 == 0 && register <= ACKNOWLEDGE);
-        self.address.as_ptr().wrapping_add(register).cast()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this value owns the mapping, and no reference to it is left. munmap fails only for an invalid range.
-        let _ = unsafe { munmap(self.address.as_ptr().cast(), self.size) };
-    }
-}
-
-impl fmt::Debug for Mapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes of BAR 0", self.size)
     }
 }

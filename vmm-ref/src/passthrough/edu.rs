@@ -3,24 +3,22 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use interrupt_core::forward::DeviceInterrupt;
 use interrupt_core::forward::DeviceIrq;
 use interrupt_core::{Delivery, Gsi, LevelSource, SourceKey};
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
+use vfio_intx::VfioIntx;
 use vfio_intx::irq_set::INTX;
-use vfio_intx::{VfioIntx, VfioUserIntx};
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
 use crate::composition::pci_address::PciAddress;
 use crate::composition::socket_path::SocketPath;
 use crate::error::unusable::Unusable;
 use crate::passthrough::bar::Bar;
 use crate::passthrough::edu_registers::{ID, ID_EDU};
-use crate::passthrough::preflight::check;
+use crate::passthrough::open::{connect, container, open};
+use crate::passthrough::preflight::{check, check_edu};
 
 /// The command register (PCI Local Bus Specification 3.0, 6.2.2) and its bits.
 const COMMAND: u64 = 0x04;
@@ -30,9 +28,6 @@ const INTERRUPT_DISABLE: u16 = 1 << 10;
 
 /// Vendor and device ID (QEMU, docs/specs/edu.rst).
 const EDU: (u16, u16) = (0x1234, 0x11e8);
-
-/// A server that does not reply in this time is gone.
-const SERVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// An edu that only this process uses. The device asserts nothing when it is opened.
 #[derive(Debug)]
@@ -51,12 +46,9 @@ impl Edu {
     /// [`Unusable`].
     pub fn open(address: PciAddress) -> Result<Self, Unusable> {
         check(address)?;
+        check_edu(address)?;
         let refused = |step| move |reason: String| Unusable::Refused { address, step, reason };
-        let container = VfioContainer::new(None).map_err(|error| refused("VFIO")(error.to_string()))?;
-        let path = format!("/sys/bus/pci/devices/{address}");
-        let device = VfioDevice::new(Path::new(&path), Arc::new(container), false)
-            .map_err(|error| refused("VFIO")(advice(&error)))?;
-        let device = Arc::new(device);
+        let device = open(address, container(address)?)?;
 
         let mut command = [0; 2];
         device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut command, COMMAND);
@@ -93,14 +85,7 @@ impl Edu {
             reason,
         };
         let refused = |step| move |error: io::Error| server(step, error.to_string());
-        let device = VfioUserIntx::connect(format!("vfio-user:{path}"), path.path(), SERVER_LIMIT);
-        let device = Arc::new(device.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unusable::NoServer {
-                path: path.path().to_owned(),
-                reason: error,
-            },
-            _ => refused("connect")(error),
-        })?);
+        let device = connect(path)?;
         let mut ids = [0; 4];
         device
             .region_read(VFIO_PCI_CONFIG_REGION_INDEX, 0, &mut ids)
@@ -150,18 +135,6 @@ impl Edu {
     /// The device's registers.
     pub fn bar(&self) -> &Arc<Bar> {
         &self.bar
-    }
-}
-
-/// The text of VFIO's error. EPERM of the IOMMU set-up adds its usual cause and the remedy.
-fn advice(error: &VfioError) -> String {
-    const EPERM: i32 = 1;
-    match error {
-        VfioError::ContainerSetIOMMU(errno) if errno.errno() == EPERM => format!(
-            "{error}: the platform has no interrupt remapping; enable it (intremap=on), or load vfio_iommu_type1 with \
-             allow_unsafe_interrupts=1 if the guest is trusted"
-        ),
-        other => other.to_string(),
     }
 }
 

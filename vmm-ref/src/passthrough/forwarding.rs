@@ -2,7 +2,7 @@
 //! A device's INTx forwarded to the guest's line: the connection of device and line, and the thread of the relay.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use interrupt_core::forward::{Connection, Consumer, DeviceInterrupt, DeviceIrq, Explanation, Path};
@@ -67,6 +67,13 @@ impl Forwarding {
     /// The connection of the device and the line. A clone that outlives this value keeps INTx alive.
     pub fn connection(&self) -> Option<&Arc<Connection>> {
         self.parts.as_ref().map(|(connection, _)| connection)
+    }
+
+    /// INTx, for the guest's configuration accesses. The handle does not keep INTx alive.
+    pub fn intx(&self) -> Weak<Intx> {
+        self.parts
+            .as_ref()
+            .map_or(Weak::new(), |(_, intx)| Arc::downgrade(intx))
     }
 
     /// Whether the device pulses. With an irqfd a pulse may run the guest's handler once more than needed.

@@ -10,5 +10,8 @@ pub mod bar;
 pub mod edu;
 pub mod edu_registers;
 pub mod forwarding;
+pub mod mapping;
 pub mod model;
+pub mod open;
+pub mod path_changes;
 pub mod preflight;

@@ -48,7 +48,7 @@ pub struct Object<'a> {
     forwarding: Option<Pair>,
     /// Absent without `--swap-every`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    swaps: Option<&'a crate::roundtrip::swapper::Account>,
+    swaps: Option<&'a crate::passthrough::path_changes::Account>,
 }
 
 /// The connection's explanation for the device and its line.

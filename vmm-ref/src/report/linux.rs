@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use crate::linux::guest_summary::{GuestSummary, Setup};
+use crate::linux::guest_summary::{GuestSummary, Setup, WhyNot};
 use crate::vm::ending::End;
 
 /// Prints the configuration, before the guest starts.
@@ -22,6 +22,12 @@ pub fn setup(out: &mut impl Write, setup: &Setup) -> io::Result<()> {
 pub fn summary(out: &mut impl Write, summary: &GuestSummary) -> io::Result<()> {
     for device in &summary.devices {
         writeln!(out, "device    {device}")?;
+    }
+    for card in &summary.cards {
+        writeln!(out, "card      {card}")?;
+        for WhyNot { path, reason } in &card.why_not {
+            writeln!(out, "{:<10}no {path}: {reason}", "")?;
+        }
     }
     let elapsed = summary.elapsed.as_secs_f64();
     let end = match summary.end {

@@ -10,12 +10,12 @@ use interrupt_core::forward::Explanation;
 use crate::composition::options::{Composition, Controller, DeviceKind, name};
 use crate::explain::Explained;
 use crate::host::Host;
+use crate::passthrough::path_changes::Account as SwapAccount;
 use crate::probe::capabilities::Probe;
 use crate::report::Report;
 use crate::roundtrip::doorbell::DoorbellSummary;
 use crate::roundtrip::negative_control::EndedBy;
 use crate::roundtrip::summary::{Outcome, Summary};
-use crate::roundtrip::swapper::Account as SwapAccount;
 
 const LABEL: Style = Style::new().dimmed();
 const GOOD: Style = AnsiColor::Green.on_default().bold();

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use interrupt_core::LevelSource;
 use interrupt_core::forward::Consumer;
 use interrupt_core::forward::GuestLine;
-use kvm_irqfd::{HostForwarded, KvmVfio, WaitMode, Waiter};
+use kvm_irqfd::{WaitMode, Waiter};
 
 use crate::composition::options::{Composition, DeviceKind, Eoi, Source, Wait};
 use crate::error::Result;
@@ -114,7 +113,7 @@ impl Parts {
         };
         let line: Arc<dyn Consumer> = match &irqfd {
             Some(irqfd) => Arc::new(GuestLine::split(Arc::<PinIrqfd>::clone(irqfd), controllers.notifier())),
-            None => line(controllers, composition.source, source),
+            None => controllers.line(composition.source, source, controllers.kvm_vfio()),
         };
         let model = Model::start(irqfd)?;
         let forwarding = Forwarding::start(model.interrupt(), None, composition.forward, line)?;
@@ -134,7 +133,7 @@ impl Parts {
         let label = edu.label().to_owned();
         let source = controllers.source(composition.source, gsi, label)?;
         let eois = EoiWait::by_eventfd(&*controllers.notifier(), gsi, &[gsi.into()], waiter(composition.wait))?;
-        let line = line(controllers, composition.source, source);
+        let line = controllers.line(composition.source, source, controllers.kvm_vfio());
         let forwarding = Forwarding::start(Arc::clone(edu.interrupt()), edu.irq(), composition.forward, line)?;
         let device = Device::new(Arc::new(EduPin::new(&edu, gsi)), eois.listeners(), status.device(0)?)?;
         Ok(Self {
@@ -143,27 +142,6 @@ impl Parts {
             passthrough: Some(Passthrough { forwarding, edu }),
             modelled: None,
         })
-    }
-}
-
-/// The guest's end of a forwarder, which also states the line's irqchip.
-fn line(controllers: &Controllers, kind: Source, source: Arc<dyn LevelSource>) -> Arc<dyn Consumer> {
-    let notifier = controllers.notifier();
-    match (controllers, kind) {
-        (Controllers::Kernel(interrupts), _) => {
-            let line = GuestLine::kernel(source, notifier);
-            match KvmVfio::new(interrupts.vm()) {
-                Ok(vfio) => Arc::new(HostForwarded::new(line, Arc::new(vfio))),
-                // A kernel without the KVM-VFIO device.
-                Err(_) => Arc::new(line),
-            }
-        }
-        (Controllers::Split { .. }, Source::Irqfd) => Arc::new(GuestLine::split(source, notifier)),
-        _ => Arc::new(GuestLine::relay(
-            source,
-            notifier,
-            "the line is a pin of a controller in this process, and has no irqfd",
-        )),
     }
 }
 

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::composition::options::Composition;
 use crate::latency::{Latency, Percentiles};
+use crate::passthrough::path_changes::Account as SwapAccount;
 use crate::roundtrip::device::Device;
 use crate::roundtrip::doorbell::DoorbellSummary;
 use crate::roundtrip::guest::status::Status;
-use crate::roundtrip::swapper::Account as SwapAccount;
 use crate::roundtrip::traffic::{Traffic, Watched};
 
 /// The options of a run.

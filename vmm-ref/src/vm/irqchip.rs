@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, LoweredBy, Msi, MsiOutput};
-use kvm_irqfd::KvmInterrupts;
+use interrupt_core::forward::{Consumer, GuestLine};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, Irqchip, LevelSource, LoweredBy, Msi, MsiOutput};
+use kvm_irqfd::{HostForwarded, KvmInterrupts, KvmVfio};
 use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, Pic, Router};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
@@ -80,6 +81,15 @@ impl Controllers {
         })))
     }
 
+    /// Where the controllers are.
+    pub fn irqchip(&self) -> Irqchip {
+        match self {
+            Self::Kernel(_) => Irqchip::Kernel,
+            Self::Split { .. } => Irqchip::Split,
+            Self::User(_) => Irqchip::User,
+        }
+    }
+
     /// Makes a level source on `gsi`.
     ///
     /// # Errors
@@ -97,6 +107,35 @@ impl Controllers {
             }
             (Self::Kernel(_) | Self::User(_), Source::Irqfd) => return Err(Impossible::IrqfdIsForSplit.into()),
         })
+    }
+
+    /// The KVM-VFIO device, through which a host that can forwards interrupts. A VM has one. `None` without an irqchip in
+    /// the kernel, and with a kernel that has no such device.
+    pub fn kvm_vfio(&self) -> Option<Arc<KvmVfio>> {
+        match self {
+            Self::Kernel(interrupts) => KvmVfio::new(interrupts.vm()).ok().map(Arc::new),
+            Self::Split { .. } | Self::User(_) => None,
+        }
+    }
+
+    /// The guest's end of a forwarder, for a source of this kind. The line also states its irqchip.
+    pub fn line(&self, kind: Source, source: Arc<dyn LevelSource>, vfio: Option<Arc<KvmVfio>>) -> Arc<dyn Consumer> {
+        let notifier = self.notifier();
+        match (self, kind) {
+            (Self::Kernel(_), _) => {
+                let line = GuestLine::kernel(source, notifier);
+                match vfio {
+                    Some(vfio) => Arc::new(HostForwarded::new(line, vfio)),
+                    None => Arc::new(line),
+                }
+            }
+            (Self::Split { .. }, Source::Irqfd) => Arc::new(GuestLine::split(source, notifier)),
+            _ => Arc::new(GuestLine::relay(
+                source,
+                notifier,
+                "the line is a pin of a controller in this process, and has no irqfd",
+            )),
+        }
     }
 
     /// Gives the guest the registers of the controllers that are in this process.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The ACPI tables: the processors, the IOAPIC, the line of each device, and the power registers.
+//! The ACPI tables: the processors, the IOAPIC, the line of each device, the PCI bus, and the power registers.
 //!
 //! The machine is of the hardware-reduced kind (ACPI 6.5, 4.1): no 8259, no PIT and no fixed power-management
 //! registers, but a sleep control register. Each device of the DSDT declares its line **level-triggered and
 //! active-high**, by an Extended Interrupt descriptor (ACPI 6.5, 6.4.3.6), which Linux follows. Without the descriptor
-//! Linux would assume an ISA edge.
+//! Linux would assume an ISA edge. The lines of PCI devices are in the bus's _PRT ([`pci::aml`]).
 
 use acpi_tables::Aml;
 use acpi_tables::aml;
@@ -20,6 +20,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use crate::error::boot_error::BootError;
 use crate::linux::boot::memory_map::{ACPI, COM1, I8042, RESET_VECTOR, SERIAL_GSI, SLEEP_CONTROL};
+use crate::pci;
 
 const OEM: [u8; 6] = *b"VMMREF";
 const OEM_TABLE: [u8; 8] = *b"LINUX   ";
@@ -145,7 +146,7 @@ fn dsdt(devices: &[VirtioDevice]) -> Sdt {
     for (number, device) in devices.iter().enumerate() {
         let uid = number as u32;
         aml::Device::new(
-            // At most 8 devices, because the IOAPIC has 8 pins for them.
+            // At most 8 devices, so that one digit names each.
             format!("_SB_.VIO{number}").as_str().into(),
             vec![
                 &aml::Name::new("_HID".into(), &"LNRO0005"),
@@ -161,6 +162,7 @@ fn dsdt(devices: &[VirtioDevice]) -> Sdt {
         )
         .to_aml_bytes(&mut code);
     }
+    code.extend(pci::aml::bus());
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&code);
     dsdt

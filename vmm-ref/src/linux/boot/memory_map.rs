@@ -49,8 +49,11 @@ pub const SLEEP_CONTROL: u16 = 0x600;
 pub const SERIAL_GSI: Gsi = Gsi(4);
 /// The line of the first virtio device, and of all with `--share-irq`. No 8259 shares the pins from here on.
 pub const FIRST_VIRTIO_GSI: Gsi = Gsi(16);
-/// The pins of the IOAPIC from [`FIRST_VIRTIO_GSI`] on.
-pub const VIRTIO_GSIS: usize = 8;
+/// The lines of the virtio devices, from [`FIRST_VIRTIO_GSI`] on. The PCI pins have the lines that follow. With more
+/// devices than lines, devices share.
+pub const VIRTIO_GSIS: usize = 4;
+/// The most virtio devices.
+pub const VIRTIO_DEVICES: usize = 8;
 
 /// The guest's memory as ranges of address and size, in bytes. `size` is a multiple of the page size.
 pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, usize)> {

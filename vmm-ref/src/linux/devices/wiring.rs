@@ -15,7 +15,8 @@ use crate::composition::options::Source;
 use crate::error::{Error, Result};
 use crate::linux::boot::acpi::VirtioDevice;
 use crate::linux::boot::memory_map::{
-    COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_WINDOW, VIRTIO_WINDOWS,
+    COM1, EXIT_STATUS_PORT, FIRST_VIRTIO_GSI, I8042, SERIAL_GSI, SLEEP_CONTROL, VIRTIO_GSIS, VIRTIO_WINDOW,
+    VIRTIO_WINDOWS,
 };
 use crate::linux::devices::console::Console;
 use crate::linux::devices::power::Power;
@@ -61,16 +62,15 @@ pub struct Wiring<'a> {
     pub doorbells: &'a IoeventBus,
 }
 
-/// The window and the line of each of `count` virtio devices.
+/// The window and the line of each of `count` virtio devices. With more devices than lines, devices share.
 pub fn virtio_places(count: usize, share_irq: bool) -> Vec<VirtioDevice> {
+    let lines = if share_irq { 1 } else { VIRTIO_GSIS };
     let place = |number: usize| VirtioDevice {
         window: VIRTIO_WINDOWS + number as u64 * VIRTIO_WINDOW,
         size: WINDOW,
-        gsi: match share_irq {
-            true => FIRST_VIRTIO_GSI,
-            false => Gsi(FIRST_VIRTIO_GSI.0 + number as u32),
-        },
-        shared: share_irq,
+        gsi: Gsi(FIRST_VIRTIO_GSI.0 + (number % lines) as u32),
+        // Another device has the same remainder.
+        shared: share_irq || number + lines < count || number >= lines,
     };
     (0..count).map(place).collect()
 }
@@ -152,5 +152,24 @@ impl OnLine {
             Path::Kernel => None,
             Path::Trapped(refusal) => Some(refusal.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fifth_virtio_device_shares_the_line_of_the_first() {
+        let lines = |count, share_irq| -> Vec<_> {
+            let places = virtio_places(count, share_irq);
+            places.iter().map(|place| (place.gsi.0, place.shared)).collect()
+        };
+        assert_eq!(lines(2, false), [(16, false), (17, false)]);
+        assert_eq!(
+            lines(5, false),
+            [(16, true), (17, false), (18, false), (19, false), (16, true)]
+        );
+        assert_eq!(lines(2, true), [(16, true), (16, true)]);
     }
 }
