@@ -21,5 +21,7 @@ pub mod host;
 pub mod host_bridge;
 pub mod line_eois;
 pub mod path_changer;
+#[cfg(test)]
+mod tests;
 pub mod view;
 pub mod windows;
