@@ -88,7 +88,7 @@ Examples:
                                    a line that no irqfd leads to
   vmm-ref explain --machine soft   without KVM
   vmm-ref explain --device vfio:0000:00:02.0
-                                   QEMU's edu device, bound to vfio-pci (cargo xtask lab)
+                                   a PCI device of this machine's, bound to vfio-pci
   vmm-ref explain --forward relay  what is asked for is a reason too
   vmm-ref explain --json | jq -r .path
                                    for programs";
@@ -210,7 +210,7 @@ pub struct ExplainArgs {
     #[arg(long, value_enum)]
     pub source: Option<Source>,
 
-    /// The device: model, or vfio:ADDRESS
+    /// The device: model; vfio:ADDRESS, for any PCI device that is bound to vfio-pci; or vfio-user:SOCKET
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Model)]
     pub device: DeviceKind,
 

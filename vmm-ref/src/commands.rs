@@ -199,8 +199,15 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
     if arguments.device.is_empty() && (arguments.forward.is_some() || arguments.swap_every.is_some()) {
         return Err(Error::from(BootError::NothingToForward).into());
     }
-    if arguments.swap_every.is_some() && forward != Forward::Auto {
-        return Err(Error::Impossible(Impossible::NoSwap(forward)).into());
+    let impossible = match (forward, irqchip) {
+        (Forward::None, _) => Some(Impossible::NotForwarded),
+        (Forward::Kernel, Irqchip::Split | Irqchip::User) => Some(Impossible::KernelLoopNeedsResample),
+        (Forward::SplitKick, Irqchip::Kernel | Irqchip::User) => Some(Impossible::SplitKickNeedsIrqfd),
+        (Forward::Auto, _) => None,
+        (other, _) => arguments.swap_every.map(|_| Impossible::NoSwap(other)),
+    };
+    if let Some(impossible) = impossible {
+        return Err(Error::Impossible(impossible).into());
     }
     let prepared = prepare(BootOptions {
         kernel: kernel.to_owned(),

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use crate::composition::options::DeviceKind;
 use crate::composition::pci_address::PciAddress;
 
 /// Why a device cannot be used. The message is one line and names the remedy.
@@ -90,10 +89,10 @@ pub enum Unusable {
     },
     /// The same device is given twice.
     #[error("--device {0} is given twice; a device can be given once")]
-    Twice(DeviceKind),
+    Twice(String),
     /// A Linux guest has a driver for PCI devices alone.
     #[error("--device {0} with --kernel: it is no PCI device; use vfio: and a PCI address, or vfio-user: and a socket")]
-    NotPci(DeviceKind),
+    NotPci(String),
     /// The bus has no room for so many devices.
     #[error(
         "{count} --device: the guest's bus has room for {most} devices (with --share-irq, one in four has the same line); use fewer"
@@ -117,8 +116,8 @@ pub enum Unusable {
     /// The device cannot be a function of the guest's bus.
     #[error("--device {device}: {reason}")]
     Unfit {
-        /// The device.
-        device: DeviceKind,
+        /// The device, as the option names it.
+        device: String,
         /// Why.
         reason: String,
     },

@@ -58,12 +58,12 @@ impl PciOptions {
         }
         for (index, device) in self.devices.iter().enumerate() {
             if self.devices[..index].contains(device) {
-                return Err(Unusable::Twice(*device));
+                return Err(Unusable::Twice(device.to_string()));
             }
             match device {
                 DeviceKind::Vfio(address) => preflight::check(*address)?,
                 DeviceKind::VfioUser(_) => {}
-                DeviceKind::Embedded | DeviceKind::Model => return Err(Unusable::NotPci(*device)),
+                DeviceKind::Embedded | DeviceKind::Model => return Err(Unusable::NotPci(device.to_string())),
             }
         }
         Ok(())
@@ -135,7 +135,7 @@ impl PciHost {
         for (number, wanted) in options.numbers().zip(&options.devices) {
             let device = open(wanted, &mut container, machine.memory)?;
             let unfit = |reason| Unusable::Unfit {
-                device: *wanted,
+                device: wanted.to_string(),
                 reason,
             };
             let identity = Identity::read(&*device, false).map_err(unfit)?;
@@ -217,6 +217,6 @@ fn open(
     match device {
         DeviceKind::Vfio(address) => Ok(Arc::new(Vfio::open(*address, container, memory)?)),
         DeviceKind::VfioUser(path) => Ok(Arc::new(VfioUser::connect(path, memory)?)),
-        DeviceKind::Embedded | DeviceKind::Model => Err(Unusable::NotPci(*device)),
+        DeviceKind::Embedded | DeviceKind::Model => Err(Unusable::NotPci(device.to_string())),
     }
 }

@@ -48,6 +48,13 @@ fn bz_image(version: u16, flags: u16) -> Vec<u8> {
     image
 }
 
+/// So many devices of servers that are not there.
+fn devices(count: usize) -> String {
+    (0..count)
+        .map(|server| format!("--device vfio-user:/tmp/{server} "))
+        .collect()
+}
+
 pub fn bad_input() {
     let files = Files::new("bad-input");
     let kernel = files.file("kernel", &bz_image(0x20f, 1));
@@ -92,6 +99,49 @@ pub fn bad_input() {
         (with("--disk /nowhere/disk"), "--disk /nowhere/disk: No such file"),
         (with("--disk /tmp"), "is a directory; use a raw disk image"),
         (with("--disk /dev/null"), "neither a file nor a block device"),
+        (
+            with("--device model"),
+            "--device model with --kernel: it is no PCI device",
+        ),
+        (
+            with("--device embedded"),
+            "use vfio: and a PCI address, or vfio-user: and a socket",
+        ),
+        (with("--device vfio:ffff:ff:1f.7"), "no PCI device ffff:ff:1f.7"),
+        (
+            with("--device vfio-user:/tmp/a --device vfio-user:/tmp/b --device vfio-user:/tmp/a"),
+            "--device vfio-user:/tmp/a is given twice",
+        ),
+        (
+            with(&devices(32)),
+            "32 --device: the guest's bus has room for 31 devices",
+        ),
+        (
+            with(&(devices(9) + "--share-irq")),
+            "9 --device: the guest's bus has room for 8 devices",
+        ),
+        (with("--forward relay"), "use --device vfio:0000:00:0a.0, say, as well"),
+        (with("--swap-every 50"), "use --device vfio:0000:00:0a.0, say, as well"),
+        (
+            with("--device vfio-user:/tmp/a --forward relay --swap-every 50"),
+            "--swap-every with --forward relay",
+        ),
+        (
+            with("--device vfio-user:/tmp/a --forward none"),
+            "its interrupt would go nowhere",
+        ),
+        (
+            with("--device vfio-user:/tmp/a --forward split-kick"),
+            "use --irqchip split --source irqfd, or --forward relay",
+        ),
+        (
+            with("--device vfio-user:/tmp/a --forward kernel --irqchip split"),
+            "use --irqchip kernel --source resample, or --forward relay",
+        ),
+        (
+            "run --device model --device model".to_owned(),
+            "the embedded guest drives one device",
+        ),
         (with(&format!("--disk {partial}")), "truncate -s %512"),
         (
             with(&format!("--disk {}", env!("CARGO_BIN_EXE_vmm-ref"))),
