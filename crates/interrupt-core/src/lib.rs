@@ -84,6 +84,7 @@
 
 mod eoi;
 mod error;
+mod every_step;
 pub mod forward;
 mod gsi;
 mod irqchip;
@@ -103,6 +104,7 @@ mod wired_or;
 
 pub use eoi::{EoiGuard, EoiNotifier, Listener, Listeners};
 pub use error::{Error, Result};
+pub use every_step::EveryStep;
 pub use gsi::Gsi;
 pub use irqchip::Irqchip;
 pub use irqfds::Irqfds;

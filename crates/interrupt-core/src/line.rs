@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use crate::eoi::{Entry, EoiGuard, EoiNotifier, Listener, tell_all};
 use crate::error::{Error, Result};
+use crate::every_step::EveryStep;
 use crate::gsi::Gsi;
 use crate::key::{EoiScope, SourceKey};
 use crate::level::{Delivery, Level, LoweredBy};
@@ -131,12 +132,16 @@ impl<P: Pin> Line<P> {
     /// # Errors
     /// The first of: the pin would not be lowered, a listener's eventfd could not be written. All listeners were told.
     pub fn eoi(&self) -> Result<Level> {
-        self.eoi_then(|_| ()).1.map(|()| self.level())
+        self.eoi_then(|_| (), |()| ()).map(|()| self.level())
     }
 
     /// As [`eoi`](Self::eoi), and then has the controller look at the pin with the lock held, after all callbacks have
-    /// answered: for a controller that sends the interrupt again while the line is high. Returns what `look` returns.
-    pub fn eoi_then<R>(&self, look: impl FnOnce(&mut P::State) -> R) -> (R, Result<()>) {
+    /// answered: for a controller that sends the interrupt again while the line is high. `then` gets what `look`
+    /// returned, without the lock. Both run also when a callback has panicked, and the panic goes on after them.
+    ///
+    /// # Errors
+    /// As [`eoi`](Self::eoi).
+    pub fn eoi_then<R>(&self, look: impl FnOnce(&mut P::State) -> R, then: impl FnOnce(R)) -> Result<()> {
         let mut state = self.pin.lock();
         self.pin.wired_or(&mut state).eoi();
         let lowered = self.settle(&mut state);
@@ -144,13 +149,18 @@ impl<P: Pin> Line<P> {
         if or.listeners.has_callbacks() {
             let entries = Arc::clone(or.listeners.entries());
             drop(state);
-            let lowered = lowered.and_then(|outcome| self.finish(outcome));
-            let told = tell_all(&entries, self.gsi, |_| true);
+            let mut steps = EveryStep::default();
+            let lowered = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
+            let told = steps.take(|| tell_all(&entries, self.gsi, |_| true));
             let mut state = self.pin.lock();
-            let told = told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full);
+            let told = told.map_or(Ok(()), |told| {
+                told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full)
+            });
             let seen = look(&mut state);
             drop(state);
-            return (seen, lowered.and(told));
+            steps.take(|| then(seen));
+            steps.end();
+            return lowered.unwrap_or(Ok(())).and(told);
         }
         // Eventfds are told under the lock, which saves a second one. Who is woken by an eventfd meets the line low.
         let told = or
@@ -159,8 +169,11 @@ impl<P: Pin> Line<P> {
             .map(|full| or.counts.full_eventfds += full);
         let seen = look(&mut state);
         drop(state);
-        let lowered = lowered.and_then(|outcome| self.finish(outcome));
-        (seen, lowered.and(told))
+        let mut steps = EveryStep::default();
+        let lowered = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
+        steps.take(|| then(seen));
+        steps.end();
+        lowered.unwrap_or(Ok(())).and(told)
     }
 
     /// Drives the pin high once more, if the line is high: for a controller that may have forgotten the level. KVM's
@@ -237,12 +250,14 @@ impl<P: Pin> Line<P> {
         let Some(outcome) = self.raise(contribution)? else {
             return Ok(Delivery::Coalesced);
         };
-        let delivered = self.pin.deliver(outcome);
-        if delivered.is_err() {
+        let mut steps = EveryStep::default();
+        let delivered = steps.take(|| self.pin.deliver(outcome));
+        if !matches!(delivered, Some(Ok(_))) {
             // The error is the answer; if lowering fails as well, the next change of the line tries it again.
-            drop(self.deassert(contribution));
+            steps.take(|| drop(self.deassert(contribution)));
         }
-        delivered
+        steps.end();
+        delivered.unwrap_or(Ok(Delivery::Coalesced))
     }
 
     fn deassert(&self, contribution: &Contribution) -> Result<()> {

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
@@ -300,4 +301,30 @@ fn a_callback_may_own_the_line_and_its_own_guard() {
     line.eoi().unwrap();
     drop(place);
     assert_eq!(Arc::strong_count(&line), 1, "the callback is gone");
+}
+
+/// Row 148: a listener that panics keeps no other listener from being told, and the controller looks at the pin.
+#[test]
+fn a_panic_goes_on_after_the_eoi() {
+    let line = line();
+    let source = line.source("device", LoweredBy::Eoi);
+    let told = Arc::new(AtomicUsize::new(0));
+    let (before, after) = (Arc::clone(&told), Arc::clone(&told));
+    let fault = || Listener::callback(|_| panic!("a listener's fault"));
+    let count = |told: Arc<AtomicUsize>| {
+        Listener::callback(move |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let listeners = [count(before), fault(), fault(), count(after)];
+    let _guards = listeners.map(|listener| line.subscribe(GSI.into(), listener).unwrap());
+    source.assert().unwrap();
+    let (mut looked, mut then) = (None, None);
+    let eoi = catch_unwind(AssertUnwindSafe(|| {
+        line.eoi_then(|_| looked = Some(told.load(Ordering::Relaxed)), |()| then = Some(()))
+    }));
+    assert_eq!(eoi.unwrap_err().downcast_ref(), Some(&"a listener's fault"));
+    assert_eq!((looked, then), (Some(2), Some(())));
+    assert_eq!(line.level(), Level::Low);
+    // No call is left counted: the drop of a guard would wait for it.
 }

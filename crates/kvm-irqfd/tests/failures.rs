@@ -71,6 +71,7 @@ fn main() -> ExitCode {
             row_144_without_proc,
         )
         .test("a_level_is_restated_whatever_a_listener_does", ACCEPT_6_4, restated)
+        .test("row_148_a_callback_panics", ACCEPT_6_4, row_148_a_callback_panics)
         .test("a_commit_beside_sources_that_go", FULL, commit_beside_drops)
         .test("row_133_edge_of_a_masked_split_pin_waits", SPLIT, masked_split_pin)
         .run()
@@ -401,6 +402,36 @@ fn restated() {
     machine.set_rte(PIN, ENTRY);
     let told = interrupts.dispatch(Some(Duration::ZERO));
     assert_eq!(accept(&mut machine), Some(VECTOR), "{by_gsi:?}, {by_key:?}, {told:?}");
+}
+
+/// A callback that panics keeps no other listener from being told, on its line or on another one that `dispatch` serves
+/// in the same call, and no level from being stated again.
+fn row_148_a_callback_panics() {
+    let (mut machine, interrupts) = full();
+    machine.set_rte(PIN, ENTRY | MASKED);
+    machine.set_rte(OTHER, LEVEL | MASKED | 0x61);
+    let source = interrupts.irq_line_source(GSI, "device").unwrap();
+    let other = interrupts.irq_line_source(Gsi(OTHER), "other").unwrap();
+    let told = Arc::new(AtomicU32::new(0));
+    let listeners = [GSI, GSI, Gsi(OTHER), Gsi(OTHER)].map(|gsi| {
+        let told = Arc::clone(&told);
+        let listener = Listener::callback(move |_| {
+            assert!(told.fetch_add(1, Ordering::Relaxed) % 2 == 1, "a listener's fault");
+        });
+        interrupts.subscribe(gsi.into(), listener).unwrap()
+    });
+    source.assert().unwrap();
+    other.assert().unwrap();
+    machine.set_rte(PIN, ENTRY);
+    machine.set_rte(OTHER, LEVEL | 0x61);
+    let dispatch = || interrupts.dispatch(Some(Duration::ZERO));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(dispatch)).unwrap_err();
+    assert_eq!(told.load(Ordering::Relaxed), 4);
+    assert_eq!(accept(&mut machine), Some(0x61));
+    other.deassert().unwrap();
+    machine.eoi();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    drop(listeners);
 }
 
 /// Routes change while the sources of their lines go. Neither waits for the other for ever.

@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineInput, Listener, LoweredBy,
-    Msi, MsiOutput, Pin, Result, WiredOr,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, EveryStep, Gsi, Level, LevelSource, Line, LineInput, Listener,
+    LoweredBy, Msi, MsiOutput, Pin, Result, WiredOr,
 };
 
 use crate::counter::Counter;
@@ -120,19 +120,22 @@ impl Pin for RoutedPin {
             listener_errors: _,
         } = &*self.controllers;
         // Every message is delivered, even if another one fails.
+        let mut steps = EveryStep::default();
         let deliveries = [
-            our_pic
-                .as_ref()
-                .zip(pic)
-                .map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome)),
-            our_ioapic
-                .as_ref()
-                .zip(ioapic)
-                .map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome)),
-            msi.map(|message| output.send_msi(self.gsi, message)),
+            steps.take(|| {
+                let pic = our_pic.as_ref().zip(pic);
+                pic.map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome))
+            }),
+            steps.take(|| {
+                let ioapic = our_ioapic.as_ref().zip(ioapic);
+                ioapic.map(|(chip, (pin, outcome))| chip.line(pin)?.pin().deliver(outcome))
+            }),
+            steps.take(|| msi.map(|message| output.send_msi(self.gsi, message))),
         ];
+        steps.end();
         deliveries
             .into_iter()
+            .flatten()
             .flatten()
             .try_fold(Delivery::Coalesced, |one, other| Ok(both(one, other?)))
     }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use interrupt_core::EveryStep;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -111,17 +112,20 @@ impl Relay {
             Err(errno) => return Err(self.os("epoll_wait", errno.into())),
         };
         let mut outcome = Ok(true);
+        // An edge that epoll has reported is not reported again: each is carried, also after a line has panicked.
+        let mut steps = EveryStep::default();
         for event in ready {
             let carried = match Signal::from_number(event.data.u64()) {
-                Some(signal) => self.carry(signal),
+                Some(signal) => steps.take(|| self.carry(signal)),
                 None => continue,
             };
             match carried {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(error) => outcome = outcome.and(Err(error)),
+                Some(Ok(true)) | None => {}
+                Some(Ok(false)) => return Ok(false),
+                Some(Err(error)) => outcome = outcome.and(Err(error)),
             }
         }
+        steps.end();
         self.update().and(outcome)
     }
 
@@ -211,10 +215,15 @@ impl fmt::Debug for Relay {
 
 #[cfg(test)]
 mod tests {
-    use interrupt_core::testing::LevelDevice;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use interrupt_core::forward::{Connection, GuestLine, Path};
+    use interrupt_core::testing::{LevelDevice, ManualNotifier, RecordingSource};
+    use interrupt_core::{Delivery, Gsi, Level, LevelSource, SourceKey};
 
     use super::*;
     use crate::intx::Intx;
+    use crate::status::State;
 
     #[test]
     fn what_cannot_be_watched_is_tried_again() {
@@ -229,5 +238,67 @@ mod tests {
         again.unwrap();
         assert_eq!(tried, Some((Signal::Eoi, true)));
         relay.watch(|_, _, _| panic!("it is watched")).unwrap();
+    }
+
+    /// A line whose `assert` or `deassert` panics.
+    #[derive(Debug)]
+    struct Faulty {
+        source: RecordingSource,
+        at: &'static str,
+    }
+
+    impl LevelSource for Faulty {
+        fn key(&self) -> SourceKey {
+            self.source.key()
+        }
+
+        fn label(&self) -> &str {
+            "faulty"
+        }
+
+        fn assert(&self) -> interrupt_core::Result<Delivery> {
+            assert_ne!(self.at, "assert", "the line's fault");
+            self.source.assert()
+        }
+
+        fn deassert(&self) -> interrupt_core::Result<()> {
+            assert_ne!(self.at, "deassert", "the line's fault");
+            self.source.deassert()
+        }
+
+        fn force_deassert(&self) -> interrupt_core::Result<()> {
+            self.source.force_deassert()
+        }
+
+        fn trigger(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    /// Row 148: a device that masks itself is not left masked when the line panics.
+    #[test]
+    fn a_line_that_panics_leaves_no_device_masked() {
+        for (at, state) in [("assert", State::Disabled), ("deassert", State::Carried(Path::Relay))] {
+            let device = Arc::new(LevelDevice::new());
+            let (intx, mut relay) = Intx::new(device.clone()).unwrap();
+            let intx = Arc::new(intx);
+            let connection = Connection::new(intx.clone());
+            let notifier = Arc::new(ManualNotifier::default());
+            let source = RecordingSource::new(Gsi(5));
+            let line = GuestLine::relay(Arc::new(Faulty { source, at }), notifier.clone(), "a test");
+            connection.set_consumer(Some(Arc::new(line))).unwrap();
+            intx.enable().unwrap();
+            device.set_level(Level::High).unwrap();
+            let mut wait = || relay.wait(Some(Duration::ZERO));
+            if at == "deassert" {
+                wait().unwrap();
+                device.set_level(Level::Low).unwrap();
+                notifier.eoi(Gsi(5)).unwrap();
+            }
+            catch_unwind(AssertUnwindSafe(&mut wait)).unwrap_err();
+            assert_eq!(intx.status().state, state, "{at}");
+            assert!(state == State::Disabled || !device.is_masked(), "{at}");
+            assert!(wait().unwrap());
+        }
     }
 }

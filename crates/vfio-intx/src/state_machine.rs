@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use interrupt_core::forward::{
     DeviceInterrupt, DeviceIrq, GuestLine, InterruptInfo, Path, ProducerInfo, ProducerState,
 };
-use interrupt_core::{EoiGuard, Listener};
+use interrupt_core::{EoiGuard, EveryStep, Listener};
 
 use crate::carrier::level::LevelRelay;
 use crate::carrier::pulse::PulseRelay;
@@ -737,17 +737,25 @@ impl StateMachine {
 
     /// The device has signalled.
     pub(crate) fn on_trigger(&self) -> Result<()> {
-        self.relay.on_trigger().map_err(|error| self.relay_failed(error))
+        self.relay.on_trigger().map_err(|failed| {
+            let (error, panic) = self.relay_failed(failed);
+            panic.end();
+            error
+        })
     }
 
     /// The line has been sampled.
     pub(crate) fn on_eoi(&self) -> Result<()> {
         let (then, outcome) = self.relay.on_eoi(&*self.device);
-        let reported = outcome.map_err(|error| self.relay_failed(error));
+        let failed = outcome.map_err(|failed| self.relay_failed(failed)).err();
         let handed_over = match then {
             AtEoi::Nothing => Ok(()),
-            AtEoi::HandOver => self.hand_over(reported.is_ok()),
+            AtEoi::HandOver => self.hand_over(failed.is_none()),
         };
+        let reported = failed.map_or(Ok(()), |(error, panic)| {
+            panic.end();
+            Err(error)
+        });
         handed_over.and(reported)
     }
 
@@ -780,9 +788,9 @@ impl StateMachine {
         })
     }
 
-    /// Deals with a signal that could not be carried.
-    fn relay_failed(&self, failed: RelayError) -> Error {
-        self.with(|control| {
+    /// Deals with a signal that could not be carried. The panic that kept it from that, if any, is to be ended.
+    fn relay_failed(&self, failed: RelayError) -> (Error, EveryStep) {
+        let error = self.with(|control| {
             // Wires that have been changed since are not the ones that failed, and their change ended with an unmask.
             let current = matches!(control.wiring, Wiring::Relay | Wiring::HandOver(_))
                 && failed.opening == self.wires().opening();
@@ -799,7 +807,8 @@ impl StateMachine {
                 self.off(control, Reason::Failed(Arc::clone(&error)));
             }
             self.error("relay", StepError::Step(error), control)
-        })
+        });
+        (error, failed.panic)
     }
 
     /// The relay has ended: a direct path that INTx is connected by gets another try.

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{EoiGuard, EoiScope, Listener};
 use crate::error::{Error, Result};
+use crate::every_step::EveryStep;
 use crate::gsi::Gsi;
 use crate::key::SourceKey;
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, lock, thread_local};
@@ -158,12 +159,15 @@ pub(crate) fn tell_all(entries: &[Arc<Entry>], gsi: Gsi, is_meant: impl Fn(EoiSc
 fn tell(entries: &[Arc<Entry>], gsi: Gsi, one: impl Fn(&Entry) -> std::io::Result<bool>) -> Result<u64> {
     let mut outcome = Ok(());
     let mut full = 0;
+    let mut steps = EveryStep::default();
     for entry in entries {
-        match one(entry) {
-            Ok(was_full) => full += u64::from(was_full),
-            Err(error) => outcome = outcome.and(Err(error)),
+        match steps.take(|| one(entry)) {
+            Some(Ok(was_full)) => full += u64::from(was_full),
+            Some(Err(error)) => outcome = outcome.and(Err(error)),
+            None => {}
         }
     }
+    steps.end();
     outcome.map(|()| full).map_err(|source| Error::Os {
         operation: "write(listener's eventfd)",
         gsi,

@@ -41,8 +41,8 @@ impl Listener {
 
     /// A listener that is told by calling `f` with the line's GSI, on the thread that processes the EOI and without any
     /// lock held. `f` may assert and deassert sources of the line, and may drop its own guard and other guards. It must
-    /// not wait for another EOI of the same line, and must not panic: the listeners after it would not be told, and the
-    /// controller would not end the interrupt.
+    /// not wait for another EOI of the same line. When `f` panics the other listeners are told and the interrupt is
+    /// ended all the same, and the panic goes on after that, in the thread that processes the EOI.
     pub fn callback(f: impl Fn(Gsi) + Send + Sync + 'static) -> Self {
         Self(How::Callback(Box::new(f)))
     }

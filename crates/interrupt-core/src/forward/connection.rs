@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::ends::Side;
 use super::{Consumer, Decision, Error, EventfdId, Explanation, Limits, Path, Producer, Result, WhyNot, decide};
 use crate::Gsi;
+use crate::every_step::EveryStep;
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -400,36 +401,44 @@ impl State {
         if let Some(old) = self.path.take() {
             consumer.disconnect(old);
         }
-        let changed = producer
-            .connect(path, consumer)
-            .and_then(|()| consumer.connect(path, producer))
-            .and_then(|()| consumer.start())
-            .and_then(|()| producer.start());
+        let mut steps = EveryStep::default();
+        let changed = steps.take(|| {
+            producer
+                .connect(path, consumer)
+                .and_then(|()| consumer.connect(path, producer))
+                .and_then(|()| consumer.start())
+                .and_then(|()| producer.start())
+        });
         match changed {
-            Ok(()) => self.path = Some(path),
-            Err(_) => self.unwind(Some(path), producer, consumer),
+            Some(Ok(())) => self.path = Some(path),
+            _ => drop(steps.take(|| self.unwind(Some(path), producer, consumer))),
         }
-        changed
+        steps.end();
+        changed.unwrap_or(Ok(()))
     }
 
     /// Stops both ends. On an error both go on as before, or are disconnected when they cannot.
     fn stop(&mut self, producer: &dyn Producer, consumer: &dyn Consumer) -> crate::Result<()> {
-        let stopped = producer.stop().and_then(|()| consumer.stop());
-        if stopped.is_err() && producer.start().is_err() {
-            self.unwind(self.path, producer, consumer);
+        let mut steps = EveryStep::default();
+        let stopped = steps.take(|| producer.stop().and_then(|()| consumer.stop()));
+        if !matches!(stopped, Some(Ok(()))) && !matches!(steps.take(|| producer.start()), Some(Ok(()))) {
+            steps.take(|| self.unwind(self.path, producer, consumer));
         }
-        stopped
+        steps.end();
+        stopped.unwrap_or(Ok(()))
     }
 
     /// Takes the ends apart, however far they are connected, and leaves neither stopped.
     fn unwind(&mut self, path: Option<Path>, producer: &dyn Producer, consumer: &dyn Consumer) {
-        if let Some(path) = path {
-            consumer.disconnect(path);
-        }
-        producer.disconnect();
-        // Nothing is connected that a refusal could hold back.
-        let _ = consumer.start();
+        let mut steps = EveryStep::default();
         self.path = None;
+        if let Some(path) = path {
+            steps.take(|| consumer.disconnect(path));
+        }
+        steps.take(|| producer.disconnect());
+        // Nothing is connected that a refusal could hold back.
+        steps.take(|| drop(consumer.start()));
+        steps.end();
     }
 
     /// Takes the ends apart, in the same bracket.

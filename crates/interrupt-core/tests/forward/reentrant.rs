@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Ends that use the connection from within their own methods, or own what does when they are dropped (law 14).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -266,4 +267,22 @@ fn a_line_that_is_replaced_is_dropped_without_a_lock() {
         connection.set_consumer(None).unwrap();
         assert_eq!((dropped.load(Ordering::Relaxed), connection.path()), (3, None));
     });
+}
+
+/// Row 148: a method of an end panics. Neither end stays stopped, and the next decision connects them.
+#[test]
+fn an_end_that_panics_leaves_neither_end_stopped() {
+    for at in ["stop", "connect", "start"] {
+        let device = Acting::new(at);
+        let line = Arc::new(RecordingConsumer::new(11));
+        let connection = Connection::new(device.clone());
+        connection.set_consumer(Some(line.clone())).unwrap();
+        device.acts(|| panic!("the end's fault"));
+        let restricted = catch_unwind(AssertUnwindSafe(|| connection.restrict(Some(Path::Relay))));
+        restricted.unwrap_err();
+        assert_eq!((device.inner.is_stopped(), line.is_stopped()), (false, false), "{at}");
+        let path = connection.path();
+        assert_eq!((device.state().path, line.path()), (path, path), "{at}");
+        assert_eq!(connection.changed().unwrap(), Some(Path::Relay), "{at}");
+    }
 }

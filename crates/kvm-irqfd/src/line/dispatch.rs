@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use interrupt_core::Gsi;
+use interrupt_core::{EveryStep, Gsi};
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -93,15 +93,19 @@ impl Dispatcher {
         };
         let actions = self.actions.load();
         let mut outcome = Ok(events.len());
+        // An edge that epoll has reported is not reported again: each is served, also after a callback has panicked.
+        let mut steps = EveryStep::default();
         for event in events.iter() {
             let token = event.data.u64();
             // A token that is not found was taken away after the event was collected.
             let Ok(at) = actions.binary_search_by_key(&token, |(token, _)| *token) else {
                 continue;
             };
-            let done = actions[at].1();
-            outcome = outcome.and_then(|n| done.map(|()| n));
+            if let Some(done) = steps.take(|| actions[at].1()) {
+                outcome = outcome.and_then(|n| done.map(|()| n));
+            }
         }
+        steps.end();
         outcome
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
-use interrupt_core::{Gsi, Listeners};
+use interrupt_core::{EveryStep, Gsi, Listeners};
 
 use crate::line::irq_line::IrqLine;
 
@@ -34,9 +34,11 @@ impl Resampled {
     pub(crate) fn serve(&self) -> interrupt_core::Result<()> {
         self.served.fetch_add(1, Ordering::Relaxed);
         let line = self.line.load_full();
-        let of_line = line.as_ref().map_or(Ok(()), |line| line.eoi().map(drop));
-        let of_gsi = self.listeners.notify(self.gsi).map(drop);
-        let restated = line.map_or(Ok(()), |line| line.reassert().map(drop));
-        of_line.and(of_gsi).and(restated)
+        let mut steps = EveryStep::default();
+        let of_line = steps.take(|| line.as_ref().map_or(Ok(()), |line| line.eoi().map(drop)));
+        let of_gsi = steps.take(|| self.listeners.notify(self.gsi).map(drop));
+        let restated = steps.take(|| line.map_or(Ok(()), |line| line.reassert().map(drop)));
+        steps.end();
+        [of_line, of_gsi, restated].into_iter().flatten().collect()
     }
 }

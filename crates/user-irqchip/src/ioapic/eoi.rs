@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use interrupt_core::Line;
+use interrupt_core::{EveryStep, Line};
 
 use super::Ioapic;
-use super::pin::IoapicPin;
+use super::pin::{IoapicPin, Locked};
 
 /// The time that the hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) is given, as in
 /// Linux.
@@ -20,30 +20,36 @@ impl Ioapic {
     ///
     /// The cost grows with the number of pins that have this vector. An EOI of a vector that no pin has costs one load.
     pub fn eoi(&self, vector: u8) {
+        let mut steps = EveryStep::default();
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {
-                self.end(line, vector);
+                steps.take(|| self.end(line, vector));
             }
         }
+        steps.end();
     }
 
     /// Ends **edge-triggered** interrupts of this vector: tells the listeners, and nothing else. A level pin that
     /// shares the vector keeps its remote IRR. KVM's own irqchip tells its IOAPIC of these EOIs; hardware and a split
     /// irqchip do not. See [`IoapicBuilder::edge_eois`](super::IoapicBuilder::edge_eois).
     pub fn edge_eoi(&self, vector: u8) {
+        let mut steps = EveryStep::default();
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {
-                self.resample(line);
+                steps.take(|| self.resample(line));
             }
         }
+        steps.end();
     }
 
     /// Ends a delay: sends the interrupts whose lines are still high. Call this when [`EOI_DELAY`] has passed since the
     /// hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) ran.
     pub fn delayed_eoi(&self) {
+        let mut steps = EveryStep::default();
         for line in &self.lines {
-            line.pin().delay_over();
+            steps.take(|| line.pin().delay_over());
         }
+        steps.end();
     }
 
     /// Asks the sources of a line to state their level: lowers the sources that an EOI lowers, and tells the listeners.
@@ -53,11 +59,18 @@ impl Ioapic {
 
     fn end(&self, line: &Line<IoapicPin>, vector: u8) {
         let hook = self.on_delayed_eoi.as_ref();
-        let (after, told) = line.eoi_then(|pin| pin.step(|state| state.end(vector, hook.is_some())));
+        let look = |pin: &mut Locked| pin.step(|state| state.end(vector, hook.is_some()));
+        let told = line.eoi_then(look, |after| {
+            let delayed = line.pin().ended(after);
+            if let (true, Some(hook)) = (delayed, hook) {
+                let mut steps = EveryStep::default();
+                if steps.take(|| hook(EOI_DELAY)).is_none() {
+                    // Nobody has started a timer.
+                    line.pin().delay_over();
+                }
+                steps.end();
+            }
+        });
         self.shared.counters.listener_errors.count_error(told);
-        let delayed = line.pin().ended(after);
-        if let (true, Some(hook)) = (delayed, hook) {
-            hook(EOI_DELAY);
-        }
     }
 }

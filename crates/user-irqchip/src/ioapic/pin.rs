@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use interrupt_core::{Delivery, Gsi, Level, Msi, Pin, Result, WiredOr};
+use interrupt_core::{Delivery, EveryStep, Gsi, Level, Msi, Pin, Result, WiredOr};
 
 use super::pin_state::{AfterEoi, AfterWrite, Driven, Output, PinState, Sent};
 use super::saved::SavedPin;
@@ -112,8 +112,8 @@ impl IoapicPin {
         self.lock().pin.line()
     }
 
-    /// The guest writes half of the entry. The output is told before this returns.
-    pub(super) fn write(&self, half: Half, value: u32) -> AfterWrite {
+    /// The guest writes half of the entry. The output is told before this returns, in a step of `steps`.
+    pub(super) fn write(&self, half: Half, value: u32, steps: &mut EveryStep) -> AfterWrite {
         let _writes = lock(&self.shared.writes);
         let entry = RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed)).written(half, value);
         if entry.is_masked() {
@@ -122,7 +122,7 @@ impl IoapicPin {
             self.exchange(entry);
             let program = self.program(&mut locked, entry, None);
             drop(locked);
-            if program.is_some_and(|program| self.tell(program).is_err()) {
+            if program.is_some_and(|program| !self.is_told(program, steps)) {
                 self.step(|state| (state.untold(), ()));
             }
             return AfterWrite::Nothing;
@@ -134,7 +134,7 @@ impl IoapicPin {
         // An error of the output is counted, because there is no caller to return it to.
         let unmasks = self.masked.load(Ordering::Relaxed) && pack(message) == self.message.load(Ordering::Relaxed);
         // Until the output has been told, this pin's state is masked, and the pin sends nothing.
-        if unmasks && self.tell(Program { message, masked: false }).is_ok() {
+        if unmasks && self.is_told(Program { message, masked: false }, steps) {
             let mut locked = self.lock();
             self.exchange(entry);
             locked.pin = locked.pin.written(entry, Output::default()).told(message.is_some());
@@ -146,7 +146,7 @@ impl IoapicPin {
         let program = self.program(&mut locked, entry, message);
         if let Some(program) = program.filter(|_| !unmasks) {
             drop(locked);
-            let told = self.tell(program).is_ok();
+            let told = self.is_told(program, steps);
             locked = self.lock();
             if told {
                 locked.pin = locked.pin.told(program.message.is_some());
@@ -166,12 +166,13 @@ impl IoapicPin {
     /// Tells the output of the new destination, after the interrupt in service that kept the old destination has ended.
     /// Sends the interrupt if the line is high.
     fn program_moved(&self) {
+        let mut steps = EveryStep::default();
         let writes = lock(&self.shared.writes);
         let mut locked = self.lock();
         let entry = self.whole(locked.pin);
         if let Some(program) = self.program(&mut locked, entry, entry.message()) {
             drop(locked);
-            let told = self.tell(program).is_ok();
+            let told = self.is_told(program, &mut steps);
             locked = self.lock();
             if told {
                 locked.pin = locked.pin.told(program.message.is_some());
@@ -179,7 +180,8 @@ impl IoapicPin {
         }
         let sent = locked.step(PinState::settled);
         drop((locked, writes));
-        self.send_unasked(sent);
+        steps.take(|| self.send_unasked(sent));
+        steps.end();
     }
 
     /// Takes an entry that the guest has written, and its message, into the state. Returns the change to tell the
@@ -198,6 +200,11 @@ impl IoapicPin {
         let keeps = masked || locked.pin.is_moved();
         let message = if keeps { known } else { message };
         (locked.pin.is_stale() || output.mask).then_some(Program { message, masked })
+    }
+
+    /// Tells the output. An output that panics has refused.
+    fn is_told(&self, program: Program, steps: &mut EveryStep) -> bool {
+        steps.take(|| self.tell(program)).is_some_and(|told| told.is_ok())
     }
 
     fn tell(&self, Program { message, masked }: Program) -> Result<()> {
@@ -239,17 +246,20 @@ impl IoapicPin {
             self.step(|state| (state.refused(sent), ()));
             return Ok(Delivery::Pending);
         };
-        let delivered = self.shared.output.send_msi(self.gsi, message);
-        if matches!(delivered, Ok(Delivery::Delivered(0)) | Err(_)) {
-            if delivered.is_ok() {
+        // An output that panics has not sent the message.
+        let mut steps = EveryStep::default();
+        let delivered = steps.take(|| self.shared.output.send_msi(self.gsi, message));
+        if matches!(delivered, Some(Ok(Delivery::Delivered(0)) | Err(_)) | None) {
+            if matches!(delivered, Some(Ok(_))) {
                 self.shared.counters.refused_messages.count();
             }
             let state = self.step(|state| (state.refused(sent), state.refused(sent)));
             if state.is_moved() && !state.remote_irr() {
-                self.program_moved();
+                steps.take(|| self.program_moved());
             }
         }
-        delivered
+        steps.end();
+        delivered.unwrap_or(Ok(Delivery::Pending))
     }
 
     /// Sends a message outside of an assertion. An error is counted, because no source waits for the outcome.

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use interrupt_core::EveryStep;
 #[cfg(feature = "vm-device")]
 use vm_device::DeviceMmio;
 #[cfg(feature = "vm-device")]
@@ -84,14 +85,19 @@ impl Ioapic {
             return;
         };
         let pin = line.pin();
-        match pin.write(half, value) {
+        let mut steps = EveryStep::default();
+        match pin.write(half, value, &mut steps) {
             AfterWrite::Nothing => {}
-            AfterWrite::Send(sent) => pin.send_unasked(Some(sent)),
+            AfterWrite::Send(sent) => drop(steps.take(|| pin.send_unasked(Some(sent)))),
             AfterWrite::Resample => {
-                self.resample(line);
-                pin.resampled();
+                steps.take(|| self.resample(line));
+                steps.take(|| pin.resampled());
             }
-            AfterWrite::ResampleGsi => self.shared.counters.listener_errors.count_error(line.resample_gsi()),
+            AfterWrite::ResampleGsi => {
+                let told = steps.take(|| line.resample_gsi()).unwrap_or(Ok(()));
+                self.shared.counters.listener_errors.count_error(told);
+            }
         }
+        steps.end();
     }
 }

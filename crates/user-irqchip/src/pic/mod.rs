@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
-    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, Listener, LoweredBy, Pin, Result,
-    WiredOr,
+    Delivery, EoiGuard, EoiNotifier, EoiScope, Error, EveryStep, Gsi, Level, LevelSource, Line, Listener, LoweredBy,
+    Pin, Result, WiredOr,
 };
 #[cfg(feature = "vm-device")]
 use vm_device::DevicePio;
@@ -289,22 +289,28 @@ impl Pic {
 
     /// Finishes an access to the chips: tells the listeners of the IRQs that have ended, without the lock, and sets
     /// INTR to the chips' request after that.
-    fn finish<'a>(&'a self, mut pair: MutexGuard<'a, Pair>, mut ended: Irqs) {
+    fn finish(&self, pair: MutexGuard<'_, Pair>, mut ended: Irqs) {
         if ended != 0 {
             self.shared.stale.store(true, Ordering::Relaxed);
             drop(pair);
+            let mut steps = EveryStep::default();
             while ended != 0 {
                 if let Some(line) = self.lines.get(ended.trailing_zeros() as usize) {
-                    self.shared.counters.listener_errors.count_error(line.eoi());
+                    let told = steps.take(|| line.eoi()).unwrap_or(Ok(Level::Low));
+                    self.shared.counters.listener_errors.count_error(told);
                 }
                 ended &= ended - 1;
             }
-            // Lowering a line has already updated INTR.
-            if !self.shared.stale.load(Ordering::Relaxed) {
-                return;
+            // Unless lowering a line has already updated INTR.
+            if self.shared.stale.load(Ordering::Relaxed) {
+                steps.take(|| self.update(self.shared.pair()));
             }
-            pair = self.shared.pair();
+            return steps.end();
         }
+        self.update(pair);
+    }
+
+    fn update(&self, mut pair: MutexGuard<'_, Pair>) {
         let rises = self.shared.update(&mut pair);
         drop(pair);
         self.shared.raise(rises);

@@ -9,6 +9,7 @@
 
 mod listeners;
 mod output;
+mod panics;
 mod registers;
 mod split;
 mod state;

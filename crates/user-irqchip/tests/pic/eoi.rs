@@ -189,3 +189,37 @@ fn a_device_may_assert_from_its_listener() {
         bench.outb(MASTER, NON_SPECIFIC_EOI);
     }
 }
+
+/// Row 148: a listener that panics keeps no other IRQ's listeners from being told, and INTR rises again.
+#[test]
+fn a_listener_that_panics_leaves_the_pair_whole() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let bench = Bench::with(X86);
+    bench.outb(ELCR[0], 0x18);
+    let first = bench.source(3);
+    let second = bench.source(4);
+    first.assert().unwrap();
+    second.assert().unwrap();
+    let listener = Listener::callback(|_| panic!("a listener's fault"));
+    let _guard = bench.pic.subscribe(Gsi(3).into(), listener).unwrap();
+    let (told, _counts) = bench.count(Gsi(3).into());
+    assert_eq!(bench.take(), Some(0x0b));
+    first.deassert().unwrap();
+    bench.rises();
+    catch_unwind(AssertUnwindSafe(|| bench.outb(MASTER, NON_SPECIFIC_EOI))).unwrap_err();
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+    assert_eq!((bench.isr(), bench.rises()), ([0, 0], 1));
+    assert_eq!(bench.take(), Some(0x0c));
+
+    // ICW1 ends what waits on every edge input.
+    bench.outb(ELCR[0], 0);
+    let (told, _counts) = bench.count(Gsi(4).into());
+    bench.outb(MASTER, NON_SPECIFIC_EOI);
+    second.deassert().unwrap();
+    first.assert().unwrap();
+    second.assert().unwrap();
+    told.store(0, Ordering::Relaxed);
+    catch_unwind(AssertUnwindSafe(|| bench.outb(MASTER, 0x11))).unwrap_err();
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}

@@ -110,7 +110,8 @@ impl Carrier for LevelRelay {
             return Ok(());
         }
         self.pending.store(true, Ordering::Relaxed);
-        line.assert().map(drop).map_err(self.wires.error(RelayStep::Assert))
+        let asserted = self.wires.take(RelayStep::Assert, &**line, || line.assert());
+        asserted.map(drop)
     }
 
     fn on_eoi(&self, device: &dyn DeviceInterrupt) -> (AtEoi, Result<(), RelayError>) {
@@ -122,12 +123,12 @@ impl Carrier for LevelRelay {
             return (AtEoi::Nothing, Ok(()));
         }
         // Lowered first: the unmask may signal at once, and that signal is a new assertion.
-        let lowered = line.deassert().map_err(self.wires.error(RelayStep::Lower));
+        let lowered = self.wires.take(RelayStep::Lower, &**line, || line.deassert());
         if self.hand_over.load(Ordering::Relaxed) {
             return (AtEoi::HandOver, lowered);
         }
         // A line that would not be lowered is no reason to leave the device masked.
-        let unmasked = device.unmask().map_err(self.wires.error(RelayStep::Unmask));
+        let unmasked = self.wires.take(RelayStep::Unmask, &**line, || device.unmask());
         (AtEoi::Nothing, unmasked.and(lowered))
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use interrupt_core::forward::DeviceInterrupt;
-use interrupt_core::{Error, LevelSource};
+use interrupt_core::{Error, EveryStep, LevelSource};
 
 use crate::eventfd;
 
@@ -61,6 +61,8 @@ pub(crate) struct RelayError {
     pub(crate) error: Error,
     /// [`Wires::opening`] at the time.
     pub(crate) opening: usize,
+    /// To be ended when the failure has been dealt with.
+    pub(crate) panic: EveryStep,
 }
 
 /// The step that failed.
@@ -148,10 +150,28 @@ impl Wires {
         is_stale(&self.recheck_eoi, &self.eoi)
     }
 
-    /// Called while the line is held, so that the opening is the line's.
-    pub(crate) fn error(&self, step: RelayStep) -> impl FnOnce(Error) -> RelayError {
-        let opening = self.opening();
-        move |error| RelayError { step, error, opening }
+    /// Takes a step at the line or at the device. Called while the line is held, so that the opening is the line's. A
+    /// line or a device that panics has refused.
+    pub(crate) fn take<R>(
+        &self,
+        step: RelayStep,
+        line: &dyn LevelSource,
+        call: impl FnOnce() -> Result<R, Error>,
+    ) -> Result<R, RelayError> {
+        let mut panic = EveryStep::default();
+        let taken = panic.take(call).unwrap_or_else(|| {
+            Err(Error::Os {
+                operation: "relay",
+                gsi: line.gsi(),
+                source: io::Error::other("the line or the device panicked"),
+            })
+        });
+        taken.map_err(|error| RelayError {
+            step,
+            error,
+            opening: self.opening(),
+            panic,
+        })
     }
 
     /// Whether the EOI eventfd is to be watched now.

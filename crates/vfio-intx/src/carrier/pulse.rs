@@ -69,7 +69,7 @@ impl Carrier for PulseRelay {
             self.again.store(true, Ordering::Relaxed);
             return Ok(());
         }
-        let delivery = line.assert().map_err(self.wires.error(RelayStep::Assert))?;
+        let delivery = self.wires.take(RelayStep::Assert, &**line, || line.assert())?;
         // Unless the controller says that the assertion sent an interrupt, another sharer's interrupt may be in service;
         // and after a change of wiring the line may be in service since before. Then the next EOI may end a look at this
         // device that came before the pulse.
@@ -88,12 +88,12 @@ impl Carrier for PulseRelay {
         if self.wires.eoi_is_stale() || !self.is_pending() {
             return (AtEoi::Nothing, Ok(()));
         }
-        let lowered = line.deassert().map_err(self.wires.error(RelayStep::Lower));
+        let lowered = self.wires.take(RelayStep::Lower, &**line, || line.deassert());
         if !self.again.swap(false, Ordering::Relaxed) {
             self.pending.store(false, Ordering::SeqCst);
             return (AtEoi::Nothing, lowered);
         }
-        let asserted = line.assert().map(drop).map_err(self.wires.error(RelayStep::Assert));
+        let asserted = self.wires.take(RelayStep::Assert, &**line, || line.assert());
         (AtEoi::Nothing, asserted.and(lowered))
     }
 
