@@ -210,8 +210,8 @@ impl IoeventBus {
     /// Takes no lock and does not allocate, but for some bytes at a thread's first call; many vCPUs may call it at
     /// once. It makes one system call, the write to the eventfd. For an eventfd without `O_NONBLOCK` it makes another
     /// before that, which asks for room, so that a full counter makes no vCPU wait. When two vCPUs, or a vCPU and a peer,
-    /// meet at the last room of a counter, one of the writes waits for the reader all the same. A peer that is not
-    /// trusted is to be given an eventfd with `O_NONBLOCK`, and a duplicate lets it clear the flag again.
+    /// meet at the last room of a counter (2^64-2 stores that nobody has read), one of the writes waits, until the
+    /// reader reads or the next signal to the thread: a kick frees the vCPU if its handler was set without SA_RESTART.
     ///
     /// # Errors
     /// [`Error::NotSignalled`]: a registration matched, and the write failed, so that the fd was closed behind the

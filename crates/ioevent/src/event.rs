@@ -50,31 +50,35 @@ impl Event {
     }
 
     /// Adds one to the counter, as the kernel does for a store that it matches itself: a full counter stays full. The
-    /// vCPU does not wait for the reader, unless another writer takes the last room of an eventfd without O_NONBLOCK at
-    /// this moment.
+    /// vCPU does not wait for the reader. When another writer takes the last room of an eventfd without O_NONBLOCK at
+    /// this moment, the vCPU waits until its next signal, and a VMM kicks vCPUs by signals.
     pub(crate) fn signal(&self) -> Result<(), Errno> {
         // SAFETY: `self.fd` keeps the fd open for longer than the borrow, which ends with this function.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
-        let add_one = || {
-            // Without O_NONBLOCK a write to a full counter waits. A peer that shares the eventfd could fill the counter
-            // to stop the vCPU, so ask first. O_NONBLOCK cannot be set here: the flag belongs to the open file, and the
-            // reader at the other end may rely on waiting.
-            if self.blocking && !writable(fd)? {
-                return Err(Code::AGAIN);
-            }
-            rustix::io::write(fd, &1u64.to_ne_bytes())
-        };
-        // vCPU threads are kicked by signals, and a pending signal makes even a poll that does not wait answer EINTR.
-        match rustix::io::retry_on_intr(add_one) {
-            Ok(_) | Err(Code::AGAIN) => Ok(()),
-            Err(code) => Err(errno(code)),
-        }
+        // Without O_NONBLOCK a write to a full counter waits. A peer that shares the eventfd could fill the counter to
+        // stop the vCPU, so ask first. O_NONBLOCK cannot be set here: the flag belongs to the open file, and the reader
+        // at the other end may rely on waiting. RWF_NOWAIT is not possible (EOPNOTSUPP on Linux 6.18).
+        let added = if self.blocking { has_room(fd) } else { Ok(true) }.and_then(|room| match room {
+            true => add_one(fd),
+            false => Ok(()),
+        });
+        added.map_err(errno)
     }
 }
 
-fn writable(fd: BorrowedFd<'_>) -> Result<bool, Code> {
+fn has_room(fd: BorrowedFd<'_>) -> Result<bool, Code> {
     const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(&NOW))? > 0)
+    // A signal that is pending makes even a poll that does not wait answer EINTR.
+    let ready = rustix::io::retry_on_intr(|| poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(&NOW)));
+    Ok(ready? > 0)
+}
+
+fn add_one(fd: BorrowedFd<'_>) -> Result<(), Code> {
+    match rustix::io::write(fd, &1u64.to_ne_bytes()) {
+        // EINTR: the write waited, so the counter was full. Not tried again, so that a kick frees the vCPU.
+        Ok(_) | Err(Code::AGAIN | Code::INTR) => Ok(()),
+        Err(code) => Err(code),
+    }
 }
 
 /// The file status flags of an open eventfd.
@@ -110,6 +114,33 @@ mod tests {
         assert_eq!(eventfd_from_owned(timer).unwrap_err(), errno(Code::INVAL));
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(eventfd_from_owned(file.into()).unwrap_err(), errno(Code::INVAL));
+    }
+
+    /// Row 149: another writer has taken the last room after the look at it.
+    #[test]
+    fn a_signal_frees_a_writer_that_waits() {
+        use std::os::fd::AsFd;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+        static SIGNALS: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn count(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+            SIGNALS.fetch_add(1, Ordering::Relaxed);
+        }
+        register_signal_handler(SIGRTMIN(), count).unwrap();
+        let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let reader = fd.try_clone().unwrap();
+        let writer = std::thread::spawn(move || add_one(fd.as_fd()));
+        // The first signals may come before the write. Many have come during it when the last has.
+        while !writer.is_finished() && SIGNALS.load(Ordering::Relaxed) < 1000 {
+            writer.kill(SIGRTMIN()).unwrap();
+            std::thread::yield_now();
+        }
+        let freed = writer.is_finished();
+        // Frees a writer that waits all the same.
+        rustix::io::read(&reader, &mut [0; 8]).unwrap();
+        assert_eq!((writer.join().unwrap(), freed), (Ok(()), true));
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Listener {
     /// stop the thread that processes the EOI. A read of such an eventfd that finds no count fails with EAGAIN, so that
     /// its reader waits with poll or epoll. A reader that has to wait in `read` gets an eventfd that a
     /// [`callback`](Self::callback) writes. A peer that holds a duplicate, clears O_NONBLOCK again and fills the counter
-    /// stops the thread all the same: give duplicates to trusted peers only. An eventfd that the kernel signals
+    /// stops the thread until its next signal: give duplicates to trusted peers only. An eventfd that the kernel signals
     /// ([`into_fd`](Self::into_fd)) stays as it is, and never blocks.
     pub fn fd(eventfd: impl Into<OwnedFd>) -> Self {
         Self(How::Fd(File::from(eventfd.into())))
@@ -82,7 +82,11 @@ impl Listener {
         match &self.0 {
             How::Callback(f) => f(gsi),
             How::Fd(file) => match (&*file).write(&1u64.to_ne_bytes()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                // Interrupted: the write waited, so the counter was full. Not tried again, so that a kick frees the
+                // vCPU that a peer holds.
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return Ok(true);
+                }
                 other => drop(other?),
             },
         }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use interrupt_core::Gsi;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
-use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr, write};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Reason, Result};
@@ -105,23 +105,31 @@ impl Eventfd {
         into_owned(self.fd)
     }
 
-    /// Adds 1. A counter that is full is signalled already, and is not waited for, unless another writer takes the last room
-    /// of a blocking eventfd at this moment.
+    /// Adds 1. A counter that is full is signalled already, and is not waited for. When another writer takes the last room
+    /// of a blocking eventfd at this moment, this waits until the thread's next signal.
     pub(crate) fn signal(&self) -> io::Result<()> {
         self.add(1)
     }
 
     fn add(&self, count: u64) -> io::Result<()> {
-        if self.may_block {
-            // Another holder of the eventfd may have filled the counter, and may never read it.
-            let mut fds = [PollFd::new(self, PollFlags::OUT)];
-            if poll(&mut fds, Some(&Timespec::default()))? == 0 {
-                return Ok(());
-            }
+        // Another holder of the eventfd may have filled the counter, and may never read it.
+        if self.may_block && !self.has_room()? {
+            return Ok(());
         }
+        Ok(self.write(count)?)
+    }
+
+    fn has_room(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self, PollFlags::OUT)];
+        // A signal that is pending makes even a poll that does not wait answer EINTR.
+        Ok(retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))? > 0)
+    }
+
+    fn write(&self, count: u64) -> rustix::io::Result<()> {
         match write(self, &count.to_ne_bytes()) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error.into()),
+            // EINTR: the write waited, so the counter was full. Not tried again, so that a kick frees a vCPU.
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -266,5 +274,71 @@ impl Drop for Claim {
             Some(Role::Resample(users)) if *users > 1 => *users -= 1,
             _ => drop(roles.remove(&id)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use interrupt_core::{Listener, Listeners};
+    use rustix::io::ioctl_fionbio;
+    use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+    use super::*;
+
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+    /// Row 149: signals hit a thread that asserts by a blocking trigger, and that waits because another writer has taken
+    /// the last room.
+    #[test]
+    fn a_signal_fails_no_assertion_and_frees_a_writer_that_waits() {
+        register_signal_handler(SIGRTMIN(), nothing).unwrap();
+        let fd = EventFd::new(0).unwrap();
+        let reader = fd.try_clone().unwrap();
+        let trigger = Eventfd::adopt(fd, "test", Gsi(0)).unwrap();
+        let waits = Arc::new(AtomicBool::new(false));
+        let is_waiting = Arc::clone(&waits);
+        let writer = thread::spawn(move || {
+            let asserted = (0..20_000).try_for_each(|_| trigger.signal());
+            trigger.write(u64::MAX - 1 - 20_000).unwrap();
+            waits.store(true, Ordering::Relaxed);
+            asserted.and(trigger.write(1).map_err(io::Error::from))
+        });
+        let freed = frees(&writer, &is_waiting);
+        // Frees a writer that waits all the same.
+        drop(reader.read());
+        writer.join().unwrap().unwrap();
+        assert!(freed);
+    }
+
+    /// Row 149: a peer has made a listener's eventfd blocking again, and full.
+    #[test]
+    fn a_signal_frees_an_eoi_that_a_peer_holds() {
+        register_signal_handler(SIGRTMIN(), nothing).unwrap();
+        let peer = EventFd::new(0).unwrap();
+        let listeners = Listeners::new();
+        let listener = Listener::fd(into_owned(peer.try_clone().unwrap()));
+        let _guard = listeners.subscribe(Gsi(0).into(), listener).unwrap();
+        ioctl_fionbio(borrow(&peer), false).unwrap();
+        peer.write(u64::MAX - 1).unwrap();
+        let vcpu = thread::spawn(move || listeners.notify(Gsi(0)));
+        let freed = frees(&vcpu, &AtomicBool::new(true));
+        peer.read().unwrap();
+        assert_eq!((vcpu.join().unwrap().unwrap(), freed), (1, true));
+    }
+
+    /// Whether signals free a thread that `waits`.
+    fn frees<T>(writer: &thread::JoinHandle<T>, waits: &AtomicBool) -> bool {
+        // The first of them may come before the write. Many have come during it when the last has.
+        let mut sent = 0;
+        while !writer.is_finished() && sent < 1000 {
+            writer.kill(SIGRTMIN()).unwrap();
+            thread::yield_now();
+            sent += u32::from(waits.load(Ordering::Relaxed));
+        }
+        writer.is_finished()
     }
 }

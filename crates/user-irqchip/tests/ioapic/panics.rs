@@ -42,7 +42,9 @@ fn an_eoi_ends_each_pin_of_the_vector_and_tells_each_listener() {
         bench.set_entry(pin, LEVEL | 0x31);
     }
     let sources = [5, 6].map(|gsi| device(&bench, gsi));
-    sources.iter().for_each(|source| drop(source.assert().unwrap()));
+    for source in &sources {
+        source.assert().unwrap();
+    }
     let _first = [5, 6].map(|gsi| bench.ioapic.subscribe(Gsi(gsi).into(), fault()).unwrap());
     let (told, listener) = count();
     let _guard = bench.ioapic.subscribe(Gsi(5).into(), listener).unwrap();
