@@ -8,7 +8,7 @@ mod common;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use common::guest::LineId;
+use common::guest::{Guest, LineId};
 use common::kvm_guest::KvmGuest;
 use common::model_rig::level;
 use common::rows;
@@ -71,7 +71,54 @@ fn main() -> ExitCode {
             &[Need::SplitIrqchip, Need::AcceptMode],
             what_an_absent_lapic_swallowed_is_signalled_again,
         )
+        .test(
+            "full::row_150_a_oneshot_handler",
+            &[Need::FullIrqchip, Need::AcceptMode, Need::KernelAtLeast(6, 4)],
+            || {
+                for state in [State::Carried(Path::KernelLoop), State::Carried(Path::Relay)] {
+                    assert_eq!(oneshot(full(), state), 0, "{state}");
+                }
+            },
+        )
+        .test(
+            "split::row_150_a_oneshot_handler",
+            &[Need::SplitIrqchip, Need::AcceptMode],
+            || {
+                assert_eq!(oneshot(split(), State::Carried(Path::Relay)), 0);
+                // An irqfd keeps what the device signals at the EOI, when the guest has not served it yet.
+                assert_eq!(oneshot(split(), State::Carried(Path::SplitKick)), ONESHOTS);
+            },
+        )
         .run()
+}
+
+const ONESHOTS: u32 = 50;
+
+/// A guest whose handler masks the pin, ends the interrupt, and then serves the device and unmasks the pin (IRQF_ONESHOT
+/// in Linux). Returns how often the handler found nothing to do. Nothing is lost.
+fn oneshot<G: Guest>((device, guest): (Arc<ModelIntx>, G), state: State) -> u32 {
+    let mut world = World::in_state(device, guest, state);
+    let by_message = state == State::Carried(Path::SplitKick);
+    for n in 1..=ONESHOTS {
+        world.rig.raise(1);
+        world.until("an interrupt", |world| world.guest.accept(LineId::A));
+        let mut is_more = true;
+        while is_more {
+            world.guest.set_masked(LineId::A, true);
+            world.guest.eoi(LineId::A);
+            world.until("the device has stated its level", |world| {
+                let arrived = by_message || world.guest.is_high(LineId::A);
+                world.rig.status() == 0 || world.rig.is_masked() && arrived
+            });
+            world.serve();
+            world.guest.set_masked(LineId::A, false);
+            world.settle();
+            is_more = world.guest.accept(LineId::A);
+        }
+        assert_eq!((world.served, world.rig.status()), (n, 0), "{state}");
+        assert!(!world.rig.is_masked(), "{state}");
+    }
+    world.spurious
 }
 
 /// The message of a split kick goes to a LAPIC that is not there, and KVM drops it. The guest then gives the entry a
