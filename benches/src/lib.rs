@@ -11,6 +11,7 @@ pub mod counters;
 pub mod floor;
 pub mod measure;
 pub mod micro;
+pub mod nic;
 pub mod operations;
 pub mod page;
 pub mod results;

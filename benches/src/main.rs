@@ -14,8 +14,8 @@ use anyhow::{Context as _, bail};
 use benches::counters::{Counters, Counting};
 use benches::measure::{Extent, in_turns};
 use benches::operations::{ALL, Operation};
-use benches::results::{FORMAT, Group, Host, LeftOut, Results};
-use benches::{Result, compare, micro, page, scaling, targets, waiting, ways};
+use benches::results::{FORMAT, Group, Host, LeftOut, Nic, Results};
+use benches::{Result, compare, micro, nic, page, scaling, targets, waiting, ways};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -33,7 +33,8 @@ Examples:
   cargo xtask bench --full               everything, with more round trips
   cargo xtask bench --compare old.json   and what has changed since
   cargo xtask bench --lab                in the emulated PC, where the EOI is the guest's own
-  cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx";
+  cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx
+  cargo xtask bench --lab --only nic     a network card under Linux, beside QEMU";
 
 /// Measures round trips of interrupts beside their floors, and writes a page of it.
 #[derive(Parser)]
@@ -47,6 +48,9 @@ struct Arguments {
     /// Only the groups of round trips whose name contains this, and nothing else
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// How often each VMM boots to measure a network card, in the lab
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100))]
+    rounds: u8,
     /// Where the page goes
     #[arg(long, value_name = "FILE", default_value = "target/bench/index.html")]
     html: PathBuf,
@@ -199,6 +203,18 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
             ways: measured,
         });
     }
+    let mut network = None;
+    if arguments.only.as_deref() == Some(nic::ONLY) {
+        let vmms = nic::all();
+        bar.set_length((vmms.len() * usize::from(arguments.rounds)) as u64);
+        let on_step = &mut |name: &str| {
+            bar.set_message(name.to_owned());
+            bar.inc(1);
+        };
+        let (figures, without) = nic::measure(&vmms, arguments.rounds.into(), interrupted, on_step)?;
+        network = Some(figures);
+        left_out.extend(without);
+    }
     bar.set_message("waiting, scaling, instructions");
     let (mut waiting, mut scaling, mut instructions) = (None, Vec::new(), BTreeMap::new());
     if arguments.only.is_none() {
@@ -234,6 +250,7 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
             load_after: load(),
         },
         groups,
+        nic: network,
         waiting,
         scaling,
         operations_ns,
@@ -244,7 +261,9 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
     results.targets = targets::judge(&results);
     if arguments.only.is_some() {
         results.targets.retain(|target| target.measured.is_ok());
-        results.left_out.clear();
+        results
+            .left_out
+            .retain(|left_out| nic::all().iter().any(|vmm| vmm.name == left_out.what));
     }
     Ok(results)
 }
@@ -320,6 +339,9 @@ fn summary(results: &Results, out: &mut impl io::Write) -> io::Result<()> {
             )?;
         }
     }
+    if let Some(nic) = &results.nic {
+        network(nic, out)?;
+    }
     writeln!(out, "\ntargets")?;
     for target in &results.targets {
         let (measured, met) = match (&target.measured, target.is_met()) {
@@ -335,6 +357,42 @@ fn summary(results: &Results, out: &mut impl io::Write) -> io::Result<()> {
     }
     for left_out in &results.left_out {
         writeln!(out, "left out: {}: {}", left_out.what, left_out.why)?;
+    }
+    Ok(())
+}
+
+fn network(nic: &Nic, out: &mut impl io::Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "\na network card under Linux, medians of {} boots with {} pings",
+        nic.rounds, nic.pings
+    )?;
+    writeln!(
+        out,
+        "  {:28} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "", "ping us", "boot s", "get MiB/s", "put MiB/s", "exits", "card irqs", "all irqs", "switches"
+    )?;
+    for vmm in &nic.vmms {
+        writeln!(
+            out,
+            "  {:28} {:>8.0} {:>8.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2}",
+            vmm.name,
+            vmm.ping_us.median,
+            vmm.boot_s.median,
+            vmm.receive_mib_s.median,
+            vmm.send_mib_s.median,
+            vmm.all_exits_per_ping(),
+            vmm.card_interrupts_per_ping,
+            vmm.host_interrupts_per_ping,
+            vmm.context_switches_per_ping
+        )?;
+        let exits: Vec<String> = vmm
+            .exits_per_ping
+            .iter()
+            .filter(|(_, count)| **count >= 0.005)
+            .map(|(reason, count)| format!("{reason} {count:.2}"))
+            .collect();
+        writeln!(out, "    exits of a ping: {}", exits.join(", "))?;
     }
     Ok(())
 }

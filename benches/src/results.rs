@@ -27,6 +27,9 @@ pub struct Results {
     pub host: Host,
     /// Round trips, by irqchip and controller.
     pub groups: Vec<Group>,
+    /// A network card under Linux, beside QEMU.
+    #[serde(default)]
+    pub nic: Option<Nic>,
     /// The comparison of adaptive and blocking waits.
     pub waiting: Option<Waiting>,
     /// Costs that depend on the number of lines, sharers, routes and pairs.
@@ -158,6 +161,56 @@ pub struct PerRoundTrip {
     pub context_switches: Option<f64>,
     /// Allocations of all threads.
     pub allocations: f64,
+}
+
+/// A network card on INTx, passed through to a Linux guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nic {
+    /// Boots of each VMM.
+    pub rounds: usize,
+    /// Pings of each boot that were timed, and pings of each boot whose exits were counted.
+    pub pings: u32,
+    /// The VMMs.
+    pub vmms: Vec<NicFigures>,
+}
+
+impl Nic {
+    /// The figures of a VMM.
+    pub fn of(&self, name: &str) -> Option<&NicFigures> {
+        self.vmms.iter().find(|vmm| vmm.name == name)
+    }
+}
+
+/// The figures of one VMM. A spread is over the boots.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NicFigures {
+    /// The VMM and its options.
+    pub name: String,
+    /// The name of the VMM that has the same path; `None` for a QEMU.
+    pub compared_with: Option<String>,
+    /// The medians of the pings, as the guest timed them.
+    pub ping_us: Spread,
+    /// From the start of the VMM to the first answer that its guest got over the card.
+    pub boot_s: Spread,
+    /// TCP from the neighbour to the guest.
+    pub receive_mib_s: Spread,
+    /// TCP from the guest to the neighbour.
+    pub send_mib_s: Spread,
+    /// Exits of the guest by reason, medians.
+    pub exits_per_ping: BTreeMap<String, f64>,
+    /// Interrupts of the card's line on the host, median.
+    pub card_interrupts_per_ping: f64,
+    /// All interrupts of the host, median.
+    pub host_interrupts_per_ping: f64,
+    /// All context switches of the host, median.
+    pub context_switches_per_ping: f64,
+}
+
+impl NicFigures {
+    /// The sum of all exits.
+    pub fn all_exits_per_ping(&self) -> f64 {
+        self.exits_per_ping.values().sum()
+    }
 }
 
 /// The comparison of adaptive and blocking waits.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The targets of this workspace, and what the figures say to them.
 
-use crate::results::{Figures, Group, Results, Target};
+use crate::results::{Figures, Group, NicFigures, Results, Target};
 use crate::ways::INTX;
 
 /// All targets, with what was measured, or why nothing was.
@@ -51,6 +51,16 @@ pub fn judge(results: &Results) -> Vec<Target> {
             intx(results, "split-kick").and_then(|kick| Ok(kick / intx(results, "relay")?)),
         ),
     ];
+    for (what, limit, of) in NETWORK {
+        for (ours, limit) in PATHS.iter().zip(limit) {
+            targets.push(target(
+                &format!("{ours}: {what}"),
+                limit,
+                "",
+                network(results, ours, of),
+            ));
+        }
+    }
     let model = |forward: &str| model(results, forward);
     let relayed = model("relay").and_then(|relay| Ok(relay / model("kernel")?));
     targets.push(target("model device, relay over kernel loop, p50", 1.8, "", relayed));
@@ -86,6 +96,34 @@ fn target(what: &str, limit: f64, unit: &str, measured: Result<f64, String>) -> 
         unit: unit.to_owned(),
         measured,
     }
+}
+
+/// The paths of a network card's INTx to a Linux guest: in the kernel, split, and relayed twice.
+const PATHS: [&str; 4] = [
+    "vmm-ref, kernel, kernel",
+    "vmm-ref, split, split-kick",
+    "vmm-ref, kernel, relay",
+    "vmm-ref, split, relay",
+];
+
+/// What is compared with QEMU: the figure, and the greatest ratio for each of [`PATHS`].
+type Comparison = (&'static str, [f64; 4], fn(&NicFigures) -> f64);
+
+const NETWORK: [Comparison; 3] = [
+    ("ping over QEMU's", [1.0, 1.0, 0.75, 0.75], |vmm| vmm.ping_us.median),
+    ("exits of a ping over QEMU's", [1.0; 4], NicFigures::all_exits_per_ping),
+    ("boot to the first answer over QEMU's", [1.0; 4], |vmm| {
+        vmm.boot_s.median
+    }),
+];
+
+/// A figure of a network card over that of the QEMU with the same path.
+fn network(results: &Results, name: &str, of: fn(&NicFigures) -> f64) -> Result<f64, String> {
+    let nic = results.nic.as_ref();
+    let nic = nic.ok_or("cargo xtask bench --lab --only nic measures it")?;
+    let ours = nic.of(name).ok_or_else(|| format!("{name} did not run"))?;
+    let peer = ours.compared_with.as_deref().and_then(|peer| nic.of(peer));
+    Ok(of(ours) / of(peer.ok_or("there is no QEMU to compare with")?))
 }
 
 /// The worst ratio, in the groups whose EOI is the guest's own.

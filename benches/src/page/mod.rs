@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::Result;
-use crate::results::{Figures, Group, Results, Series, Spread, Target};
+use crate::results::{Figures, Group, Nic, NicFigures, Results, Series, Spread, Target};
 
 /// The page.
 ///
@@ -37,6 +37,10 @@ pub fn page(results: &Results) -> Result<String> {
                 h2 { "Targets" }
                 (targets(&results.targets))
                 @for group in &groups { (group) }
+                @if let Some(nic) = &results.nic {
+                    h2 { "A network card under Linux, beside QEMU" }
+                    (network(nic))
+                }
                 @if let Some(waiting) = &results.waiting {
                     h2 { "Adaptive waiting" }
                     table {
@@ -138,6 +142,49 @@ fn row(way: &Figures) -> Markup {
     }
 }
 
+/// A heading, and the figure below it.
+type Column = (&'static str, fn(&NicFigures) -> f64);
+
+fn network(nic: &Nic) -> Markup {
+    let over = |vmm: &NicFigures, of: fn(&NicFigures) -> f64| {
+        let peer = vmm.compared_with.as_deref().and_then(|name| nic.of(name));
+        peer.map(|peer| number(of(vmm) / of(peer)))
+    };
+    let columns: [Column; 8] = [
+        ("ping, us", |vmm| vmm.ping_us.median),
+        ("boot to the first answer, s", |vmm| vmm.boot_s.median),
+        ("TCP to the guest, MiB/s", |vmm| vmm.receive_mib_s.median),
+        ("TCP from the guest, MiB/s", |vmm| vmm.send_mib_s.median),
+        ("exits", NicFigures::all_exits_per_ping),
+        ("card's interrupts", |vmm| vmm.card_interrupts_per_ping),
+        ("host's interrupts", |vmm| vmm.host_interrupts_per_ping),
+        ("context switches", |vmm| vmm.context_switches_per_ping),
+    ];
+    html! {
+        p {
+            "The same kernel, initrd and memory, one processor, and one e1000 given by VFIO, which pings a neighbour on its link. "
+            "Medians of " (nic.rounds) " boots of each VMM, in turns; " (nic.pings) " pings in each. The columns from exits on are for "
+            "each ping. In brackets: over the QEMU above."
+        }
+        table {
+            thead { tr { th { "VMM" } @for (name, _) in columns { th { (name) } } th { "exits of a ping by reason" } } }
+            @for vmm in &nic.vmms {
+                tr.floor[vmm.compared_with.is_none()] {
+                    td { (vmm.name) }
+                    @for (_, of) in columns {
+                        td.number { (number(of(vmm))) @if let Some(ratio) = over(vmm, of) { " (" (ratio) ")" } }
+                    }
+                    td {
+                        @for (reason, count) in vmm.exits_per_ping.iter().filter(|(_, count)| **count >= 0.005) {
+                            (reason) " " (number(*count)) "; "
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn scaling(series: &Series) -> Result<Markup> {
     Ok(html! {
         figure {
@@ -220,6 +267,18 @@ pub(crate) mod tests {
             },
             buckets: vec![(4.0, 10), (5.0, 80), (50.0, 10)],
         };
+        let vmm = |name: &str, compared_with: Option<&str>, ping| NicFigures {
+            name: name.to_owned(),
+            compared_with: compared_with.map(str::to_owned),
+            ping_us: Spread::of(&[ping]),
+            boot_s: Spread::of(&[5.0]),
+            receive_mib_s: Spread::of(&[10.0]),
+            send_mib_s: Spread::of(&[8.0]),
+            exits_per_ping: [("HLT".to_owned(), 2.0), ("port".to_owned(), 0.0)].into(),
+            card_interrupts_per_ping: 2.0,
+            host_interrupts_per_ping: 7.5,
+            context_switches_per_ping: 12.0,
+        };
         Results {
             format: FORMAT,
             version: "0.1.0".to_owned(),
@@ -240,6 +299,11 @@ pub(crate) mod tests {
                 },
                 ways: vec![way("bare", None), way("resample", Some(0))],
             }],
+            nic: Some(Nic {
+                rounds: 2,
+                pings: 300,
+                vmms: vec![vmm("QEMU <on>", None, 1000.0), vmm("ours", Some("QEMU <on>"), 900.0)],
+            }),
             waiting: Some(Waiting {
                 idle: Spread::of(&[0.3]),
                 busy: Spread::of(&[1.0]),
@@ -275,6 +339,9 @@ pub(crate) mod tests {
             "not counted",
             "<b>split</b>: no KVM",
             "no figure",
+            "QEMU &lt;on&gt;",
+            "900 (0.900)",
+            "HLT 2.00; <",
         ] {
             assert!(page.contains(said), "{said}");
         }

@@ -18,8 +18,8 @@
 #   stick         prints the SHA-256 of the USB stick's first MiB
 #   status        gives the run the exit status 7
 #
-# Before and after the pings the guest meets the neighbour: it connects to port 7000 and goes on when the neighbour closes
-# the connection, or at once when nobody listens there.
+# Before and after the pings and each half of a transfer the guest meets the neighbour: it connects to port 7000 and goes on
+# when the neighbour closes the connection, or at once when nobody listens there.
 
 /bin/busybox echo "guest: init"
 /bin/busybox mkdir -p /proc /sys /dev
@@ -43,9 +43,13 @@ load() {
     done <"/order.$1"
 }
 
-# No poll in this script can use a notification: busybox has none of links and disks.
+# Polls, because busybox has no notification of links and disks. Fails after 2000 polls, which is 10 s or more.
 until_there() {
-    while ! eval "$1"; do usleep 5000; done
+    for _ in $(seq 2000); do
+        eval "$1" && return
+        usleep 5000
+    done
+    false
 }
 
 # /links has "INTERFACE LINK" for each network card.
@@ -60,16 +64,16 @@ up() {
     echo "$interface $link" >>/links
 }
 
-meet() { nc "10.0.$1.1" 7000 </dev/null 2>/dev/null; }
+meet() { nc -w 5 "10.0.$1.1" 7000 </dev/null 2>/dev/null; }
 
 transfer() {
-    read -r start _ </proc/uptime
-    nc "10.0.$1.1" 7001 </dev/null >"/got.$1" || return
-    read -r middle _ </proc/uptime
-    theirs=$(nc "10.0.$1.1" 7002 <"/got.$1")
-    read -r end _ </proc/uptime
+    meet "$1"
+    nc -w 5 "10.0.$1.1" 7001 </dev/null >"/got.$1"
+    meet "$1"
+    theirs=$(nc -w 5 "10.0.$1.1" 7002 <"/got.$1")
+    meet "$1"
     ours=$(md5sum <"/got.$1")
-    echo "guest: link $1 got ${ours%% *} and gave back ${theirs%% *} from $start to $middle to $end"
+    echo "guest: link $1 got ${ours%% *} and gave back ${theirs%% *}"
 }
 
 for step in $(echo "${work:-read,interrupts}" | tr , ' '); do
@@ -135,14 +139,13 @@ END
                 [ -e "$interface" ] && up "$interface"
             done
             while read -r interface link; do
-                until_there '[ "$(cat /sys/class/net/$interface/carrier)" = 1 ]'
-                echo "guest: $interface is up on link $link"
+                until_there '[ "$(cat /sys/class/net/$interface/carrier)" = 1 ]' && echo "guest: $interface is up on link $link"
             done </links
             ;;
         ping)
             while read -r interface link; do
                 meet "$link"
-                ping -A -c "${pings:-100}" "10.0.$link.1" >/pinged
+                ping -A -c "${pings:-100}" -i "${interval:-1}" -W 1 "10.0.$link.1" >/pinged
                 meet "$link"
                 echo "guest: pinged on link $link"
                 cat /pinged
@@ -155,8 +158,7 @@ END
             wait
             ;;
         stick)
-            until_there '[ -e /dev/sda ]'
-            echo "guest: stick $(dd if=/dev/sda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum)"
+            until_there '[ -e /dev/sda ]' && echo "guest: stick $(dd if=/dev/sda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum)"
             ;;
         status)
             printf '\007' | dd of=/dev/port bs=1 seek=244 count=1 2>/dev/null
