@@ -14,7 +14,7 @@
 #   hold          writes 4 MiB to the first disk and flushes, writes on without flushing, and does not end
 #   cards         loads the drivers of the PCI cards, gives 10.0.LINK.2/24 to each network card, and waits for the links
 #   ping          sends pings=N (100) echo requests to the neighbour of each card, each when the answer to the last is there
-#   transfer      gets 16 MiB from each neighbour and sends these back, over all links at once; both sides say the chemd5sum
+#   transfer      gets 16 MiB from each neighbour and sends these back, over all links at once; both sides say the checksum
 #   stick         prints the SHA-256 of the USB stick's first MiB
 #   status        gives the run the exit status 7
 #
