@@ -12,11 +12,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cargo::Workspace;
+use crate::conformance::{self, LIST, between, is_id, named, words};
 use crate::tally::Tally;
 use crate::tree::{self, Source};
 
 const LAWS: &str = "docs/laws.md";
-const LIST: &str = "docs/conformance.md";
 /// The mark in the last cell of an entry that cannot have a test; the reason follows.
 const NO_TEST: &str = "no test: ";
 /// This file, which is not checked: it quotes citations without a target.
@@ -94,18 +94,9 @@ impl Targets {
                 targets.entries.insert(format!("law {number}"), reason);
             }
         }
-        for line in list.lines().filter(|line| line.starts_with('|')) {
-            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-            let (Some(id), Some(place)) = (cells.first(), cells.last()) else {
-                continue;
-            };
-            let kind = match id.as_bytes() {
-                [b'0'..=b'9', ..] => "row",
-                [b'A'..=b'Z', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => "case",
-                _ => continue,
-            };
-            let reason = place.split_once(NO_TEST).map(|(_, reason)| reason.to_owned());
-            targets.entries.insert(format!("{kind} {id}"), reason);
+        for entry in conformance::entries(list) {
+            let reason = entry.place.split_once(NO_TEST).map(|(_, reason)| reason.to_owned());
+            targets.entries.insert(entry.id, reason);
         }
         targets
     }
@@ -157,14 +148,6 @@ fn citations(text: &str) -> Vec<Citation> {
     found
 }
 
-/// Words with their offsets: letters, digits and underscores.
-fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    text.split(move |c| !is_part(c))
-        .filter(|word| !word.is_empty())
-        .map(move |word| (word.as_ptr() as usize - text.as_ptr() as usize, word))
-}
-
 /// The ids in " 52 to 55, 57 and 58" after the word `kind`.
 fn listed(kind: &str, rest: &str) -> Vec<Id> {
     let mut found: Vec<Id> = Vec::new();
@@ -207,53 +190,6 @@ fn space(text: &str) -> Option<&str> {
             .trim_start_matches([' ', '\t']);
     }
     (rest.len() < text.len()).then_some(rest)
-}
-
-fn is_id(kind: &str, id: &str) -> bool {
-    let digits = |text: &str| !text.is_empty() && text.len() <= 3 && text.bytes().all(|byte| byte.is_ascii_digit());
-    match kind {
-        "case" => id.starts_with(|c: char| c.is_ascii_uppercase()) && digits(&id[1..]),
-        _ => digits(id),
-    }
-}
-
-/// The ids between two ids of one kind and letter, without these two. A range may include ids that [`Targets`] does not
-/// have.
-fn between(first: &str, last: &str) -> Vec<Id> {
-    let split = |id: &str| {
-        let at = id.find(|c: char| c.is_ascii_digit())?;
-        Some((id[..at].to_owned(), id[at..].parse::<u32>().ok()?))
-    };
-    match (split(first), split(last)) {
-        (Some((prefix, first)), Some((other, last))) if prefix == other => {
-            (first + 1..last).map(|number| format!("{prefix}{number}")).collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// The ids in the name of a test: `row_05_and_06_..`, `row_69_.._and_row_13_..`, `case_l6_l7_..`, `case_o1_to_o6_..`.
-fn named(name: &str) -> Vec<Id> {
-    let mut found: Vec<Id> = Vec::new();
-    let (mut kind, mut range) = ("", false);
-    for part in name.split('_') {
-        match part {
-            "row" | "case" => (kind, range) = (if part == "row" { "row" } else { "case" }, false),
-            "and" if !kind.is_empty() => {}
-            "to" if !kind.is_empty() => range = true,
-            part if !kind.is_empty() && is_id(kind, &part.to_ascii_uppercase()) => {
-                let id = part.to_ascii_uppercase();
-                let id = format!("{kind} {}", id.trim_start_matches('0'));
-                if std::mem::take(&mut range) {
-                    let first = found.last().cloned().unwrap_or_default();
-                    found.extend(between(&first, &id));
-                }
-                found.push(id);
-            }
-            _ => kind = "",
-        }
-    }
-    found
 }
 
 /// The comments that begin with a case's id without the word "case", which the other checks do not recognise as a

@@ -145,7 +145,7 @@ fn run_suite(options: &Options) -> Result<ExitCode> {
     let arch = options.setup.arch;
     let programs = suite::build(&workspace, arch, &suite::packages(arch, &options.packages))?;
     let output: suite::Output = Arc::new(Mutex::new(io::stdout()));
-    let total = suite::run(&lab, &programs, time_limit, options.verbose, &output);
+    let total = suite::run(&lab, &programs, time_limit, options.verbose, &output).prefixed("lab: ");
     print!("\n{total}");
     Ok(total.exit_code())
 }

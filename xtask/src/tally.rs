@@ -2,7 +2,9 @@
 //! Counts the results of test programs, from their output.
 //!
 //! The parser understands libtest and libtest-mimic (`running N tests`, `test NAME ... ok`, `test result: ..`) and, in
-//! any program, the line `skip: <suite>::<test>: <reason>` of a test that found at run time that it cannot run here.
+//! any program, two lines that a test announces: `skip: <suite>::<test>: <reason>` when it found at run time that it
+//! cannot run here, and `differs: <suite>::<test>: <what>` when this kernel has another answer than the conformance
+//! list, and the test knows that answer too.
 //! The totals come from `test result:`; the names come from the lines before it, which other output may have torn
 //! apart.
 
@@ -16,10 +18,14 @@ use crate::progress::Spent;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     passed: usize,
+    /// The names of the passed tests, except those whose line other output tore apart.
+    passes: Vec<String>,
     /// The failed tests, one entry each.
     failed: Vec<String>,
     /// The tests that did not run, with the reason, one entry each.
     skipped: Vec<(String, String)>,
+    /// Those of the passed tests that met another answer than the conformance list's, with that answer.
+    differing: Vec<(String, String)>,
     /// How long each program took.
     times: Vec<(String, Spent)>,
 }
@@ -28,8 +34,10 @@ impl Tally {
     /// Adds the counts of `other`.
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
+        self.passes.extend(other.passes);
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.differing.extend(other.differing);
         self.times.extend(other.times);
     }
 
@@ -70,12 +78,34 @@ impl Tally {
         self.skipped.push((test.to_owned(), reason.to_owned()));
     }
 
+    /// The names of the passed tests.
+    pub fn passes(&self) -> &[String] {
+        &self.passes
+    }
+
+    /// The failed tests: each begins with the name, or with the suite and what happened to it.
+    pub fn failed(&self) -> &[String] {
+        &self.failed
+    }
+
+    /// The names of the skipped tests, with the reason.
+    pub fn skipped(&self) -> &[(String, String)] {
+        &self.skipped
+    }
+
+    /// The passed tests that met another answer than the conformance list's, with that answer.
+    pub fn differing(&self) -> &[(String, String)] {
+        &self.differing
+    }
+
     /// The same count with `prefix` before every name.
     pub fn prefixed(mut self, prefix: &str) -> Self {
         for name in self
-            .failed
+            .passes
             .iter_mut()
+            .chain(&mut self.failed)
             .chain(self.skipped.iter_mut().map(|(test, _)| test))
+            .chain(self.differing.iter_mut().map(|(test, _)| test))
             .chain(self.times.iter_mut().map(|(name, _)| name))
         {
             name.insert_str(0, prefix);
@@ -97,7 +127,8 @@ impl Tally {
     }
 }
 
-/// The skipped tests with their reasons, the failed tests, and `N passed, N failed, N skipped` as the last line.
+/// The skipped tests with their reasons, the other answers of this kernel, the failed tests, and `N passed, N failed, N
+/// skipped` as the last line.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.skipped.is_empty() {
@@ -105,6 +136,12 @@ impl fmt::Display for Tally {
         }
         for (test, reason) in &self.skipped {
             writeln!(f, "  {test}: {reason}")?;
+        }
+        if !self.differing.is_empty() {
+            writeln!(f, "differs from the conformance list:")?;
+        }
+        for (test, what) in &self.differing {
+            writeln!(f, "  {test}: {what}")?;
         }
         if !self.failed.is_empty() {
             writeln!(f, "failed:")?;
@@ -181,6 +218,7 @@ pub struct Parser {
     pending: Option<String>,
     outcomes: BTreeMap<String, Outcome>,
     announced: Vec<(String, String)>,
+    differing: Vec<(String, String)>,
     totals: Option<Totals>,
 }
 
@@ -195,6 +233,7 @@ impl Parser {
             pending: None,
             outcomes: BTreeMap::new(),
             announced: Vec::new(),
+            differing: Vec::new(),
             totals: None,
         }
     }
@@ -218,7 +257,10 @@ impl Parser {
             }
         } else if line == "failures:" && self.in_group {
             self.in_failures = true;
-        } else if let Some(skip) = announced_skip(line) {
+        } else if let Some(difference) = announced("differs: ", line) {
+            self.differing.push(difference);
+            self.pending = test_line(line).map(|(name, _)| name).or(self.pending.take());
+        } else if let Some(skip) = announced("skip: ", line) {
             if !self.announced.iter().any(|(test, _)| *test == skip.0) {
                 self.announced.push(skip);
             }
@@ -280,6 +322,7 @@ impl Parser {
 
         let mut tally = Tally {
             passed: totals.passed,
+            differing: self.differing,
             ..Tally::default()
         };
         // Tests that the totals count and whose line was torn apart.
@@ -287,7 +330,9 @@ impl Parser {
         let mut unseen_ignored = totals.ignored.saturating_sub(seen_ignored);
         for (name, outcome) in &self.outcomes {
             match outcome {
-                Outcome::Ok => {}
+                // A test that announced its skip did not pass.
+                Outcome::Ok if self.announced.iter().any(|(test, _)| is_named(test, name)) => {}
+                Outcome::Ok => tally.passes.push(format!("{suite}::{name}")),
                 Outcome::Failed => tally.failed.push(format!("{suite}::{name}")),
                 Outcome::Ignored(reason) => {
                     // A test that announced its skip and then reported itself ignored is one skip, listed below.
@@ -343,10 +388,10 @@ fn test_line(line: &str) -> Option<(String, &str)> {
     Some((name.trim_end().to_owned(), rest))
 }
 
-/// Test and reason of a line `skip: <suite>::<test>: <reason>`, also behind a `test NAME ... ` that was being printed.
-fn announced_skip(line: &str) -> Option<(String, String)> {
+/// Test and reason of a line `<what><suite>::<test>: <reason>`, also behind a `test NAME ... ` that was being printed.
+fn announced(what: &str, line: &str) -> Option<(String, String)> {
     let line = test_line(line).map_or(line, |(_, rest)| rest);
-    let (test, reason) = line.strip_prefix("skip: ")?.split_once(": ")?;
+    let (test, reason) = line.strip_prefix(what)?.split_once(": ")?;
     test.contains("::").then(|| (test.to_owned(), reason.to_owned()))
 }
 
@@ -361,7 +406,27 @@ mod tests {
     fn count_ended(output: &str, success: bool) -> Tally {
         let mut parser = Parser::new("s");
         parser.feed(output.as_bytes());
-        parser.finish(success, "exit status: 101")
+        Tally {
+            passes: Vec::new(), // the test of the names looks at them
+            ..parser.finish(success, "exit status: 101")
+        }
+    }
+
+    #[test]
+    fn passes_have_names_and_a_difference_is_no_skip() {
+        let output = "running 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... ok\n\n\
+             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured\n\
+             skip: s::b: no KVM\ndiffers: s::c: the second is accepted\n";
+        let mut parser = Parser::new("s");
+        parser.feed(output.as_bytes());
+        let tally = parser.finish(true, "");
+        assert_eq!(tally.passes(), ["s::a", "s::c"]);
+        assert_eq!(tally.differing(), [skip("s::c", "the second is accepted")]);
+        assert!(
+            tally
+                .to_string()
+                .ends_with("list:\n  s::c: the second is accepted\n2 passed, 0 failed, 1 skipped\n")
+        );
     }
 
     fn skip(test: &str, reason: &str) -> (String, String) {
@@ -576,9 +641,12 @@ mod tests {
 
     #[test]
     fn prose_that_begins_with_skip_is_no_skip() {
-        assert_eq!(announced_skip("skip: this one: for now"), None);
-        assert_eq!(announced_skip("skip: a::b"), None);
-        assert_eq!(announced_skip("skip: a::b::c d: r: s"), Some(skip("a::b::c d", "r: s")));
+        assert_eq!(announced("skip: ", "skip: this one: for now"), None);
+        assert_eq!(announced("skip: ", "skip: a::b"), None);
+        assert_eq!(
+            announced("skip: ", "skip: a::b::c d: r: s"),
+            Some(skip("a::b::c d", "r: s"))
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use clap::Args;
 use crate::cargo::{TestProgram, Workspace};
 use crate::lab::{self, Arch, Lab};
 use crate::tally::Tally;
-use crate::{adoption, citations, imports, program};
+use crate::{adoption, citations, imports, kernels, program};
 
 /// Run every test of the workspace and count passes, failures and skips apart.
 ///
@@ -38,6 +38,8 @@ Examples:
   cargo xtask test                             every test
   cargo xtask test --no-lab                    without the emulated PC
   cargo xtask test -p interrupt-core           one package
+  cargo xtask test --kernels                   the lab suite on each kernel, and a table of rows by kernel
+  cargo xtask test --kernels --only 7.3 --json
   IRQ_TEST_REQUIRE_KVM=1 cargo xtask test      a KVM test that skips is a failure")]
 pub struct Options {
     /// Test this package alone; may be given more than once
@@ -47,6 +49,9 @@ pub struct Options {
     /// Leave the lab suite out (see `cargo xtask lab --help`)
     #[arg(long)]
     no_lab: bool,
+
+    #[command(flatten)]
+    kernels: kernels::Options,
 }
 
 /// The number of programs in the list of the slowest.
@@ -54,6 +59,9 @@ const LONGEST: usize = 8;
 
 /// Runs the tests and prints the summary.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if options.kernels.wanted() {
+        return kernels::run(&options.kernels);
+    }
     let workspace = Workspace::load()?;
     let programs = workspace.build_tests(&options.packages)?;
     let mut total = Tally::default();
@@ -83,7 +91,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         total.add(adoption::check(&workspace)?);
     }
     if let Some(suite) = lab_suite {
-        total.add(suite.end()?);
+        total.add(suite.end()?.prefixed("lab: "));
     }
     print!("\nlongest:\n{}\n{total}", total.longest(LONGEST));
     Ok(total.exit_code())

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -74,6 +75,16 @@ impl Qemu {
     /// The arguments for `env`: the environment, the program, and the arguments that precede the program's own.
     pub fn command_line(&self) -> Vec<OsString> {
         self.words.clone()
+    }
+
+    /// The emulator's version, as the program prints it.
+    pub fn version(&self) -> Result<String> {
+        let output = Command::new("env").args(&self.words).arg("--version").output();
+        let output = output.context("cannot start QEMU")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().next().unwrap_or_default();
+        let mut words = line.split_whitespace().skip_while(|word| *word != "version");
+        words.nth(1).map(str::to_owned).context("QEMU tells no version")
     }
 }
 

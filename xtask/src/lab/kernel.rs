@@ -91,6 +91,19 @@ pub struct Kernel {
     pub initramfs: PathBuf,
 }
 
+impl Kernel {
+    /// The kernel's release, as uname(2) tells it: in the header of the image (the kernel's Documentation/arch/x86/boot.rst).
+    pub fn release(&self) -> Result<String> {
+        let context = || format!("{} is no kernel for x86", self.image.display());
+        let image = fs::read(&self.image).with_context(|| format!("cannot read {}", self.image.display()))?;
+        let pointer = image.get(0x20e..0x210).with_context(context)?;
+        let start = usize::from(u16::from_le_bytes([pointer[0], pointer[1]])) + 0x200;
+        let text = image.get(start..).with_context(context)?;
+        let end = text.iter().position(|byte| !byte.is_ascii_graphic()).unwrap_or(0);
+        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+    }
+}
+
 /// Finds the kernel in `cache`, or fetches it. The kernel of a directory is prepared anew each time.
 ///
 /// # Errors

@@ -179,6 +179,14 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// The versions of the kernel and of the emulator.
+    pub fn describe(&self) -> Result<String> {
+        let (linux, qemu) = (self.parts.kernel.release()?, self.parts.qemu.version()?);
+        Ok(format!("Linux {linux} in QEMU {qemu}"))
+    }
+}
+
 /// Locks the file `path` for as long as the result lives.
 fn lock(path: &Path) -> Result<File> {
     let context = || format!("cannot lock {}", path.display());

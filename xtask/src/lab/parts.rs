@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 
 use super::arch::Arch;
@@ -28,6 +28,15 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// The PC with the kernel and the emulator of these names, as the options take them.
+    pub fn named(linux: &str, qemu: &str) -> Result<Self> {
+        Ok(Self {
+            linux: linux.parse().map_err(Error::msg)?,
+            qemu: qemu.parse().map_err(Error::msg)?,
+            ..Self::of(Arch::X86_64)
+        })
+    }
+
     /// The default kernel and emulator of a machine.
     pub fn of(arch: Arch) -> Self {
         Self {

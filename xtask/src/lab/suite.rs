@@ -285,7 +285,7 @@ impl Count {
 
     /// The count of the programs that have ended. Running programs do not count.
     fn of_the_ended(&mut self) -> Tally {
-        std::mem::take(&mut self.tally).prefixed("lab: ")
+        std::mem::take(&mut self.tally)
     }
 
     /// The count of the programs that have begun. The running program has failed because of `trouble`.
@@ -294,7 +294,7 @@ impl Count {
         if let Some(parser) = self.current.take() {
             tally.add(parser.finish(false, trouble));
         }
-        tally.prefixed("lab: ")
+        tally
     }
 
     /// The count after the end of the lab; `trouble` is the reason if the lab ended before the script.
@@ -308,7 +308,7 @@ impl Count {
         for (_, suite) in &self.programs[self.begun..] {
             tally.fail(format!("{suite}: did not run"));
         }
-        tally.prefixed("lab: ")
+        tally
     }
 }
 
@@ -345,19 +345,16 @@ mod tests {
         let output = format!("\x1ebegin\n{A_PASSES}no newline\x1eend 0\n\x1ebegin\nboo\n\x1eend 101\n");
         for size in [1, 2, 7, 1000] {
             let (tally, out) = after(&output, size, None);
-            assert_eq!(
-                tally,
-                "failed:\n  lab: b: exit status 101\n1 passed, 1 failed, 0 skipped\n"
-            );
+            assert_eq!(tally, "failed:\n  b: exit status 101\n1 passed, 1 failed, 0 skipped\n");
             assert_eq!(out, format!("\nRunning a\n{A_PASSES}no newline\nRunning b\nboo\n"));
         }
     }
 
     #[test]
-    fn what_is_counted_says_where_it_was() {
+    fn an_announced_skip_is_counted() {
         let output = "\x1ebegin\nskip: a::x: no VFIO\n\x1eend 0\n\x1ebegin\n\x1eend 0\n";
         let (tally, _) = after(output, 4, None);
-        assert_eq!(tally, "skipped:\n  lab: a::x: no VFIO\n1 passed, 0 failed, 1 skipped\n");
+        assert_eq!(tally, "skipped:\n  a::x: no VFIO\n1 passed, 0 failed, 1 skipped\n");
     }
 
     #[test]
@@ -374,15 +371,15 @@ mod tests {
         let (tally, _) = after(&output, 5, Some("time limit"));
         assert_eq!(
             tally,
-            "failed:\n  lab: a: time limit\n  lab: b: did not run\n1 passed, 2 failed, 0 skipped\n"
+            "failed:\n  a: time limit\n  b: did not run\n1 passed, 2 failed, 0 skipped\n"
         );
         let (tally, _) = after("", 1, Some("no boot"));
         assert_eq!(
             tally,
-            "failed:\n  lab: no boot\n  lab: a: did not run\n  lab: b: did not run\n0 passed, 3 failed, 0 skipped\n"
+            "failed:\n  no boot\n  a: did not run\n  b: did not run\n0 passed, 3 failed, 0 skipped\n"
         );
         let (tally, _) = after("\x1ebegin\n\x1eend 0\n", 1, None);
-        assert_eq!(tally, "failed:\n  lab: b: did not run\n1 passed, 1 failed, 0 skipped\n");
+        assert_eq!(tally, "failed:\n  b: did not run\n1 passed, 1 failed, 0 skipped\n");
     }
 
     #[test]
@@ -401,7 +398,7 @@ mod tests {
         assert_eq!(count.begun, 1);
         assert_eq!(
             count.of_the_begun(&PartHung.to_string()).to_string(),
-            "failed:\n  lab: a: ended during x before its summary: took more than 600 s of the PC's own time\n\
+            "failed:\n  a: ended during x before its summary: took more than 600 s of the PC's own time\n\
              0 passed, 1 failed, 0 skipped\n"
         );
     }
