@@ -20,6 +20,9 @@
 //!   A trial that hangs is reported as failed by name; its thread ends with the process.
 //! * A trial whose need is not met is *ignored*, and after the summary this line goes to stdout, one for each:
 //!   `skip: <suite>::<test>: <reason>`.
+//! * A trial that meets another answer of the kernel than the conformance list's, and knows that answer, says so with
+//!   [`differs`] and passes. After the summary this line goes to stdout, one for each: `differs: <suite>::<test>:
+//!   <what>`.
 //! * With [`REQUIRE_KVM`] set to 1, on a host that has `/dev/kvm`, a trial that would be skipped because a facility of
 //!   KVM is missing ([`crate::need::Missing::facility`]) fails instead. A trial still skips if it needs a newer kernel
 //!   or other hardware.
@@ -30,7 +33,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -125,8 +128,30 @@ impl Suite {
             .collect();
         let conclusion = libtest_mimic::run(&arguments, trials);
         skips.print();
+        for line in lock(&DIFFERENCES).drain(..) {
+            println!("{line}");
+        }
         conclusion.exit_code()
     }
+}
+
+/// The lines of [`differs`], printed at the end as the skip lines are.
+static DIFFERENCES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Says that this kernel answers otherwise than the conformance list, and how. Only the trial's own thread may say it,
+/// because that thread has the trial's name.
+///
+/// # Panics
+/// On a thread without a name.
+pub fn differs(what: &str) {
+    let thread = thread::current();
+    let name = thread.name().expect("differs() belongs to the trial's own thread");
+    lock(&DIFFERENCES).push(format!("differs: {name}: {what}"));
+}
+
+/// Locks a list of lines. A thread that panicked under the lock has left whole lines.
+fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The skip lines. They are printed at the end, because libtest-mimic has an unfinished line on stdout while trials
@@ -136,11 +161,11 @@ struct Skips(Arc<Mutex<Vec<String>>>);
 
 impl Skips {
     fn add(&self, line: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        lock(&self.0).push(line);
     }
 
     fn print(&self) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = lock(&self.0);
         lines.sort();
         for line in lines.drain(..) {
             println!("{line}");

@@ -27,7 +27,7 @@ const KERNELS: [(&str, &str); 3] = [("6.1", "any"), ("6.12", "any"), ("7.3", "11
 
 /// The choice of kernels.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct Kernels {
     /// Run the lab suite alone, on Linux 6.1, 6.12 and 7.3, and write one table: the conformance list's rows by kernel
     ///
     /// A row passes, is skipped with its reason, or differs: the kernel has another answer than the list, and the test
@@ -46,7 +46,7 @@ pub struct Options {
     json: bool,
 }
 
-impl Options {
+impl Kernels {
     /// Whether the table is asked for.
     pub fn wanted(&self) -> bool {
         self.kernels
@@ -54,7 +54,7 @@ impl Options {
 }
 
 /// Runs the suite on each kernel that is asked for, and writes the table.
-pub fn run(options: &Options) -> Result<ExitCode> {
+pub fn run(options: &Kernels) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let directory = workspace.target().join("lab/kernels");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;

@@ -76,3 +76,14 @@ fn documents() -> anyhow::Result<ExitCode> {
     print!("\n{tally}");
     Ok(tally.exit_code())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// Clap finds contradictions among options only at run time.
+    #[test]
+    fn the_options_of_all_tasks_agree() {
+        super::Cli::command().debug_assert();
+    }
+}

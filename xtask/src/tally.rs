@@ -322,9 +322,14 @@ impl Parser {
 
         let mut tally = Tally {
             passed: totals.passed,
-            differing: self.differing,
             ..Tally::default()
         };
+        for (test, what) in self.differing {
+            let name = self.outcomes.keys().find(|name| is_named(&test, name));
+            tally
+                .differing
+                .push((name.map_or(test, |name| format!("{suite}::{name}")), what));
+        }
         // Tests that the totals count and whose line was torn apart.
         let mut unseen_ok = totals.passed.saturating_sub(seen_ok);
         let mut unseen_ignored = totals.ignored.saturating_sub(seen_ignored);
@@ -416,7 +421,7 @@ mod tests {
     fn passes_have_names_and_a_difference_is_no_skip() {
         let output = "running 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... ok\n\n\
              test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured\n\
-             skip: s::b: no KVM\ndiffers: s::c: the second is accepted\n";
+             skip: s::b: no KVM\ndiffers: package::s::c: the second is accepted\n";
         let mut parser = Parser::new("s");
         parser.feed(output.as_bytes());
         let tally = parser.finish(true, "");

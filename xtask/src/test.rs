@@ -51,7 +51,7 @@ pub struct Options {
     no_lab: bool,
 
     #[command(flatten)]
-    kernels: kernels::Options,
+    kernels: kernels::Kernels,
 }
 
 /// The number of programs in the list of the slowest.

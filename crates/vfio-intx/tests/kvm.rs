@@ -12,7 +12,7 @@ use common::guest::{Guest, LineId};
 use common::kvm_guest::KvmGuest;
 use common::model_rig::level;
 use common::rows;
-use common::split_guest::SplitGuest;
+use common::split_guest::{SplitGuest, eoi_broadcast_can_be_chosen};
 use common::world::World;
 use interrupt_core::forward::Path;
 use testkit::harness::Suite;
@@ -88,6 +88,15 @@ fn main() -> ExitCode {
                 // An irqfd keeps what the device signals at the EOI, when the guest has not served it yet.
                 assert_eq!(oneshot(split(), State::Carried(Path::SplitKick)), ONESHOTS);
             },
+        )
+        .test(
+            "split::row_163_directed_eois",
+            &[
+                Need::SplitIrqchip,
+                Need::AcceptMode,
+                Need::Host("a choice of EOI broadcast", eoi_broadcast_can_be_chosen),
+            ],
+            || rows::row_96_full_loop(|| (level(), SplitGuest::directing_eois()), 1000),
         )
         .run()
 }

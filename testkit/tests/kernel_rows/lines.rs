@@ -25,6 +25,11 @@ pub fn add(suite: Suite) -> Suite {
             row_49,
         )
         .test(
+            "lines::row_161_restored_then_armed_then_unmasked",
+            &[Need::AcceptMode],
+            row_161,
+        )
+        .test(
             "lines::row_51_plain_line_without_irqchip_or_route",
             &[Need::FullIrqchip],
             row_51,
@@ -73,6 +78,90 @@ fn row_49() {
     trigger.write(1).unwrap();
     flush(&machine, &trigger, Some(&resample), GSI);
     assert!(machine.ioapic_irr(GSI));
+}
+
+/// A device that masks itself when it signals, as a VFIO INTx does: it signals again only when it is unmasked and its
+/// line is still high.
+struct Device {
+    trigger: EventFd,
+    resample: EventFd,
+    masked: bool,
+}
+
+impl Device {
+    fn new() -> Self {
+        Self {
+            trigger: eventfd(),
+            resample: eventfd(),
+            masked: true,
+        }
+    }
+
+    /// Arms the device in the restored VM.
+    fn arm(&self, machine: &Machine) {
+        ioctl::assign_resample(machine.vm(), &self.trigger, &self.resample, GSI).unwrap();
+    }
+
+    /// The unmask of a device whose line is high.
+    fn unmask(&mut self) {
+        self.masked = true;
+        self.trigger.write(1).unwrap();
+    }
+
+    /// Whether anything is left that will unmask the device: a notification, or an interrupt whose EOI brings one.
+    fn is_stuck(&self, machine: &mut Machine) -> bool {
+        flush(machine, &self.trigger, Some(&self.resample), GSI);
+        let delivered = machine.accept();
+        if delivered.is_some() {
+            machine.eoi();
+        }
+        self.masked && count(&self.resample) == 0
+    }
+}
+
+/// A VM was saved with the device masked and its line high. The restored VM hears of the level when the chips come
+/// first, then the irqfd, then the unmask. A chip that is restored after the signal forgets the interrupt, and nothing
+/// unmasks the device. A signal before the irqfd waits in the trigger's count: KVM injects it at the assign, but a VMM
+/// that drains the trigger first has lost it.
+fn row_161() {
+    let mut saved = Machine::full();
+    saved.set_rte(GSI, ENTRY);
+    let (ioapic, lapic) = (saved.ioapic(), saved.vcpu().get_lapic().unwrap());
+    let restore = |machine: &mut Machine| {
+        machine.restore_ioapic(ioapic);
+        machine.vcpu().set_lapic(&lapic).unwrap();
+    };
+    let lost = |order: &dyn Fn(&mut Machine, &mut Device)| {
+        let (mut machine, mut device) = (Machine::full(), Device::new());
+        order(&mut machine, &mut device);
+        device.is_stuck(&mut machine)
+    };
+    let right = lost(&|machine, device| {
+        restore(machine);
+        device.arm(machine);
+        device.unmask();
+    });
+    assert!(!right, "chips, irqfd, unmask");
+    let late_chips = lost(&|machine, device| {
+        device.arm(machine);
+        device.unmask();
+        flush(machine, &device.trigger, Some(&device.resample), GSI);
+        restore(machine);
+    });
+    assert!(late_chips, "irqfd, unmask, chips: this kernel keeps the level");
+    let unarmed = lost(&|machine, device| {
+        restore(machine);
+        device.unmask();
+        device.arm(machine);
+    });
+    assert!(!unarmed, "chips, unmask, irqfd: the count is injected at the assign");
+    let drained = lost(&|machine, device| {
+        restore(machine);
+        device.unmask();
+        assert_eq!(count(&device.trigger), 1);
+        device.arm(machine);
+    });
+    assert!(drained, "chips, unmask, drain, irqfd");
 }
 
 fn row_51() {

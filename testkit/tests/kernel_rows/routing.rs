@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Section C: what the routing table does to lines, and what it refuses.
 
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER};
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, kvm_msi};
 use rustix::io::Errno;
 use testkit::counter::count;
-use testkit::harness::Suite;
+use testkit::harness::{Suite, differs};
 use testkit::ioctl::{self, route_to_chip, route_to_msi};
-use testkit::machine::{Irqchip, Machine};
+use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::need::Need;
 use testkit::rig::LEVEL;
 use vmm_sys_util::eventfd::EventFd;
@@ -34,6 +34,12 @@ pub fn add(suite: Suite) -> Suite {
             "routing::row_71_refused_tables",
             &[Need::FullIrqchip, Need::SplitIrqchip],
             row_71,
+        )
+        .test(
+            "routing::row_135_and_row_162_rerouted_in_service_on_a_split_irqchip",
+            // Accept mode would hide the difference: KVM_SET_LAPIC makes KVM look at the routes again.
+            &[Need::SplitIrqchip, Need::GenuineLapicEoi],
+            row_162,
         )
 }
 
@@ -160,5 +166,65 @@ fn row_71() {
     assert_eq!(
         ioctl::set_gsi_routing(split.vm(), &[route_to_msi(4, 0xfee0_0000, 0x41)]),
         Ok(0)
+    );
+}
+
+/// The message of the split irqchip's pin: level, to this CPU.
+fn split_route(machine: &Machine, cpu: u32, vector: u8) {
+    let data = 1 << 15 | u32::from(vector);
+    let table = [route_to_msi(GSI, 0xfee0_0000 | cpu << 12, data)];
+    assert_eq!(ioctl::set_gsi_routing(machine.vm(), &table), Ok(0));
+}
+
+fn send(machine: &Machine, data: u32) {
+    let msi = kvm_msi {
+        address_lo: 0xfee0_0000,
+        data,
+        ..Default::default()
+    };
+    assert_eq!(machine.vm().signal_msi(msi).unwrap(), 1);
+}
+
+/// Whether the EOI is an exit with the vector.
+fn eoi_exits(machine: &mut Machine) -> bool {
+    machine.eoi().contains(&Exit::IoapicEoi(VECTOR))
+}
+
+/// On a split irqchip the route of a level interrupt in service gets another destination: its EOI is an exit all the
+/// same. KVM keeps that vector's EOIs as exits until the next change of a route; since 6.16 (87e4951e250b) it looks at
+/// the routes again after the EOI. Another vector in the route, and the EOI of the old vector is no exit, on every
+/// kernel: who changes the vector has to end the old interrupt by itself.
+fn row_162() {
+    let level = 1 << 15 | u32::from(VECTOR);
+    let machine = || Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+
+    let mut moved = machine();
+    split_route(&moved, 0, VECTOR);
+    send(&moved, level);
+    assert_eq!(moved.take_interrupt_within(SOON), Some(VECTOR));
+    split_route(&moved, 1, VECTOR);
+    assert!(
+        eoi_exits(&mut moved),
+        "the route moved, and the CPU owes the EOI of the old one"
+    );
+    send(&moved, VECTOR.into());
+    assert_eq!(moved.take_interrupt_within(SOON), Some(VECTOR));
+    let stale = eoi_exits(&mut moved);
+    if stale {
+        assert!(
+            Need::KernelAtLeast(6, 16).probe().is_err(),
+            "an edge's EOI exits: the routes are not scanned after the EOI of the old one"
+        );
+        differs("the CPU exits at each later EOI of the vector too, also of an edge, until a route changes");
+    }
+
+    let mut renamed = machine();
+    split_route(&renamed, 0, VECTOR);
+    send(&renamed, level);
+    assert_eq!(renamed.take_interrupt_within(SOON), Some(VECTOR));
+    split_route(&renamed, 0, VECTOR + 1);
+    assert!(
+        !eoi_exits(&mut renamed),
+        "this kernel tells of the EOI of a vector that no route has"
     );
 }

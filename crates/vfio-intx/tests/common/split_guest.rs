@@ -1,22 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest on KVM with a split irqchip: LAPICs in the kernel, the IOAPIC in this process. On the direct path the device
-//! signals an irqfd on the pin's message, and the IOAPIC, told of the EOI by KVM's exit, signals the device.
+//! signals an irqfd on the pin's message, and the IOAPIC, told of the EOI by KVM's exit or by the guest's write of the
+//! EOI register, signals the device.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::{Gsi, LevelSource, LoweredBy};
-use kvm_irqfd::KvmInterrupts;
+use kvm_ioctls::{Kvm, VmFd};
+use kvm_irqfd::{EoiBroadcast, KvmInterrupts, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
 use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::rig::{LEVEL, MASKED};
 use user_irqchip::Ioapic;
+use user_irqchip::ioapic::Version;
 use vfio_intx::State;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
 use super::guest::{Guest, LINES, LineId};
 use super::kvm_guest::{gsi, keep_kvm_on, vector};
+
+/// KVM has the choice since 7.0 (6517dfbcc918), and on older lines since their updates of 2026.
+pub fn eoi_broadcast_can_be_chosen() -> Result<(), String> {
+    let vm = Kvm::new()
+        .and_then(|kvm| kvm.create_vm())
+        .map_err(|error| error.to_string())?;
+    enable_split_irqchip(&vm, SPLIT_PINS).map_err(|error| error.to_string())?;
+    match set_eoi_broadcast(&vm, EoiBroadcast::Suppressible) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("this kernel has none".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
 
 pub struct SplitGuest {
     /// For the direct path.
@@ -26,14 +42,37 @@ pub struct SplitGuest {
     ioapic: Arc<Ioapic>,
     interrupts: KvmInterrupts,
     machine: Machine,
+    /// The guest suppresses the broadcast of its EOIs, and writes the IOAPIC's EOI register after each.
+    directs_eois: bool,
 }
 
 impl SplitGuest {
     pub fn new() -> Self {
-        keep_kvm_on();
         let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+        Self::on(machine, Version::V11)
+    }
+
+    /// A guest that suppresses the broadcast of its EOIs.
+    pub fn directing_eois() -> Self {
+        let choose: fn(&VmFd) = |vm| assert!(set_eoi_broadcast(vm, EoiBroadcast::Suppressible).unwrap());
+        let mut machine = Machine::builder()
+            .irqchip(Irqchip::Split)
+            .prepare(choose)
+            .build()
+            .unwrap();
+        // The spurious vector register: enabled, broadcasts suppressed.
+        machine.wrmsr(0x80f, 1 << 12 | 1 << 8 | 0xff);
+        Self {
+            directs_eois: true,
+            ..Self::on(machine, Version::V20)
+        }
+    }
+
+    fn on(machine: Machine, version: Version) -> Self {
+        keep_kvm_on();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
-        let ioapic = Arc::new(Ioapic::builder().build(Arc::new(interrupts.clone())).unwrap());
+        let ioapic = Ioapic::builder().version(version).build(Arc::new(interrupts.clone()));
+        let ioapic = Arc::new(ioapic.unwrap());
         let irqfd = |line| -> Arc<dyn LevelSource> { interrupts.split_source(Gsi(gsi(line)), "irqfd").unwrap() };
         let pin = |line| -> Arc<dyn LevelSource> { ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap() };
         let mut guest = Self {
@@ -42,6 +81,7 @@ impl SplitGuest {
             ioapic,
             interrupts,
             machine,
+            directs_eois: false,
         };
         for line in LINES {
             guest.set_masked(line, false);
@@ -116,11 +156,17 @@ impl Guest for SplitGuest {
         true
     }
 
-    fn eoi(&mut self, _line: LineId) {
+    fn eoi(&mut self, line: LineId) {
         for exit in self.machine.eoi() {
             if let Exit::IoapicEoi(vector) = exit {
+                assert!(!self.directs_eois, "the guest suppresses this exit");
                 self.ioapic.eoi(vector);
             }
+        }
+        if self.directs_eois {
+            const EOI: u64 = 0x40;
+            let value = u32::from(vector(line)).to_le_bytes();
+            self.ioapic.mmio_write(MmioAddress(Ioapic::BASE), EOI, &value);
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::guest::SoftGuest;
 use common::kvm_guest::KvmGuest;
-use common::split_guest::SplitGuest;
+use common::split_guest::{SplitGuest, eoi_broadcast_can_be_chosen};
 use common::world::World;
 use common::{Rig, new_eventfd, rows, vfio_rows};
 use device::{Edu, first, second};
@@ -51,6 +51,12 @@ fn main() -> ExitCode {
     let two = [one[0], Need::Host("a second edu", device::probe_second)];
     let with_full = [one[0], Need::FullIrqchip, Need::AcceptMode];
     let with_split = [one[0], Need::SplitIrqchip, Need::AcceptMode];
+    let directed = [
+        one[0],
+        Need::SplitIrqchip,
+        Need::AcceptMode,
+        Need::Host("a choice of EOI broadcast", eoi_broadcast_can_be_chosen),
+    ];
     let two_with_full = [two[0], two[1], Need::FullIrqchip, Need::AcceptMode];
     let two_with_split = [two[0], two[1], Need::SplitIrqchip, Need::AcceptMode];
 
@@ -114,6 +120,9 @@ fn main() -> ExitCode {
         })
         .test_within(limit, "split::two_devices_on_one_line", &two_with_split, || {
             rows::two_devices_on_one_line(split, second);
+        })
+        .test_within(limit, "split::row_163_directed_eois", &directed, || {
+            rows::row_96_full_loop(|| (first(), SplitGuest::directing_eois()), 100);
         })
         .test("the_kernel_unmasks_by_itself", &with_full, the_kernel_unmasks_by_itself)
         .run()
