@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program's commands, built from the library.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -28,7 +29,7 @@ use crate::report::{Report, json, linux, progress, text};
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
 use crate::roundtrip::run::run;
 use crate::roundtrip::summary::{Options, Outcome};
-use crate::vm::kvm::open_kvm;
+use crate::vm::kvm::{create_vm, open_kvm};
 
 /// Why a command has no exit status of its own.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     let interrupted = on_interrupt()?;
     let host = Host::this();
     let (machine, kvm) = machine(kvm_device, arguments)?;
+    let arguments = &*on_this_kernel(kvm.as_ref(), arguments);
     let controllers = machine.controllers(arguments.irqchip(machine));
 
     let mut eois = Vec::new();
@@ -165,6 +167,31 @@ fn machine(kvm_device: &Path, arguments: &RunArgs) -> Result<(MachineKind, Optio
     })
 }
 
+/// The arguments, with a split irqchip where they name none, the kernel has no 8259 and IOAPIC of its own
+/// (CONFIG_KVM_IOAPIC=n, possible since Linux 6.17), and the rest of them can be had on a split irqchip. Says so on
+/// standard error.
+fn on_this_kernel<'a>(kvm: Option<&Kvm>, arguments: &'a RunArgs) -> Cow<'a, RunArgs> {
+    let is_open = arguments.irqchip.is_none() && arguments.machine != Some(MachineKind::Soft);
+    let Some(kvm) = kvm.filter(|_| is_open) else {
+        return Cow::Borrowed(arguments);
+    };
+    // The kernel is tried: no capability tells (law 8). Another error is the run's to report.
+    let Err(error @ Error::NoFullIrqchip(_)) = create_vm(kvm, Irqchip::Kernel) else {
+        return Cow::Borrowed(arguments);
+    };
+    let split = RunArgs {
+        irqchip: Some(Irqchip::Split),
+        ..arguments.clone()
+    };
+    let controller = arguments.controller.unwrap_or(Controller::Ioapic);
+    if split.composition(MachineKind::Kvm, controller).check().is_err() {
+        return Cow::Borrowed(arguments);
+    }
+    // If standard error is closed, the note is lost.
+    let _ = writeln!(io::stderr(), "vmm-ref: {error}; using a split irqchip instead");
+    Cow::Owned(split)
+}
+
 /// `vmm-ref explain`. Returns the exit status.
 ///
 /// # Errors
@@ -176,6 +203,7 @@ pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut imp
     }
     check(&arguments)?;
     let (machine, kvm) = machine(kvm_device, &arguments)?;
+    let arguments = on_this_kernel(kvm.as_ref(), &arguments);
     let composition = arguments.composition(machine, first_controller(&arguments, machine));
     composition.check().map_err(Error::Impossible)?;
     let explained = explain(kvm.as_ref(), &composition)?;
@@ -194,6 +222,9 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
     if arguments.machine == Some(MachineKind::Soft) {
         return Err(Error::from(BootError::SoftMachine).into());
     }
+    // A file that cannot be used is reported before a KVM that cannot.
+    let kvm = open_kvm(kvm_device);
+    let arguments = &*on_this_kernel(kvm.as_ref().ok(), arguments);
     let (given, irqchip) = (&arguments.linux, arguments.irqchip(MachineKind::Kvm));
     let forward = arguments.forward.unwrap_or(Forward::Auto);
     if arguments.device.is_empty() && (arguments.forward.is_some() || arguments.swap_every.is_some()) {
@@ -227,7 +258,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
         },
         swap_every: arguments.swap_every,
     })?;
-    let kvm = open_kvm(kvm_device)?;
+    let kvm = kvm?;
     let host = Host::this();
     check_speed(&kvm, &host)?;
     let setup = prepared.setup(host);

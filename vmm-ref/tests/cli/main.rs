@@ -111,6 +111,11 @@ fn main() -> ExitCode {
             &kvm,
             refusal::ioctls,
         )
+        .test(
+            "without_an_ioapic_in_the_kernel_the_irqchip_is_split",
+            &[Need::FullIrqchip, Need::SplitIrqchip],
+            refusal::no_kernel_irqchip,
+        )
         .test("a_guest_that_fails_ends_the_run", &kvm, refusal::kvm_run)
         .test(
             "what_a_linux_guest_cannot_be_made_of_gets_one_line",

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::program::{Ended, assert_refused, command};
 
 const KVM_CREATE_IRQCHIP: u32 = 0xae60;
@@ -64,13 +66,58 @@ pub fn ioctls() {
         (KVM_CREATE_VM, libc::ENOMEM, "KVM_CREATE_VM: "),
         (
             KVM_CREATE_IRQCHIP,
-            libc::ENOTTY,
+            libc::ENOTTY, // a run on the kernel's irqchip and no other
             "no in-kernel 8259 and IOAPIC (CONFIG_KVM_IOAPIC)",
         ),
         (KVM_CREATE_VCPU, libc::EMFILE, "KVM_CREATE_VCPU: "),
         (KVM_IRQFD, libc::ENOMEM, "KVM_IRQFD"),
     ] {
-        assert_refused(cause, &refused("run", request, errno), cause);
+        let arguments = if request == KVM_CREATE_IRQCHIP {
+            "run --irqchip kernel"
+        } else {
+            "run"
+        };
+        assert_refused(cause, &refused(arguments, request, errno), cause);
+    }
+    // What a split irqchip does not have is not replaced by something else.
+    for arguments in [
+        "run --source resample",
+        "run --controller pic",
+        "explain --device model --source resample",
+    ] {
+        let ended = refused(arguments, KVM_CREATE_IRQCHIP, libc::ENOTTY);
+        assert_refused(arguments, &ended, "no in-kernel 8259 and IOAPIC (CONFIG_KVM_IOAPIC)");
+    }
+}
+
+/// A kernel without an IOAPIC of its own: CONFIG_KVM_IOAPIC=n leaves KVM_CREATE_IRQCHIP unknown, and the program takes a
+/// split irqchip.
+pub fn no_kernel_irqchip() {
+    for (arguments, irqchip) in [
+        ("run --count 200", "split"),
+        ("run --device model --count 200", "split"),
+        ("explain --device model", "split"),
+        ("run --machine soft --count 200", "user"),
+        ("run --irqchip user --count 200", "user"),
+    ] {
+        let ended = refused(&format!("{arguments} --json"), KVM_CREATE_IRQCHIP, libc::ENOTTY);
+        assert_eq!(ended.status, Some(0), "{arguments}: {ended:?}");
+        let object: Value = serde_json::from_str(&ended.stdout).unwrap();
+        // What explains says which end the irqchip of its choice has.
+        let used = object.get("irqchip").or(object.get("end"));
+        assert_eq!(
+            used.and_then(Value::as_str),
+            Some(irqchip),
+            "{arguments}: {}",
+            ended.stdout
+        );
+        let notes = usize::from(irqchip == "split");
+        assert_eq!(
+            ended.stderr.matches("; using a split irqchip instead\n").count(),
+            notes,
+            "{ended:?}"
+        );
+        assert_eq!(ended.stderr.matches('\n').count(), notes, "{ended:?}");
     }
 }
 
