@@ -146,7 +146,11 @@ static DIFFERENCES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub fn differs(what: &str) {
     let thread = thread::current();
     let name = thread.name().expect("differs() belongs to the trial's own thread");
-    lock(&DIFFERENCES).push(format!("differs: {name}: {what}"));
+    let line = format!("differs: {name}: {what}");
+    let mut lines = lock(&DIFFERENCES);
+    if !lines.contains(&line) {
+        lines.push(line);
+    }
 }
 
 /// Locks a list of lines. A thread that panicked under the lock has left whole lines.

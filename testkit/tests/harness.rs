@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Output};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use testkit::harness::{REQUIRE_KVM, Suite};
+use testkit::harness::{REQUIRE_KVM, Suite, differs};
 use testkit::need::Need;
 
 /// Set for the program when it runs itself.
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             &[Need::Kvm],
             required_kvm,
         )
+        .test("another_answer_is_a_pass_with_a_line", &[], another_answer)
         .test("what_is_filtered_out_or_listed_is_not_probed", &[], not_probed)
         .run()
 }
@@ -36,7 +37,10 @@ fn inner() -> ExitCode {
     // A body must not run when a need is missing, so each of these would fail.
     let must_not_run = || panic!("ran without what it needs");
     Suite::new("inner")
-        .test("passes", &[Need::KernelAtLeast(2, 6)], || {})
+        .test("passes", &[Need::KernelAtLeast(2, 6)], || {
+            differs("this kernel says no");
+            differs("this kernel says no");
+        })
         .test("panics", &[], || panic!("the answer is {}", 42))
         .test_within(Duration::from_millis(200), "hangs", &[], || {
             let (_keep, never) = mpsc::channel::<()>();
@@ -111,6 +115,18 @@ fn a_skip_has_a_line() {
         let text = stdout(&output);
         assert!(text.contains("1 passed; 0 failed; 3 ignored"), "{text}");
     }
+}
+
+fn another_answer() {
+    let output = run(&["--exact", "passes"], false);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    assert!(text.contains("1 passed; 0 failed"), "{text}");
+    assert_eq!(
+        text.matches("\ndiffers: inner::passes: this kernel says no\n").count(),
+        1,
+        "{text}"
+    );
 }
 
 fn required_kvm() {

@@ -5,7 +5,7 @@
 use kvm_bindings::kvm_msi;
 use rustix::io::Errno;
 use testkit::counter::count;
-use testkit::harness::Suite;
+use testkit::harness::{Suite, differs};
 use testkit::ioctl;
 use testkit::machine::{Irqchip, Machine, PicChip};
 use testkit::need::Need;
@@ -19,6 +19,11 @@ const ENTRY: u64 = LEVEL | VECTOR as u64;
 pub fn add(suite: Suite) -> Suite {
     let unmask_resample = &[Need::AcceptMode, Need::KernelAtLeast(6, 4)];
     suite
+        .test(
+            "lines::row_32_and_row_37_unmask_and_high_half",
+            &[Need::AcceptMode],
+            row_32_and_37,
+        )
         .test(
             "lines::row_49_restored_irr_is_not_the_line",
             &[Need::FullIrqchip],
@@ -63,6 +68,41 @@ fn masked_machine_with_resampler() -> (Machine, EventFd, EventFd) {
     let (trigger, resample) = (eventfd(), eventfd());
     ioctl::assign_resample(machine.vm(), &trigger, &resample, GSI).unwrap();
     (machine, trigger, resample)
+}
+
+/// Since 6.4 (fef8f2b90edb) a write of the entry asks the source of an unmasked pin for its level. Before, it injects
+/// what is pending.
+fn row_32_and_37() {
+    let (mut machine, trigger, resample) = masked_machine_with_resampler();
+    for write in ["low", "high"] {
+        // The high half alone unmasks nothing: its pin gets its level unmasked, and no LAPIC takes the interrupt.
+        machine.set_lapic_enabled(write == "low");
+        machine.write_rte_low(GSI, if write == "low" { ENTRY | MASKED } else { ENTRY } as u32);
+        trigger.write(1).unwrap();
+        wait_until("irr", || machine.ioapic_irr(GSI));
+        machine.set_lapic_enabled(true);
+        assert_eq!((machine.accept(), count(&resample)), (None, 0), "{write}");
+        match write {
+            "low" => machine.write_rte_low(GSI, ENTRY as u32),
+            _ => machine.write_rte_high(GSI, 0),
+        }
+        let asks = match (machine.accept(), count(&resample)) {
+            (None, 1) => true,
+            (Some(VECTOR), 0) => false,
+            other => panic!("{write}: {other:?}"),
+        };
+        if !asks {
+            assert!(
+                Need::KernelAtLeast(6, 4).probe().is_err(),
+                "{write}: injected without asking"
+            );
+            differs("what is pending is injected, and the source is not asked for its level");
+            machine.eoi();
+            assert_eq!(count(&resample), 1, "{write}: the EOI tells the source");
+        }
+        assert_eq!(machine.accept(), None, "{write}");
+        assert!(!machine.ioapic_irr(GSI), "{write}");
+    }
 }
 
 /// KVM_SET_IRQCHIP replaces irr and leaves the sources' levels as they are: the restored irr says low, a new trigger,

@@ -24,7 +24,7 @@ const X86_64: Suite = &[
         "ioevent",
         &["conformance", "equivalence", "hot_path", "refusals", "under_load"],
     ),
-    ("kvm-irqfd", &["conformance", "cost", "library", "split"]),
+    ("kvm-irqfd", &["conformance", "cost", "failures", "library", "split"]),
     ("testkit", &["kernel_rows", "machine"]),
     ("user-irqchip", &["differential"]),
     ("vfio-intx", &["edu"]),

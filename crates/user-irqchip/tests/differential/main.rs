@@ -30,10 +30,10 @@ const LIMIT: Duration = Duration::from_secs(86_400);
 
 fn main() -> ExitCode {
     let suite = Suite::new("differential");
-    let suite = suite.test_within(LIMIT, "ioapic_traces", &ioapic::needs(), || {
+    let suite = suite.test_within(LIMIT, "row_86_ioapic_traces", &ioapic::needs(), || {
         trace::compare("IOAPIC", ioapic::Ioapics::new())
     });
-    let suite = suite.test_within(LIMIT, "pic_traces", KernelPicRig::NEEDS, || {
+    let suite = suite.test_within(LIMIT, "row_86_pic_traces", KernelPicRig::NEEDS, || {
         trace::compare("8259 pair", pic::Pics::new())
     });
     flaws::add(suite).run()
