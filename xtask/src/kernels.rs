@@ -19,7 +19,7 @@ use self::column::Column;
 use self::table::Table;
 use crate::cargo::Workspace;
 use crate::conformance::{self, LIST};
-use crate::lab::{self, Lab, Setup};
+use crate::lab::{self, Arch, Lab, Setup};
 use crate::tally::Tally;
 
 /// Each kernel and the emulator that it runs in: the installed QEMU or Debian's 7.2, and, for the newest kernel, 11.1.
@@ -61,7 +61,7 @@ pub fn run(options: &Kernels) -> Result<ExitCode> {
     let list = workspace.root().join(LIST);
     let list = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
     let entries = conformance::entries(&list);
-    let programs = lab::suite::build(&workspace, &lab::suite::packages(&[]))?;
+    let programs = lab::suite::build(&workspace, Arch::X86_64, &lab::suite::packages(Arch::X86_64, &[]))?;
     let (mut total, mut columns) = (Tally::default(), Vec::new());
     for (kernel, emulator) in KERNELS {
         let kept = directory.join(format!("{kernel}.json"));
