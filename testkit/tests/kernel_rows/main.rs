@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The in-kernel irqchip against the conformance list: the shared rows, and with bare ioctls the rows that only a
 //! kernel has.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a trial fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic is how a trial fails"
+)]
 
 mod irqfd;
 mod lines;
