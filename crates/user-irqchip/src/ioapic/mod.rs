@@ -29,31 +29,9 @@ use shared::Shared;
 pub use eoi::EOI_DELAY;
 pub use saved::{IoapicState, SavedPin};
 pub use shared::Counts;
-pub use spec::{RedirectionEntry, Trigger};
+pub use spec::{RedirectionEntry, Trigger, Version};
 
 pub(crate) use pin::{IoapicPin, Outcome};
-
-/// The IOAPIC that the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Version {
-    /// Version 0x11, as KVM's own: an interrupt is ended by the local APIC's EOI broadcast, or by switching the pin to
-    /// edge and back. The default, because KVM broadcasts every EOI unless the VMM chooses otherwise.
-    #[default]
-    V11,
-    /// Version 0x20: also has the EOI register. A guest that sees this version may suppress EOI broadcasts. On a split
-    /// irqchip choose this version together with KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST: without that flag KVM offers
-    /// suppression and then broadcasts all the same, which ends each interrupt twice and storms.
-    V20,
-}
-
-impl Version {
-    fn number(self) -> u8 {
-        match self {
-            Self::V11 => 0x11,
-            Self::V20 => 0x20,
-        }
-    }
-}
 
 type DelayHook = Box<dyn Fn(Duration) + Send + Sync>;
 

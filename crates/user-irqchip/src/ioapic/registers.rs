@@ -9,9 +9,9 @@ use vm_device::DeviceMmio;
 #[cfg(feature = "vm-device")]
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
+use super::Ioapic;
 use super::pin_state::AfterWrite;
-use super::spec::{self, Half, Register};
-use super::{Ioapic, Version};
+use super::spec::{self, Half, Register, Version};
 use crate::bus;
 
 /// [`Ioapic::read`] and [`Ioapic::write`] on vm-device's bus.

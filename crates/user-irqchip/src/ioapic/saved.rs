@@ -3,8 +3,7 @@
 
 use interrupt_core::Level;
 
-use super::Version;
-use super::spec::{MAX_ID, RedirectionEntry};
+use super::spec::{MAX_ID, RedirectionEntry, Version};
 use crate::StateError;
 
 /// The saved state of an [`Ioapic`](super::Ioapic).
