@@ -88,5 +88,8 @@ impl Error {
     }
 }
 
+/// An error travels in every result, and in the enums of those who use this crate (clippy's `result_large_err`).
+const _: () = assert!(size_of::<Error>() <= 64);
+
 /// The result of the traits' methods.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -112,7 +112,7 @@ pub enum Reason {
     },
     /// A request to forward that is malformed. EINVAL.
     #[error("{0}")]
-    Request(interrupt_core::forward::Error),
+    Request(Box<interrupt_core::forward::Error>),
     /// The system refused, and everything is as before. The errno is the system's.
     #[error("{0}")]
     Os(io::Error),
@@ -190,6 +190,9 @@ impl Error {
         }
     }
 }
+
+/// An error travels in every result, and in the enums of those who use this crate (clippy's `result_large_err`).
+const _: () = assert!(size_of::<Error>() <= 64);
 
 /// The result of this crate's own functions.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -69,6 +69,9 @@ pub enum StateError {
     Route(#[source] interrupt_core::Error),
 }
 
+/// Errors travel in every result, and in the enums of those who use this crate (clippy's `result_large_err`).
+const _: () = assert!(size_of::<StateError>() <= 64 && size_of::<RouteError>() <= 64 && size_of::<ConfigError>() <= 64);
+
 /// Where a GSI leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {

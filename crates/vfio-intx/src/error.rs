@@ -34,7 +34,7 @@ pub enum Error {
         /// The device's label.
         device: String,
         /// Why.
-        source: interrupt_core::Error,
+        source: Box<interrupt_core::Error>,
     },
     /// Only a relay is possible and the [`Relay`](crate::Relay) has been dropped. `errno` is ENXIO.
     #[error("{operation} INTx of {device}: only a relay is possible, and its Relay has been dropped")]
@@ -43,6 +43,15 @@ pub enum Error {
         operation: &'static str,
         /// The device's label.
         device: String,
+    },
+    /// No direct path leads to the line: see [`DirectIntx`](crate::DirectIntx). INTx is not connected, or still to the line
+    /// before.
+    #[error("{operation} INTx: {source}")]
+    NoDirectPath {
+        /// What was asked for.
+        operation: &'static str,
+        /// Why, with the device and the line.
+        source: Box<interrupt_core::forward::Error>,
     },
     /// A saved state that cannot be one of this device, or is restored at the wrong time. `errno` is EINVAL. Nothing
     /// has changed.
@@ -73,12 +82,16 @@ impl Error {
         match self {
             Self::Step { source, .. } => source.errno(),
             Self::NoInterrupt { source, .. } => source.errno(),
+            Self::NoDirectPath { source, .. } => source.errno(),
             Self::NoRelay { .. } => Some(ENXIO),
             Self::Saved { .. } => Some(EINVAL),
             Self::Os { source, .. } => source.raw_os_error(),
         }
     }
 }
+
+/// An error travels in every result, and in the enums of those who use this crate (clippy's `result_large_err`).
+const _: () = assert!(size_of::<Error>() <= 64);
 
 /// The result of an operation on a device's INTx.
 pub type Result<T> = std::result::Result<T, Error>;

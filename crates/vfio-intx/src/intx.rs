@@ -28,14 +28,15 @@ use crate::status::{State, Status};
 /// line's notifier: none is for the path of an interrupt. None may be called from within a callback of the line, or a
 /// method of the line or the device.
 ///
+/// A VMM that wants the direct path and no event loop uses a [`DirectIntx`](crate::DirectIntx).
+///
 /// Dropping it disables INTx. Use one `Intx` for a device: VFIO gives the interrupt to the last trigger that is set.
 pub struct Intx {
     machine: Arc<StateMachine>,
 }
 
 impl Intx {
-    /// The INTx of `device`, disabled and not connected, and the relay that an event loop has to run for it. A VMM
-    /// whose lines all have a direct path can drop the relay.
+    /// The INTx of `device`, disabled and not connected, and the relay that an event loop has to run for it.
     ///
     /// # Errors
     /// [`Error::NoInterrupt`] when the device has no INTx (ENODEV), or one that cannot signal an eventfd (ENOTTY);
@@ -45,7 +46,7 @@ impl Intx {
         let info = device.info().map_err(|source| Error::NoInterrupt {
             operation: OPERATION,
             device: device.label().to_owned(),
-            source,
+            source: Box::new(source),
         })?;
         let label = device.label().to_owned();
         let made = StateMachine::new(device, info).and_then(|machine| {

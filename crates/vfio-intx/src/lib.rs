@@ -31,6 +31,7 @@
 
 mod carrier;
 mod device;
+mod direct;
 mod error;
 mod eventfd;
 mod intx;
@@ -48,6 +49,7 @@ pub use device::model::ModelIntx;
 pub use device::vfio::VfioIntx;
 #[cfg(feature = "vfio-user")]
 pub use device::vfio_user::VfioUserIntx;
+pub use direct::DirectIntx;
 pub use error::{Error, Result};
 pub use intx::Intx;
 pub use relay::Relay;

@@ -505,10 +505,10 @@ impl State {
         self.discarded.push(Box::new(what));
     }
 
-    fn ends(&self) -> (String, String) {
+    fn ends(&self) -> (Box<str>, Box<str>) {
         let producer = self.producer.as_ref().map(|producer| producer.label().to_owned());
         let line = self.consumer.as_ref().map(|consumer| consumer.line().to_string());
-        (producer.unwrap_or_default(), line.unwrap_or_default())
+        (producer.unwrap_or_default().into(), line.unwrap_or_default().into())
     }
 
     fn connect_error(&self, source: Arc<crate::Error>) -> Error {
@@ -518,6 +518,7 @@ impl State {
 
     fn no_path_error(&self, reason: String) -> Error {
         let (producer, line) = self.ends();
+        let reason = reason.into();
         Error::NoPath { producer, line, reason }
     }
 }

@@ -25,16 +25,16 @@ pub enum Error {
         /// Which end.
         side: Side,
         /// The label of the end that is there.
-        label: String,
+        label: Box<str>,
     },
     /// Each path that both ends can do has failed. An end that was just added is not kept. Ends that were connected
     /// before still are, or else the producer is disconnected; the producer is not left masked.
     #[error("no path from {producer} to {line}: {source}")]
     Connect {
         /// The device's end.
-        producer: String,
+        producer: Box<str>,
         /// The guest's end.
-        line: String,
+        line: Box<str>,
         /// The error of the last path that was tried.
         source: Arc<crate::Error>,
     },
@@ -42,11 +42,11 @@ pub enum Error {
     #[error("no path from {producer} to {line}: {reason}")]
     NoPath {
         /// The device's end.
-        producer: String,
+        producer: Box<str>,
         /// The guest's end.
-        line: String,
+        line: Box<str>,
         /// Why not.
-        reason: String,
+        reason: Box<str>,
     },
     /// A method of an end has used the connection that called it. EDEADLK. Nothing has changed.
     #[error("the connection is calling this method, and cannot be used within it")]
@@ -86,6 +86,9 @@ impl Error {
         }
     }
 }
+
+/// As for [`crate::Error`].
+const _: () = assert!(size_of::<Error>() <= 64);
 
 /// The result of an operation of a connection or a registry.
 pub type Result<T> = std::result::Result<T, Error>;

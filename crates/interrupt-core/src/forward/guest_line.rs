@@ -97,7 +97,20 @@ impl GuestLine {
 
     /// Whether a subscription made for `other` serves this line too.
     pub fn shares_subscription(&self, other: &Self) -> bool {
-        self.scope == other.scope && std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
+        self.scope == other.scope && self.shares_notifier(other)
+    }
+
+    fn shares_notifier(&self, other: &Self) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.notifier), Arc::as_ptr(&other.notifier))
+    }
+
+    /// Whether both lead to the same pin in the same way, perhaps by two sources: what a guest has changed that writes the
+    /// same route again is nothing.
+    pub fn has_route_of(&self, other: &Self) -> bool {
+        self.gsi() == other.gsi()
+            && self.shares_notifier(other)
+            && self.irqchip == other.irqchip
+            && self.relay_only == other.relay_only
     }
 
     /// Whether nothing changes when this line takes the place of `other`.

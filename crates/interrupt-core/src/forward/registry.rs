@@ -131,7 +131,7 @@ impl Registry {
         let entered = connection.with(|state| {
             let label = match enter(state) {
                 Ok(()) => return Ok(state.reconsider()),
-                Err(label) => label,
+                Err(label) => label.into(),
             };
             Err(Error::Busy { id, side, label })
         });

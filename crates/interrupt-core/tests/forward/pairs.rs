@@ -81,7 +81,7 @@ fn row_125_a_second_of_either_side_is_busy_and_the_pair_untouched() {
         .add_producer(ID, Arc::new(RecordingProducer::new("second")));
     let error = second.unwrap_err();
     assert!(
-        matches!(&error, Error::Busy { label, .. } if label == "device"),
+        matches!(&error, Error::Busy { label, .. } if &**label == "device"),
         "{error}"
     );
     assert_eq!(error.errno(), Some(16));

@@ -138,7 +138,7 @@ impl KvmVfio {
     }
 
     fn device(&self, operation: &'static str, attr: u64, request: &ForwardIrq<'_>) -> Result<()> {
-        let argument = encode(request).map_err(|error| Error::of_vm(operation, Reason::Request(error)))?;
+        let argument = encode(request).map_err(|error| Error::of_vm(operation, Reason::Request(Box::new(error))))?;
         self.attributes
             .set(proposed::KVM_DEV_VFIO_DEVICE, attr, &argument)
             .map_err(|error| Error::vm(operation, error))
