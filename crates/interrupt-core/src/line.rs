@@ -100,7 +100,7 @@ impl<P: Pin> Line<P> {
 
     /// Whether the line has neither a source nor a listener.
     pub fn is_unused(&self) -> bool {
-        lock(&self.contributions).is_empty() && self.wired_or(|or| or.listeners.entries().is_empty())
+        self.wired_or(|or| or.is_unused())
     }
 
     /// Adds a source. The source does not assert yet.
@@ -715,6 +715,67 @@ mod tests {
         line.restore(Level::High).unwrap();
         drop(source);
         assert_eq!(line.level(), Level::Low, "its end is its statement");
+    }
+
+    #[test]
+    fn a_source_that_went_before_a_restore_is_not_waited_for() {
+        let line = line();
+        let [first, second] = ["first", "second"].map(|label| line.source(label, LoweredBy::Device));
+        drop(first);
+        line.restore(Level::High).unwrap();
+        second.deassert().unwrap();
+        assert_eq!(line.level(), Level::Low);
+        // Each restore waits anew.
+        let third = line.source("third", LoweredBy::Device);
+        line.restore(Level::High).unwrap();
+        line.restore(Level::High).unwrap();
+        second.deassert().unwrap();
+        assert_eq!(line.level(), Level::High);
+        third.deassert().unwrap();
+        assert_eq!(line.level(), Level::Low);
+    }
+
+    #[test]
+    fn a_statement_after_a_restore_is_no_new_assertion() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Device);
+        source.assert().unwrap();
+        line.restore(Level::High).unwrap();
+        source.assert().unwrap();
+        assert_eq!((source.asserted(), line.counts().asserted), (1, 1));
+        source.deassert().unwrap();
+        source.assert().unwrap();
+        assert_eq!((source.asserted(), line.counts().asserted), (2, 2));
+    }
+
+    #[test]
+    fn a_line_is_unused_without_sources_and_listeners() {
+        let line = line();
+        assert!(line.is_unused());
+        let source = line.source("device", LoweredBy::Device);
+        assert!(!line.is_unused());
+        drop(source);
+        let guard = line.subscribe(Gsi(5).into(), Listener::callback(|_| {})).unwrap();
+        assert!(!line.is_unused());
+        drop(guard);
+        assert!(line.is_unused());
+    }
+
+    /// A callback ends another listener by dropping its source, in the same EOI.
+    #[test]
+    fn a_source_that_goes_during_an_eoi_is_not_told() {
+        let line = line();
+        let source = line.source("device", LoweredBy::Eoi);
+        let key = source.key();
+        let slot = Mutex::new(Some(source));
+        let first = Listener::callback(move |_| drop(slot.lock().unwrap().take()));
+        let _first = line.subscribe(Gsi(5).into(), first).unwrap();
+        let told = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&told);
+        let second = Listener::callback(move |_| *count.lock().unwrap() += 1);
+        let _second = line.subscribe(key.into(), second).unwrap();
+        line.eoi().unwrap();
+        assert_eq!(*told.lock().unwrap(), 0);
     }
 
     #[test]

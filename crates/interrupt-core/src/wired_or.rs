@@ -120,6 +120,11 @@ impl WiredOr {
         }
     }
 
+    /// Whether the line has neither a source nor a listener.
+    pub fn is_unused(&self) -> bool {
+        self.sources == 0 && !self.has_listeners()
+    }
+
     /// Whether the line has a listener.
     pub fn has_listeners(&self) -> bool {
         !self.listeners.entries().is_empty()

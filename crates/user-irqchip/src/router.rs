@@ -256,7 +256,8 @@ impl Router {
         if mixed {
             return Err(RouteError::Mixed { gsi });
         }
-        if is_msi(&route) && self.routes(gsi).is_empty() && !line.is_unused() {
+        let in_use = |wires: &Wires| is_msi(&route) && wires.targets.routes().is_empty() && !wires.or.is_unused();
+        if in_use(&line.pin().lock()) {
             return Err(RouteError::InUse { gsi });
         }
         let target = self.target(&line, route)?;
@@ -265,15 +266,19 @@ impl Router {
         }
         let mut target = Some(target);
         let replaced = line.while_low(|wires| {
-            // Another thread may have added a route since.
+            // Another thread may have added a route, a source or a listener since.
             let mixed = wires.targets.routes().iter().any(|old| is_msi(old) != is_msi(&route));
-            target.take_if(|_| !mixed).map(|target| wires.targets.replace(target))
+            if in_use(wires) {
+                return Err(RouteError::InUse { gsi });
+            }
+            let target = target.take_if(|_| !mixed).ok_or(RouteError::Mixed { gsi })?;
+            Ok(wires.targets.replace(target))
         })?;
-        if replaced.is_none() {
+        if let Err(error) = replaced {
             if is_msi(&route) {
                 self.controllers.msi.set_pin(gsi, None, true)?;
             }
-            return Err(RouteError::Mixed { gsi });
+            return Err(error);
         }
         // The replaced routes are dropped without a lock: the drop of a guard waits for its listener, which may take
         // this line's lock.
@@ -341,11 +346,15 @@ impl Router {
     /// # Errors
     /// [`Error::Unsupported`]: a source that an EOI lowers, on a GSI that leads to an MSI.
     pub fn source(&self, gsi: Gsi, label: impl Into<String>, lowered_by: LoweredBy) -> Result<Arc<dyn LevelSource>> {
-        if lowered_by == LoweredBy::Eoi {
-            self.has_eois("level source that an EOI lowers", gsi)?;
-        }
+        let check = || match lowered_by {
+            LoweredBy::Eoi => self.has_eois("level source that an EOI lowers", gsi),
+            LoweredBy::Device => Ok(()),
+        };
+        check()?;
         let line = self.line(gsi);
         let source = line.source(label, lowered_by);
+        // From here on an MSI is refused. Another thread may have added one before.
+        check()?;
         Ok(match lowered_by {
             LoweredBy::Eoi => Arc::new(PulsingSource { source, line }),
             LoweredBy::Device => Arc::new(source),
@@ -443,7 +452,10 @@ fn is_msi(route: &Route) -> bool {
 impl EoiNotifier for Router {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         self.has_eois("subscribe", subject.gsi())?;
-        self.line(subject.gsi()).subscribe(subject, listener)
+        let guard = self.line(subject.gsi()).subscribe(subject, listener)?;
+        // From here on an MSI is refused. Another thread may have added one before.
+        self.has_eois("subscribe", subject.gsi())?;
+        Ok(guard)
     }
 }
 

@@ -428,3 +428,79 @@ fn routes_that_are_added_at_once_do_not_mix() {
         assert_eq!(added.into_iter().filter(|added| *added).count(), 1);
     }
 }
+
+/// What acts while a GSI without a route is given an MSI: the output, which is told before the route is there.
+#[derive(Default)]
+struct Meanwhile {
+    act: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    pins: Mutex<Vec<bool>>,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("meanwhile")
+    }
+}
+
+impl MsiOutput for Meanwhile {
+    fn send_msi(&self, _: Gsi, _: Msi) -> Result<Delivery> {
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_pin(&self, _: Gsi, message: Option<Msi>, _: bool) -> Result<()> {
+        self.pins.lock().unwrap().push(message.is_some());
+        let act = self.act.lock().unwrap().take();
+        act.into_iter().for_each(|act| act());
+        Ok(())
+    }
+}
+
+const MESSAGE: Msi = Msi {
+    address: 0xfee0_0000,
+    data: 0x41,
+};
+
+/// A source or a listener that waits for EOIs comes while its GSI is given an MSI: one of the two is refused.
+#[test]
+fn an_msi_beside_what_waits_for_eois_is_refused() {
+    type Waiter = Box<dyn std::any::Any + Send>;
+    let waiters: [fn(&Router) -> Waiter; 2] = [
+        |router| Box::new(router.source(Gsi(30), "device", LoweredBy::Eoi).unwrap()),
+        |router| Box::new(router.subscribe(Gsi(30).into(), Listener::callback(|_| {})).unwrap()),
+    ];
+    for waiter in waiters {
+        let output = Arc::new(Meanwhile::default());
+        let router = Arc::new(Router::new(None, None, output.clone()));
+        let (other, kept) = (Arc::clone(&router), Arc::new(Mutex::new(None)));
+        let keeps = Arc::clone(&kept);
+        *output.act.lock().unwrap() = Some(Box::new(move || *keeps.lock().unwrap() = Some(waiter(&other))));
+        let refused = router.add(Gsi(30), Route::Msi(MESSAGE)).unwrap_err();
+        assert!(matches!(refused, RouteError::InUse { .. }), "{refused}");
+        assert_eq!(router.routes(Gsi(30)), []);
+        assert_eq!(
+            *output.pins.lock().unwrap(),
+            [true, false],
+            "the output is told to forget it"
+        );
+        drop(kept.lock().unwrap().take());
+        router.add(Gsi(30), Route::Msi(MESSAGE)).unwrap();
+    }
+}
+
+/// A name that adds an MSI when it is asked for: after the first look at the routes.
+struct Late<'a>(&'a Router);
+
+impl From<Late<'_>> for String {
+    fn from(Late(router): Late<'_>) -> Self {
+        router.add(Gsi(30), Route::Msi(MESSAGE)).unwrap();
+        "device".to_owned()
+    }
+}
+
+#[test]
+fn a_source_that_comes_after_the_msi_is_refused() {
+    let router = Router::new(None, None, Arc::new(Messages::default()));
+    let refused = router.source(Gsi(30), Late(&router), LoweredBy::Eoi).unwrap_err();
+    assert_eq!(refused.errno(), Some(95), "{refused}");
+    router.source(Gsi(30), "device", LoweredBy::Device).unwrap();
+}

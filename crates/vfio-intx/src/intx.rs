@@ -146,13 +146,13 @@ impl Intx {
     ///
     /// Interrupt Disable and a [`mask`](Self::mask) stay as they are: VFIO_DEVICE_RESET restores the command register.
     /// A VMM that clears Interrupt Disable in the register, as QEMU does before a reset, says so by
-    /// [`set_disintx`](Self::set_disintx), within `reset` or around it.
+    /// [`set_disintx`](Self::set_disintx), within `reset` or around it. Of several resets at once, the last one to end
+    /// sets INTx up again.
     ///
     /// # Errors
     /// As [`enable`](Self::enable), when INTx cannot be set up again. `reset` has been called all the same.
     pub fn reset<R>(&self, reset: impl FnOnce() -> R) -> Result<R> {
-        self.machine
-            .change("reset", |control| control.desired.resetting = true)?;
+        self.machine.change("reset", |control| control.desired.resets += 1)?;
         let resetting = Resetting(&self.machine);
         let outcome = reset();
         let ended = resetting.end();
@@ -178,7 +178,7 @@ impl Intx {
                 msi,
                 guest_mask,
                 disintx,
-                resetting: _,
+                resets: _,
                 stopped: _,
                 line: _,
             } = control.desired;
@@ -269,7 +269,7 @@ struct Resetting<'a>(&'a StateMachine);
 impl Resetting<'_> {
     fn end(&self) -> Result<State> {
         self.0.change("reset", |control| {
-            control.desired.resetting = false;
+            control.desired.resets = control.desired.resets.saturating_sub(1);
             control.failed = None;
         })
     }

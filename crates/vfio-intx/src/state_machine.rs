@@ -72,7 +72,8 @@ pub(crate) struct Desired {
     pub(crate) msi: bool,
     pub(crate) guest_mask: bool,
     pub(crate) disintx: bool,
-    pub(crate) resetting: bool,
+    /// How many resets of the device are under way.
+    pub(crate) resets: usize,
     /// The connection is between its stop and its start.
     pub(crate) stopped: bool,
     /// The line, and the path to it.
@@ -302,7 +303,7 @@ impl StateMachine {
     /// Where INTx has to be, and why. By which path an enabled INTx goes is the connection's decision.
     fn target(&self, control: &Control) -> (Wiring, Reason) {
         let desired = &control.desired;
-        if desired.resetting {
+        if desired.resets > 0 {
             return (Wiring::Off, Reason::Reset);
         }
         if !desired.enabled {

@@ -979,3 +979,18 @@ fn a_reset_that_panics_is_over() {
     assert_eq!(world.intx.status().state, State::Carried(Path::KernelLoop));
     world.works(3);
 }
+
+/// INTx stays disabled until the last of several resets has ended.
+#[test]
+fn resets_at_once_end_with_the_last() {
+    for state in STATES {
+        let mut world = World::soft_in(level(), state);
+        let outer = world.intx.reset(|| {
+            world.intx.reset(|| world.rig.reset()).unwrap();
+            (world.intx.status().state, world.rig.is_enabled())
+        });
+        assert_eq!(outer.unwrap(), (State::Disabled, false));
+        assert_eq!(world.intx.status().state, state);
+        world.works(10);
+    }
+}

@@ -292,7 +292,29 @@ mod tests {
         drop(first_guard);
         listeners.notify(GSI).unwrap();
         assert_eq!((first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)), (1, 2));
-        assert_eq!(listeners.len(), 1);
+        assert_eq!((listeners.len(), listeners.is_empty()), (1, false));
+    }
+
+    /// A second listener that comes between the look at the list and its entry is refused, too.
+    #[test]
+    fn the_list_takes_one_listener_of_a_source() {
+        let mut list = ListenerList::default();
+        let subject = SourceKey::new(GSI).into();
+        let entry = || Entry::new(subject, Listener::callback(|_| {})).unwrap();
+        drop(list.add(&entry()).unwrap());
+        assert_eq!(list.add(&entry()).unwrap_err().errno(), Some(16));
+    }
+
+    #[test]
+    fn a_listener_that_ends_with_its_source_is_not_told_in_the_same_eoi() {
+        let listeners = Listeners::new();
+        let key = SourceKey::new(GSI);
+        let ender = listeners.clone();
+        let first = Listener::callback(move |_| ender.end_source(key));
+        let _first = listeners.subscribe(GSI.into(), first).unwrap();
+        let (count, _second) = counter(&listeners, key.into());
+        listeners.notify(GSI).unwrap();
+        assert_eq!(count.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -369,6 +391,11 @@ mod tests {
             scope.spawn(|| listeners.notify(GSI).unwrap());
             has_entered.recv().unwrap();
             let dropper = scope.spawn(|| {
+                // Having been in a callback is not being in one.
+                let other = Listeners::new();
+                let (_, own) = counter(&other, GSI.into());
+                other.notify(GSI).unwrap();
+                drop(own);
                 drop(guard);
                 done.load(Ordering::SeqCst)
             });

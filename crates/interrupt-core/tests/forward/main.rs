@@ -5,6 +5,7 @@
 
 mod decisions;
 mod explicit;
+mod fell_back;
 mod pairs;
 mod random;
 mod reentrant;

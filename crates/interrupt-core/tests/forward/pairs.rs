@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use interrupt_core::Irqchip;
-use interrupt_core::forward::{Error, EventfdId, Path, Registry};
+use interrupt_core::forward::{Connection, Error, EventfdId, Path, Registry};
 use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -328,4 +328,54 @@ fn many_identities_do_not_disturb_each_other() {
     }
     drop(pairs);
     assert!(registry.explain().is_empty());
+}
+
+#[test]
+fn a_connection_that_is_dropped_disconnects_its_ends() {
+    let world = World::new();
+    let connection = Connection::new(world.producer.clone());
+    assert_eq!(connection.possible(), []);
+    connection.set_consumer(Some(world.consumer.clone())).unwrap();
+    assert_eq!(connection.possible(), [Path::KernelLoop, Path::Relay]);
+    world.journal.take();
+    drop(connection);
+    let told = world.journal.take();
+    assert_eq!(
+        told,
+        [
+            "p.stop",
+            "c.stop",
+            "c.disconnect(kernel loop)",
+            "p.disconnect",
+            "c.start"
+        ]
+    );
+}
+
+#[test]
+fn a_line_that_is_replaced_is_left_once() {
+    let world = World::new();
+    let connection = Connection::new(world.producer.clone());
+    connection.set_consumer(Some(world.consumer.clone())).unwrap();
+    let before = connection.explain().changes;
+    connection
+        .set_consumer(Some(Arc::new(RecordingConsumer::new(12))))
+        .unwrap();
+    assert_eq!((world.consumer.path(), world.consumer.is_stopped()), (None, false));
+    let left = "c.disconnect(kernel loop)";
+    assert_eq!(world.journal.take().iter().filter(|what| *what == left).count(), 1);
+    // A disconnection is a change of path, and so is the path after it.
+    connection.set_consumer(None).unwrap();
+    assert_eq!(connection.explain().changes, before + 1);
+    connection.set_consumer(Some(world.consumer.clone())).unwrap();
+    assert_eq!(connection.explain().changes, before + 2);
+}
+
+#[test]
+fn a_connection_without_ends_is_forgotten() {
+    let (world, producer, consumer) = World::connected();
+    drop(producer);
+    assert_eq!(world.registry.explain().len(), 1);
+    drop(consumer);
+    assert!(world.registry.connection(ID).is_err() && world.registry.explain().is_empty());
 }

@@ -285,4 +285,11 @@ fn an_end_that_panics_leaves_neither_end_stopped() {
         assert_eq!((device.state().path, line.path()), (path, path), "{at}");
         assert_eq!(connection.changed().unwrap(), Some(Path::Relay), "{at}");
     }
+    let device = Acting::new("disconnect");
+    let line = Arc::new(RecordingConsumer::new(11));
+    let connection = Connection::new(device.clone());
+    connection.set_consumer(Some(line.clone())).unwrap();
+    device.acts(|| panic!("the end's fault"));
+    catch_unwind(AssertUnwindSafe(|| connection.set_consumer(None))).unwrap_err();
+    assert_eq!((line.path(), line.is_stopped()), (None, false));
 }
