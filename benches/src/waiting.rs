@@ -43,7 +43,7 @@ fn compare(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Spread
                     ..Composition::in_kernel(Controller::Pic)
                 },
                 count: extent.rounds,
-                guest_eoi: true,
+                without: None,
                 swap_every: None,
             };
             medians.extend(

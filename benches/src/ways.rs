@@ -135,6 +135,7 @@ fn title(composition: &Composition) -> String {
     let controller = match composition.controller {
         Controller::Ioapic => "IOAPIC",
         Controller::Pic => "8259",
+        Controller::Gic => "GIC",
     };
     match composition.machine {
         MachineKind::Soft => format!("no KVM, {controller}"),
@@ -222,7 +223,7 @@ fn of_composition<'a>(
             let options = Options {
                 composition,
                 count,
-                guest_eoi: true,
+                without: None,
                 swap_every: None,
             };
             let summary = run(kvm, &options, interrupted, &mut |_| {})?;

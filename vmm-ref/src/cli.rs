@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use interrupt_core::Irqchip;
 
 use crate::composition::options::{
-    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, MachineKind, Source, Wait,
+    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, MachineKind, Source, Wait, Without,
 };
 use crate::linux::args::LinuxArgs;
 use crate::vm::kvm::DEV_KVM;
@@ -41,6 +41,7 @@ Examples:
   vmm-ref run --machine soft       without KVM
   vmm-ref run --controller pic     the line goes to the 8259
   vmm-ref run --controller ioapic  the line goes to the IOAPIC
+  vmm-ref run --controller gic     on arm64: the line is an SPI of the GIC
   vmm-ref run --source line --eoi gsi
                                    the devices drive KVM_IRQ_LINE
   vmm-ref run --eoi gsi            the EOI is reported for the GSI, whoever drives it
@@ -62,6 +63,8 @@ Examples:
   vmm-ref run --device vfio-user:/tmp/edu.sock
                                    an edu of a vfio-user server (vfio-intx's example vfio-user-edu), without any hardware
   vmm-ref run --no-guest-eoi       the negative control
+  vmm-ref run --no-guest-eoi=deactivation
+                                   one of a GIC's: EOImode 1 without a write of ICC_DIR_EL1
   vmm-ref run --json | jq .latency_us.p50
                                    for programs
   vmm-ref run --doorbell trap --json | jq .doorbell.mmio.p50_ns
@@ -99,8 +102,8 @@ Examples:
   vmm-ref probe --json | jq .capabilities
                                    for programs";
 
-/// Carries level interrupts all the way round on real KVM: a device asserts its line, a real-mode guest serves it and
-/// ends the interrupt, and the device is told.
+/// Carries level interrupts all the way round on real KVM: a device asserts its line, a small guest serves it and ends
+/// the interrupt, and the device is told.
 #[derive(Debug, Parser)]
 #[command(name = "vmm-ref", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Cli {
@@ -182,9 +185,9 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub doorbell: Option<DoorbellPath>,
 
-    /// Leave the EOI out of the guest's handler: the negative control, which is to end with no EOI seen
-    #[arg(long)]
-    pub no_guest_eoi: bool,
+    /// Leave the EOI, or what is named, out of the guest's program: the negative control, which is to end with no EOI seen
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "eoi")]
+    pub no_guest_eoi: Option<Without>,
 
     /// Print one JSON object instead of lines
     #[arg(long)]
@@ -304,7 +307,7 @@ impl Default for RunArgs {
             wait: Wait::Block,
             count: None,
             doorbell: None,
-            no_guest_eoi: false,
+            no_guest_eoi: None,
             json: false,
             linux: LinuxArgs::default(),
         }
@@ -317,7 +320,7 @@ fn irqchip() -> impl TypedValueParser<Value = Irqchip> {
         (
             Irqchip::Kernel,
             "kernel",
-            "All in the kernel: 8259 pair, IOAPIC and LAPIC",
+            "All in the kernel: 8259 pair, IOAPIC and LAPIC, or a GIC",
         ),
         (
             Irqchip::Split,

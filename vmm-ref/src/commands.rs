@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+#[cfg(target_arch = "x86_64")]
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,17 +16,23 @@ use signal_hook::flag;
 
 use crate::cli::{ExplainArgs, ProbeArgs, RunArgs};
 use crate::composition::check::Impossible;
-use crate::composition::options::{Composition, Controller, DeviceKind, DoorbellPath, Forward, MachineKind};
+#[cfg(target_arch = "x86_64")]
+use crate::composition::options::DoorbellPath;
+use crate::composition::options::{Composition, Controller, DeviceKind, Forward, MachineKind};
 use crate::error::boot_error::BootError;
 use crate::error::{Error, INTERRUPTED};
 use crate::explain::explain;
 use crate::host::Host;
+#[cfg(target_arch = "x86_64")]
 use crate::linux::launch::launch;
+#[cfg(target_arch = "x86_64")]
 use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
 use crate::passthrough::preflight;
 use crate::pci::host::PciOptions;
 use crate::probe::capabilities::Probe;
-use crate::report::{Report, json, linux, progress, text};
+#[cfg(target_arch = "x86_64")]
+use crate::report::linux;
+use crate::report::{Report, json, progress, text};
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
 use crate::roundtrip::run::run;
 use crate::roundtrip::summary::{Options, Outcome};
@@ -77,6 +84,9 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     };
     let composition = arguments.composition(machine, controller);
     composition.check().map_err(Error::Impossible)?;
+    composition
+        .check_control(arguments.no_guest_eoi)
+        .map_err(Error::Impossible)?;
     let host_ends = eois.contains(&(controller, EndedBy::Host));
     if host_ends && composition.device != DeviceKind::Embedded && composition.irqchip == Irqchip::Kernel {
         return Err(Error::EndedTooEarly.into());
@@ -97,7 +107,7 @@ pub fn run_command(kvm_device: &Path, arguments: &RunArgs, out: &mut impl Write)
     let options = Options {
         composition,
         count: arguments.count(),
-        guest_eoi: !arguments.no_guest_eoi,
+        without: arguments.no_guest_eoi,
         swap_every: arguments.swap_every,
     };
     let bar = progress::bar(options.count);
@@ -217,7 +227,14 @@ pub fn explain_command(kvm_device: &Path, arguments: &ExplainArgs, out: &mut imp
     Ok(0)
 }
 
+/// `vmm-ref run --kernel`, on a host without PCs.
+#[cfg(target_arch = "aarch64")]
+fn linux_command(_: &Path, _: &Path, _: &RunArgs, _: &mut impl Write) -> Result<u8, Failure> {
+    Err(Error::from(BootError::NotAPc).into())
+}
+
 /// `vmm-ref run --kernel`. Returns the exit status: the guest's own where it gave one.
+#[cfg(target_arch = "x86_64")]
 fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
     if arguments.machine == Some(MachineKind::Soft) {
         return Err(Error::from(BootError::SoftMachine).into());

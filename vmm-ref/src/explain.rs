@@ -33,7 +33,7 @@ pub struct Explained {
 /// # Errors
 /// When the parts cannot be built; [`Impossible::NothingToForward`] for a device that is not forwarded.
 pub fn explain(kvm: Option<&Kvm>, composition: &Composition) -> Result<Explained> {
-    let (guest, controllers) = Guest::new(kvm, composition, true)?;
+    let (guest, controllers) = Guest::new(kvm, composition, None)?;
     let (interrupt, irq): (Arc<dyn DeviceInterrupt>, _) = match composition.device {
         DeviceKind::Embedded => return Err(Impossible::NothingToForward.into()),
         DeviceKind::Model => {

@@ -8,6 +8,8 @@ use std::thread;
 
 use serde::{Serialize, Serializer};
 
+use crate::composition::options::GIC;
+
 /// The properties of the host that figures depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -46,6 +48,8 @@ impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Linux {}, ", self.kernel)?;
         match self.kvm_modules.as_slice() {
+            // On arm64 KVM is no module.
+            [] if GIC => f.write_str("built-in KVM")?,
             [] => f.write_str("no KVM module")?,
             modules => f.write_str(&modules.join(" and "))?,
         }

@@ -157,7 +157,7 @@ fn ring(irqchip: Irqchip, bus: impl FnOnce(&Machine) -> IoeventBus, stores: u64)
         devices: 1,
         edu: false,
         acknowledge: false,
-        eoi: true,
+        without: None,
         idle: Idle::Spin,
     };
     let mut machine = Machine::new(&kvm, &program.assemble().unwrap(), irqchip).unwrap();
@@ -290,7 +290,7 @@ fn options(doorbell: DoorbellPath, count: u64) -> Options {
             ..Composition::in_kernel(Controller::Pic)
         },
         count,
-        guest_eoi: true,
+        without: None,
         swap_every: None,
     }
 }

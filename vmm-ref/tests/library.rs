@@ -12,7 +12,7 @@ use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::{fds, thread_io};
-use vmm_ref::composition::options::{Composition, Controller, Eoi, Source, Wait};
+use vmm_ref::composition::options::{Composition, Controller, Eoi, Source, Wait, Without};
 use vmm_ref::roundtrip::guest::program::{Idle, Program};
 use vmm_ref::roundtrip::machine::{Machine, Running};
 use vmm_ref::roundtrip::parts::Parts;
@@ -90,7 +90,7 @@ fn composition(source: Source, eoi: Eoi, wait: Wait) -> Composition {
 /// A guest that runs, and the parts of its composition.
 fn set_up(
     composition: &Composition,
-    guest_eoi: bool,
+    without: Option<Without>,
 ) -> (Running, Controllers, vmm_ref::roundtrip::guest::status::Status, Parts) {
     let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
     let program = Program {
@@ -98,7 +98,7 @@ fn set_up(
         devices: composition.sharers,
         edu: false,
         acknowledge: composition.acknowledge(),
-        eoi: guest_eoi,
+        without,
         idle: Idle::Halt,
     };
     let machine = Machine::new(&kvm, &program.assemble().unwrap(), composition.irqchip).unwrap();
@@ -118,7 +118,7 @@ fn options(composition: Composition, count: u64) -> Options {
     Options {
         composition,
         count,
-        guest_eoi: true,
+        without: None,
         swap_every: None,
     }
 }
@@ -126,7 +126,7 @@ fn options(composition: Composition, count: u64) -> Options {
 /// `calls` are the writes and reads of each round trip, where they are to be counted.
 fn costs_nothing_but_calls(composition: Composition, calls: Option<(u64, u64)>) {
     const ROUNDS: u64 = 1000;
-    let (running, _, _, mut parts) = set_up(&composition, true);
+    let (running, _, _, mut parts) = set_up(&composition, None);
     // The round trips that are watched come first and are not what is measured.
     let progress = Progress::default();
     Traffic::new(Arc::clone(&parts.devices), WATCHED + 100)
@@ -157,7 +157,7 @@ fn sleeps() -> u64 {
 fn waits_as_asked() {
     const ROUNDS: u64 = 500;
     let sleeps_of = |source, eoi, wait| {
-        let (running, _, _, mut parts) = set_up(&composition(source, eoi, wait), true);
+        let (running, _, _, mut parts) = set_up(&composition(source, eoi, wait), None);
         let mut traffic = Traffic::new(Arc::clone(&parts.devices), ROUNDS).unwatched();
         let before = sleeps();
         traffic.run(&mut parts.eois, &Progress::default()).unwrap();
@@ -174,7 +174,7 @@ fn waits_as_asked() {
 
 fn stopping_is_no_eoi() {
     for (source, eoi) in [(Source::Resample, Eoi::Resamplefd), (Source::Line, Eoi::Gsi)] {
-        let (running, _controllers, _, mut parts) = set_up(&composition(source, eoi, Wait::Block), true);
+        let (running, _controllers, _, mut parts) = set_up(&composition(source, eoi, Wait::Block), None);
         parts.eois.stop().stop().unwrap();
         assert_eq!(parts.eois.try_wait().unwrap(), 0, "{source:?}");
         assert_eq!(parts.eois.wait().unwrap(), 0, "{source:?}");
@@ -230,7 +230,7 @@ fn refusal_leaves_nothing_behind() {
 
 fn a_phantom_is_counted() {
     let composition = Composition::in_kernel(Controller::Pic);
-    let (running, controllers, status, mut parts) = set_up(&composition, true);
+    let (running, controllers, status, mut parts) = set_up(&composition, None);
     let gsi = composition.controller.gsi();
     let stray = controllers
         .source(Source::Resample, gsi, "nobody's".to_owned())
@@ -258,7 +258,7 @@ fn a_phantom_is_counted() {
 fn a_lost_eoi_is_counted() {
     let composition = Composition::in_kernel(Controller::Pic);
     // A guest that does not end its interrupt is, to the device, an EOI that is lost.
-    let (running, _, status, parts) = set_up(&composition, false);
+    let (running, _, status, parts) = set_up(&composition, Some(Without::Eoi));
     let Parts { devices, mut eois, .. } = parts;
     let (stop, mut traffic) = (eois.stop(), Traffic::new(Arc::clone(&devices), 10));
     let thread = thread::spawn(move || {
@@ -287,7 +287,7 @@ fn a_lost_eoi_is_counted() {
 }
 
 fn dropping_stops() {
-    let (running, _, status, mut parts) = set_up(&Composition::in_kernel(Controller::Pic), true);
+    let (running, _, status, mut parts) = set_up(&Composition::in_kernel(Controller::Pic), None);
     let before = threads();
     drop(running);
     assert!(threads() < before, "the vCPU's thread is still there");

@@ -121,7 +121,7 @@ fn set_up(composition: &Composition, mapped: bool) -> (Running, Controllers, Sta
         devices: 1,
         edu: true,
         acknowledge: false,
-        eoi: true,
+        without: None,
         idle: match composition.irqchip {
             Irqchip::Split => Idle::Spin,
             Irqchip::Kernel | Irqchip::User => Idle::Halt,

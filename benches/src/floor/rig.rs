@@ -52,7 +52,7 @@ impl Floor {
             devices: 1,
             edu: matches!(self.path, Path::Intx(_)),
             acknowledge: self.path == Path::Line,
-            eoi: true,
+            without: None,
             idle: Idle::on(irqchip),
         }
     }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use interrupt_core::Irqchip;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vmm_ref::composition::check::Impossible;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
@@ -24,7 +25,7 @@ pub(super) fn run(kvm: &Kvm, floor: &Floor, count: u64) -> Result<Latency> {
     let program = floor.program(Irqchip::Split);
     let machine = Machine::new(kvm, &program.assemble()?, Irqchip::Split)?;
     let registers = machine.status()?.device(0)?;
-    let vector = program.vector();
+    let vector = program.vector().ok_or(Impossible::NoGic)?;
 
     let mut route = kvm_irq_routing_entry {
         gsi: floor.controller.gsi().0,

@@ -7,6 +7,7 @@ use std::thread;
 
 use interrupt_core::Irqchip;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vmm_ref::composition::check::Impossible;
 use vmm_ref::error::{Error, Result as VmmResult, at};
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
@@ -37,7 +38,7 @@ pub(super) fn run(kvm: &Kvm, floor: &Floor, count: u64) -> Result<Latency> {
     let cpu = Cpu {
         asserted: Arc::clone(&asserted),
         processor: processor.clone(),
-        vector: program.vector(),
+        vector: program.vector().ok_or(Impossible::NoGic)?,
         ended: told.try_clone()?,
     };
     let running = machine.start_with(move |fd, stop| cpu.run(fd, stop))?;

@@ -248,7 +248,21 @@ impl State {
         if reserved {
             return Ok(());
         }
+        // An edge pin of an IOAPIC is ended by an EOI too; of a GIC KVM looks at level-triggered interrupts only.
+        let silent = match kind {
+            BindingKind::Notify => self.has(gsi, BindingKind::Edge),
+            BindingKind::Edge => self.has(gsi, BindingKind::Notify),
+            _ => false,
+        };
+        if silent && cfg!(target_arch = "aarch64") && !self.routes.leads_to_msi(gsi) {
+            return refuse(Reason::EdgeSpi);
+        }
         self.check_route(gsi, kind, kind != BindingKind::Notify)
+    }
+
+    /// Whether a GSI is used in this way.
+    fn has(&self, gsi: Gsi, kind: BindingKind) -> bool {
+        self.lines.get(&gsi).is_some_and(|line| line.has(kind))
     }
 
     /// Whether each line in use can be used with the routes as they are now.

@@ -39,6 +39,9 @@ pub enum Reason {
     /// EINVAL.
     #[error("the irqchip is split, so the line and its EOI belong to the userspace IOAPIC")]
     SplitIrqchip,
+    /// A GIC cannot be split: KVM has all of it in the kernel or none of it (aarch64). EINVAL.
+    #[error("a GIC cannot be split; make a vGIC (GicV3::create) and use resample sources")]
+    GicIsWhole,
     /// The irqchip is not split, or the GSI is not reserved for the userspace IOAPIC, so that KVM would not report its
     /// EOI. EINVAL.
     #[error("not a pin of a userspace IOAPIC; KVM reports the EOI of reserved GSIs only")]
@@ -82,6 +85,10 @@ pub enum Reason {
         /// What was to be added.
         wants: BindingKind,
     },
+    /// An edge irqfd and a listener on one GSI of a GIC: KVM reports the EOI of a level-triggered SPI only, so that the
+    /// listener would never be told (aarch64). EINVAL.
+    #[error("a GIC reports no EOI of an edge-triggered SPI, so a listener beside an edge irqfd would never be told")]
+    EdgeSpi,
     /// The eventfd is the trigger of an irqfd already, here or in another VM of this process. EBUSY.
     #[error("the eventfd is bound to {bound} already; drop that binding first")]
     AlreadyBound {

@@ -17,8 +17,9 @@
 //! typed [`Error`].
 //!
 //! On aarch64 the controller is a GIC: GSI *n* is SPI *n*, interrupt ID 32+*n*, and whatever is about a split irqchip
-//! is refused by KVM. There the vGIC has to be initialised first; KVM answers EAGAIN before that, and so does this
-//! crate.
+//! is refused. The order is: the vCPUs; the vGIC, initialised (`GicV3::create` does that); then [`KvmInterrupts`]. Before
+//! the initialisation KVM answers EAGAIN, which is [`Reason::NotInitialised`]. A level source is for an SPI that the
+//! guest configures as level-triggered: KVM reports no EOI of an edge-triggered one.
 //!
 //! No thread is started. What has to be done in this process at an EOI is done by the thread that calls
 //! [`KvmInterrupts::dispatch`].
@@ -58,6 +59,8 @@ mod error;
 mod event_manager;
 #[cfg(test)]
 mod explorer;
+#[cfg(target_arch = "aarch64")]
+mod gic;
 mod interrupts;
 mod irqfds;
 mod kernel;
@@ -69,6 +72,8 @@ mod vfio;
 
 pub use chip::Chip;
 pub use error::{Error, Reason, Result};
+#[cfg(target_arch = "aarch64")]
+pub use gic::GicV3;
 pub use interrupts::KvmInterrupts;
 pub use interrupts::routing::{Committed, Routing};
 pub use interrupts::source::EdgeIrqfd;

@@ -34,7 +34,7 @@ pub enum Route {
         /// The message's data. Bit 15 set makes it level-triggered, which on a split irqchip is what makes KVM report
         /// the EOI.
         data: u32,
-        /// The device id that the message carries, where the controller wants one (GICv3 ITS).
+        /// The device id that the message carries. An ITS (aarch64) finds the interrupt by it; a LAPIC needs none.
         device: Option<u32>,
     },
 }
@@ -159,6 +159,10 @@ impl Routes {
                     }
                 }
                 Route::Msi { .. } if routes.len() > 1 => return refuse("an MSI beside another route"),
+                // KVM takes the route, and then drops every message.
+                Route::Msi { device: None, .. } if cfg!(target_arch = "aarch64") => {
+                    return refuse("an ITS needs the device id of a message");
+                }
                 Route::Msi { .. } => {}
             }
         }

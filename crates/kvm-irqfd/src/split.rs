@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, kvm_enable_cap, kv
 use kvm_ioctls::VmFd;
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use crate::interrupts::KvmInterrupts;
 use crate::interrupts::routing;
 use crate::routes::Route;
@@ -16,9 +16,12 @@ use crate::routes::Route;
 ///
 /// # Errors
 /// [`Reason::Os`](crate::Reason::Os): EINVAL when KVM has no split irqchip or takes no such number of pins, EEXIST when
-/// there is an irqchip already.
+/// there is an irqchip already. [`Reason::GicIsWhole`](crate::Reason::GicIsWhole) on aarch64.
 pub fn enable_split_irqchip(vm: &VmFd, pins: u32) -> Result<()> {
     const OPERATION: &str = "KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)";
+    if cfg!(target_arch = "aarch64") {
+        return Err(Error::of_vm(OPERATION, Reason::GicIsWhole));
+    }
     enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(pins), OPERATION)
 }
 

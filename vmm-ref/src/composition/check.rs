@@ -3,7 +3,9 @@
 
 use interrupt_core::Irqchip;
 
-use super::options::{Composition, Controller, DeviceKind, Eoi, Forward, MAX_DEVICES, MachineKind, Source, name};
+use super::options::{
+    Composition, Controller, DeviceKind, Eoi, Forward, GIC, MAX_DEVICES, MachineKind, Source, Without, name,
+};
 
 /// Why a composition cannot work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +16,23 @@ pub enum Impossible {
     /// The soft machine runs without KVM.
     #[error("--machine soft with an irqchip in the kernel: the soft machine runs without KVM; use --irqchip user")]
     SoftHasNoKernel,
+    /// Only an arm64 host has a GIC for its guests.
+    #[error("--controller gic: the machines of this host are PCs; use --controller ioapic or pic, or an arm64 host")]
+    NoGic,
+    /// The machines of an arm64 host have a GIC.
+    #[error(
+        "--controller ioapic or pic: the machines of this host have a GIC; use --controller gic, or --machine soft"
+    )]
+    NoPc,
+    /// KVM has all of a GIC in the kernel.
+    #[error("--irqchip split or user: KVM has all of a GIC in the kernel; use --irqchip kernel, or --machine soft")]
+    GicIsWhole,
+    /// The program for arm64 rings no doorbell.
+    #[error("--doorbell: the guest for arm64 has no doorbell; use an x86_64 host")]
+    GicHasNoDoorbell,
+    /// The control is one of a GIC's.
+    #[error("--no-guest-eoi={}: only a GIC has this; use --no-guest-eoi, or --controller gic on an arm64 host", name(.0))]
+    ControlOfGic(Without),
     /// A guest in real mode reaches a LAPIC only in the kernel.
     #[error(
         "--irqchip user with --controller ioapic: its LAPIC would be in the kernel; use --irqchip split, or --machine soft"
@@ -96,14 +115,23 @@ impl Composition {
     /// # Errors
     /// The first reason why the composition cannot work.
     pub fn check(&self) -> Result<(), Impossible> {
+        match (self.machine, self.controller) {
+            (MachineKind::Kvm, Controller::Gic) if GIC => {}
+            (MachineKind::Kvm, _) if GIC => return Err(Impossible::NoPc),
+            (_, Controller::Gic) => return Err(Impossible::NoGic),
+            _ => {}
+        }
         match (self.machine, self.irqchip, self.controller) {
+            (MachineKind::Kvm, Irqchip::Split | Irqchip::User, Controller::Gic) => return Err(Impossible::GicIsWhole),
             (MachineKind::Soft, Irqchip::Kernel | Irqchip::Split, _) => return Err(Impossible::SoftHasNoKernel),
             (MachineKind::Kvm, Irqchip::User, Controller::Ioapic) => return Err(Impossible::UserHasNoLapic),
             (MachineKind::Kvm, Irqchip::Split, Controller::Pic) => return Err(Impossible::SplitHasNoPic),
             _ => {}
         }
-        if self.machine == MachineKind::Soft && self.doorbell.is_some() {
-            return Err(Impossible::SoftHasNoDoorbell);
+        match (self.machine, self.controller) {
+            (MachineKind::Soft, _) if self.doorbell.is_some() => return Err(Impossible::SoftHasNoDoorbell),
+            (_, Controller::Gic) if self.doorbell.is_some() => return Err(Impossible::GicHasNoDoorbell),
+            _ => {}
         }
         match (self.irqchip, self.source) {
             (Irqchip::Kernel, Source::Pin) => return Err(Impossible::NoUserPins),
@@ -122,6 +150,17 @@ impl Composition {
             0 => Err(Impossible::NoSharers),
             1..=MAX_DEVICES => Ok(()),
             more => Err(Impossible::TooManySharers(more)),
+        }
+    }
+
+    /// Checks that the controller has a negative control.
+    ///
+    /// # Errors
+    /// [`Impossible::ControlOfGic`].
+    pub fn check_control(&self, without: Option<Without>) -> Result<(), Impossible> {
+        match without {
+            Some(without) if !self.controller.controls().contains(&without) => Err(Impossible::ControlOfGic(without)),
+            _ => Ok(()),
         }
     }
 

@@ -13,11 +13,14 @@ use serde::{Serialize, Serializer};
 use super::pci_address::PciAddress;
 use super::socket_path::SocketPath;
 
+/// Whether this host's machines have a GIC instead of the controllers of a PC.
+pub const GIC: bool = cfg!(target_arch = "aarch64");
+
 /// The machine that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MachineKind {
-    /// KVM, and a guest of real-mode instructions
+    /// KVM, and a guest of some fifty instructions of the host's architecture
     Kvm,
     /// No KVM: a bus master written in Rust does what the guest would do, to the same controllers
     Soft,
@@ -32,19 +35,41 @@ pub enum Controller {
     Ioapic,
     /// The 8259 pair; the EOI is OCW2
     Pic,
+    /// On arm64: the GICv3; the EOI is ICC_EOIR1_EL1
+    Gic,
 }
 
 impl Controller {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Ioapic, Self::Pic];
+    /// Those of a PC.
+    pub const PC: [Self; 2] = [Self::Ioapic, Self::Pic];
 
-    /// The line of the devices: a pin of this controller that no PC device has.
-    pub fn gsi(self) -> Gsi {
+    /// The line of the devices: a pin of this controller that no PC device has, and on a GIC interrupt ID 42.
+    pub const fn gsi(self) -> Gsi {
         match self {
             Self::Pic => Gsi(5),
-            Self::Ioapic => Gsi(10),
+            Self::Ioapic | Self::Gic => Gsi(10),
         }
     }
+
+    /// The negative controls that this controller has.
+    pub fn controls(self) -> &'static [Without] {
+        match self {
+            Self::Ioapic | Self::Pic => &[Without::Eoi],
+            Self::Gic => &[Without::Eoi, Without::Deactivation, Without::Level],
+        }
+    }
+}
+
+/// What a negative control leaves out of the guest's program. No EOI may be reported then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Without {
+    /// The handler does not end its interrupt
+    Eoi,
+    /// On a GIC: the handler writes ICC_EOIR1_EL1 in EOImode 1, which drops the priority, and no ICC_DIR_EL1
+    Deactivation,
+    /// On a GIC: the guest makes the SPI edge-triggered, and ends each interrupt
+    Level,
 }
 
 /// How a device holds its line.
@@ -191,6 +216,7 @@ impl MachineKind {
     /// The irqchips that this machine can have, the default first.
     pub fn irqchips(self) -> &'static [Irqchip] {
         match self {
+            Self::Kvm if GIC => &[Irqchip::Kernel],
             Self::Kvm => &[Irqchip::Kernel, Irqchip::Split, Irqchip::User],
             Self::Soft => &[Irqchip::User],
         }
@@ -199,7 +225,8 @@ impl MachineKind {
     /// The controllers that a guest of this machine can use with that irqchip, best first.
     pub fn controllers(self, irqchip: Irqchip) -> &'static [Controller] {
         match (self, irqchip) {
-            (Self::Soft, _) | (_, Irqchip::Kernel) => &Controller::ALL,
+            (Self::Kvm, _) if GIC => &[Controller::Gic],
+            (Self::Soft, _) | (_, Irqchip::Kernel) => &Controller::PC,
             (Self::Kvm, Irqchip::Split) => &[Controller::Ioapic],
             (Self::Kvm, Irqchip::User) => &[Controller::Pic],
         }

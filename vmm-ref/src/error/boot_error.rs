@@ -100,6 +100,9 @@ pub enum BootError {
     /// The soft machine runs no instructions.
     #[error("--machine soft cannot boot Linux: it has no processor; use --machine kvm")]
     SoftMachine,
+    /// The Linux guest's machine is a PC.
+    #[error("--kernel: the machine of the Linux guest is a PC; use an x86_64 host")]
+    NotAPc,
     /// An irqfd on a message sends edges, and these devices hold a level.
     #[error(
         "--source irqfd with --kernel: it sends a message at each signal, and these devices hold a level; use --source pin"

@@ -8,15 +8,27 @@
 //! notifies its queues through an `ioevent` bus.
 //!
 //! [`prepare`] reads the files and lays out the memory, without KVM. [`launch`] makes the VM and runs it.
+//!
+//! The guest is a PC, so that all but the options is for x86_64.
 
 pub mod args;
+#[cfg(target_arch = "x86_64")]
 pub mod boot;
+#[cfg(target_arch = "x86_64")]
 pub mod devices;
+#[cfg(target_arch = "x86_64")]
 pub mod eoi_thread;
+#[cfg(target_arch = "x86_64")]
 pub mod guest_summary;
+#[cfg(target_arch = "x86_64")]
 pub mod host_counts;
+#[cfg(target_arch = "x86_64")]
 pub mod launch;
+#[cfg(target_arch = "x86_64")]
 pub mod prepare;
+#[cfg(target_arch = "x86_64")]
 pub mod signals;
+#[cfg(target_arch = "x86_64")]
 pub mod speed;
+#[cfg(target_arch = "x86_64")]
 pub mod virtio;

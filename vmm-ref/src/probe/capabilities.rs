@@ -5,23 +5,31 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
+#[cfg(target_arch = "x86_64")]
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+#[cfg(target_arch = "x86_64")]
 use interrupt_core::{Delivery, Gsi};
-use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
-};
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_bindings::{kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VmFd};
+#[cfg(target_arch = "aarch64")]
+use kvm_irqfd::{GIC_SPIS, GicV3};
+#[cfg(target_arch = "x86_64")]
 use kvm_irqfd::{KvmInterrupts, MAX_ROUTES, Route};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::trial::{GSI, Trial, event};
+#[cfg(target_arch = "x86_64")]
 use super::unmask;
 use crate::composition::options::{Composition, Controller};
 use crate::error::{Error, Result, at};
 use crate::host::Host;
+#[cfg(target_arch = "aarch64")]
+use crate::roundtrip::guest::layout::{DISTRIBUTOR, PORTS, REDISTRIBUTORS};
 use crate::roundtrip::negative_control::{EndedBy, ended_by};
 use crate::vm::kvm::open_kvm;
 
@@ -84,7 +92,8 @@ impl Probe {
     }
 }
 
-const KVM_TRIALS: [KvmTrial; 14] = [
+#[cfg(target_arch = "x86_64")]
+const KVM_TRIALS: &[KvmTrial] = &[
     ("irqchip-kernel", |kvm| {
         full(kvm).map(|_| "8259 pair, IOAPIC and LAPIC".to_owned())
     }),
@@ -111,16 +120,57 @@ const KVM_TRIALS: [KvmTrial; 14] = [
     ("kvm-vfio-forward-irq", forward_irq),
 ];
 
+#[cfg(target_arch = "aarch64")]
+const KVM_TRIALS: &[KvmTrial] = &[
+    ("irqchip-kernel", |kvm| full(kvm).map(|_| "GICv3".to_owned())),
+    ("resample-irqfd-kernel", |kvm| resample_irqfd(&full(kvm)?)),
+    ("eoi-gic", |kvm| eoi(kvm, Controller::Gic)),
+    ("its", |kvm| {
+        GicV3::its(&full(kvm)?, ITS)?;
+        Ok("messages with a device id, by an ITS".to_owned())
+    }),
+    ("irqfd-exclusive", irqfd_exclusive),
+    ("ioeventfd", |kvm| {
+        ioeventfd(kvm, 0xabu8, "a 1-byte write of one value to an address")
+    }),
+    ("ioeventfd-any-length", |kvm| {
+        ioeventfd(kvm, NoDatamatch, "a write of any length to an address")
+    }),
+    ("kvm-vfio", |kvm| {
+        kvm_vfio(kvm).map(|_| "the KVM-VFIO device".to_owned())
+    }),
+    ("kvm-vfio-forward-irq", forward_irq),
+];
+
+/// The address of the ITS of a trial.
+#[cfg(target_arch = "aarch64")]
+const ITS: u64 = 0x808_0000;
+
 fn create(kvm: &Kvm) -> Result<VmFd> {
     kvm.create_vm().map_err(at("KVM_CREATE_VM"))
 }
 
+#[cfg(target_arch = "x86_64")]
 fn full(kvm: &Kvm) -> Result<VmFd> {
     let vm = create(kvm)?;
     vm.create_irq_chip().map_err(Error::NoFullIrqchip)?;
     Ok(vm)
 }
 
+/// A VM with a GIC and no vCPU.
+#[cfg(target_arch = "aarch64")]
+fn full(kvm: &Kvm) -> Result<VmFd> {
+    let vm = create(kvm)?;
+    let gic = GicV3 {
+        spis: GIC_SPIS,
+        distributor: DISTRIBUTOR,
+        redistributors: REDISTRIBUTORS,
+    };
+    gic.create(&vm)?;
+    Ok(vm)
+}
+
+#[cfg(target_arch = "x86_64")]
 fn split(kvm: &Kvm) -> Result<VmFd> {
     let vm = create(kvm)?;
     let pins = kvm_enable_cap {
@@ -145,6 +195,7 @@ fn eoi(kvm: &Kvm, controller: Controller) -> Trial {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn irq_line_status(kvm: &Kvm) -> Trial {
     // Use a pin that only the IOAPIC has: below 16 the 8259 would answer too.
     const IOAPIC_ONLY: Gsi = Gsi(20);
@@ -158,6 +209,7 @@ fn irq_line_status(kvm: &Kvm) -> Trial {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn gsi_routing(kvm: &Kvm) -> Trial {
     let interrupts = KvmInterrupts::new(Arc::new(full(kvm)?))?;
     let mut routing = interrupts.routing();
@@ -183,9 +235,14 @@ fn irqfd_exclusive(kvm: &Kvm) -> Trial {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+const IO_ADDRESS: IoEventAddress = IoEventAddress::Pio(0x5a0);
+#[cfg(target_arch = "aarch64")]
+const IO_ADDRESS: IoEventAddress = IoEventAddress::Mmio(PORTS);
+
 fn ioeventfd(kvm: &Kvm, datamatch: impl Into<u64>, detail: &str) -> Trial {
     create(kvm)?
-        .register_ioevent(&event()?, &IoEventAddress::Pio(0x5a0), datamatch)
+        .register_ioevent(&event()?, &IO_ADDRESS, datamatch)
         .map_err(at("KVM_IOEVENTFD"))?;
     Ok(detail.to_owned())
 }

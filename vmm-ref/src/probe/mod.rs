@@ -3,4 +3,5 @@
 
 pub mod capabilities;
 mod trial;
+#[cfg(target_arch = "x86_64")]
 mod unmask;

@@ -2,6 +2,7 @@
 //! The output of a run: lines for people, one JSON object for programs, and a progress bar.
 
 pub mod json;
+#[cfg(target_arch = "x86_64")]
 pub mod linux;
 pub mod progress;
 pub mod text;

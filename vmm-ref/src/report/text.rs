@@ -43,6 +43,7 @@ fn register(controller: Controller) -> &'static str {
     match controller {
         Controller::Ioapic => "LAPIC",
         Controller::Pic => "8259",
+        Controller::Gic => "GIC",
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 
 use interrupt_core::Irqchip;
 use ioevent::{IoeventBus, UnassignedRange};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_irqfd::KvmInterrupts;
 use user_irqchip::Pic;
@@ -16,13 +16,16 @@ use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
+use crate::composition::options::GIC;
 use crate::error::{Error, Result, at};
 use crate::passthrough::bar::Bar;
+#[cfg(target_arch = "aarch64")]
+use crate::roundtrip::el1 as processor;
 use crate::roundtrip::guest::image::Image;
-use crate::roundtrip::guest::layout::{
-    ACKNOWLEDGE_PORT, BAR_ADDRESS, BATCH_PORT, DOORBELL_ADDRESS, FAULT_PORT, MEMORY_SIZE,
-};
+use crate::roundtrip::guest::layout::{ACKNOWLEDGE_PORT, BAR_ADDRESS, BATCH_PORT, FAULT_PORT, MEMORY_SIZE, PORTS};
 use crate::roundtrip::guest::status::Status;
+#[cfg(target_arch = "x86_64")]
+use crate::roundtrip::real_mode as processor;
 use crate::vm::cpu_thread::Cpu;
 use crate::vm::ending::Ending;
 use crate::vm::exits::{DoorbellStores, Exits, Unassigned};
@@ -30,8 +33,6 @@ use crate::vm::irqchip::{Controllers, occupied};
 use crate::vm::kvm::{create_vm, map};
 use crate::vm::port::Port;
 use crate::vm::stall::{STALL_LIMIT, StallDetector};
-
-const IOAPIC_BASE: u64 = 0xfec0_0000;
 
 /// The memory slot after the guest's memory.
 const BAR_SLOT: u32 = 1;
@@ -61,7 +62,7 @@ impl Machine {
         let memory = load(image)?;
         map(&vm, &memory)?;
         let vcpu = vm.create_vcpu(0).map_err(at("KVM_CREATE_VCPU"))?;
-        set_up(kvm, &vcpu, image, irqchip)?;
+        processor::set_up(kvm, &vm, &vcpu, image, irqchip)?;
         Ok(Self {
             irqchip,
             vcpu,
@@ -133,14 +134,9 @@ impl Machine {
     /// Ticks of the guest's time-stamp counter in a millisecond, never 0.
     ///
     /// # Errors
-    /// The error of the ioctl, or [`Error::Guest`] when KVM does not report the frequency.
+    /// The error of the ioctl, [`Error::Guest`] when KVM does not report the frequency, or [`Error::Impossible`] on arm64.
     pub fn tsc_khz(&self) -> Result<u32> {
-        match self.vcpu.get_tsc_khz().map_err(at("KVM_GET_TSC_KHZ"))? {
-            0 => Err(Error::Guest(
-                "KVM does not know the rate of its time-stamp counter".to_owned(),
-            )),
-            khz => Ok(khz),
-        }
+        processor::tsc_khz(&self.vcpu)
     }
 
     /// Gives the guest these doorbells, and calls `batch_made` after each batch of stores. Returns the counters of the
@@ -159,9 +155,13 @@ impl Machine {
     }
 
     fn register_port(&mut self, port: u16, on_write: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
+        let device = Arc::new(Port::new(on_write, Arc::clone(&self.ending)));
+        if GIC {
+            let range = MmioRange::new(MmioAddress(PORTS + u64::from(port)), 1).map_err(occupied)?;
+            return self.devices.register_mmio(range, device).map_err(occupied);
+        }
         let range = PioRange::new(PioAddress(port), 1).map_err(occupied)?;
-        let port = Arc::new(Port::new(on_write, Arc::clone(&self.ending)));
-        self.devices.register_pio(range, port).map_err(occupied)
+        self.devices.register_pio(range, device).map_err(occupied)
     }
 
     /// Starts the guest and returns when it is ready for interrupts. `on_acknowledge` is called on the vCPU's thread.
@@ -274,49 +274,12 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Makes memory that holds the program and its interrupt vector table.
+/// Makes memory that holds the program and its tables.
 fn load(image: &Image) -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
         .map_err(|error| Error::Memory(error.to_string()))?;
-    memory.write_slice(&image.code, GuestAddress(image.entry))?;
-    for (vector, offset) in image.vectors.iter().enumerate() {
-        // An entry is offset, then segment, which is 0.
-        memory.write_obj(u32::from(*offset).to_le(), GuestAddress(vector as u64 * 4))?;
+    for (at, bytes) in &image.parts {
+        memory.write_slice(bytes, GuestAddress(*at))?;
     }
     Ok(memory)
-}
-
-/// Real mode at the program's entry, with the IOAPIC at the base of ES, the doorbell at that of FS, a device's BAR at
-/// that of GS, and an x2APIC that the guest may turn on.
-fn set_up(kvm: &Kvm, vcpu: &VcpuFd, image: &Image, irqchip: Irqchip) -> Result<()> {
-    const CPUID_FEATURES: u32 = 1;
-    const ECX_X2APIC: u32 = 1 << 21;
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(at("KVM_GET_SUPPORTED_CPUID"))?;
-    for entry in cpuid.as_mut_slice() {
-        if entry.function == CPUID_FEATURES && irqchip != Irqchip::User {
-            entry.ecx |= ECX_X2APIC;
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(at("KVM_SET_CPUID2"))?;
-
-    let mut sregs = vcpu.get_sregs().map_err(at("KVM_GET_SREGS"))?;
-    for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
-        segment.selector = 0;
-        segment.base = 0;
-    }
-    sregs.es.base = IOAPIC_BASE;
-    sregs.fs.base = DOORBELL_ADDRESS;
-    sregs.gs.base = BAR_ADDRESS;
-    vcpu.set_sregs(&sregs).map_err(at("KVM_SET_SREGS"))?;
-
-    const RFLAGS_ALWAYS_ONE: u64 = 2;
-    vcpu.set_regs(&kvm_regs {
-        rip: image.entry,
-        rsp: image.stack,
-        rflags: RFLAGS_ALWAYS_ONE,
-        ..Default::default()
-    })
-    .map_err(at("KVM_SET_REGS"))
 }

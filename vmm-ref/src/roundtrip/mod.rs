@@ -6,11 +6,15 @@
 
 pub mod device;
 pub mod doorbell;
+#[cfg(target_arch = "aarch64")]
+mod el1;
 pub mod eoi_wait;
 pub mod guest;
 pub mod machine;
 pub mod negative_control;
 pub mod parts;
+#[cfg(target_arch = "x86_64")]
+mod real_mode;
 pub mod run;
 pub mod soft;
 pub mod summary;

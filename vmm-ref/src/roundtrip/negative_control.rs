@@ -40,26 +40,29 @@ impl fmt::Display for EndedBy {
 /// The round trips of a control run: enough to see that the path works.
 const ROUNDS: u64 = 20;
 
-/// Makes two short runs, with the guest's EOI and without. When `interrupted` becomes true the runs end early, and the
+/// Makes short runs, one with the guest's EOI and one for each negative control of the controller. When `interrupted` becomes true the runs end early, and the
 /// result means nothing.
 ///
 /// # Errors
 /// As [`run`].
 pub fn ended_by(kvm: Option<&Kvm>, composition: Composition, interrupted: &AtomicBool) -> Result<EndedBy> {
-    let options = |guest_eoi| Options {
+    let options = |without| Options {
         composition,
         count: ROUNDS,
-        guest_eoi,
+        without,
         swap_every: None,
     };
-    if run(kvm, &options(true), interrupted, &mut |_| {})?.done == 0 {
+    if run(kvm, &options(None), interrupted, &mut |_| {})?.done == 0 {
         return Ok(EndedBy::Nobody);
     }
-    let control = run(kvm, &options(false), interrupted, &mut |_| {})?;
-    Ok(match control.outcome {
-        Outcome::NoEoi => EndedBy::Guest,
-        _ if control.resampled > 0 => EndedBy::Host,
-        // The handler did not even run.
-        _ => EndedBy::Nobody,
-    })
+    for without in composition.controller.controls() {
+        let control = run(kvm, &options(Some(*without)), interrupted, &mut |_| {})?;
+        match control.outcome {
+            Outcome::NoEoi => {}
+            _ if control.resampled > 0 => return Ok(EndedBy::Host),
+            // The handler did not even run.
+            _ => return Ok(EndedBy::Nobody),
+        }
+    }
+    Ok(EndedBy::Guest)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvm_ioctls::Kvm;
 
 use crate::composition::check::Impossible;
-use crate::composition::options::{Composition, DeviceKind, Forward, MachineKind};
+use crate::composition::options::{Composition, DeviceKind, Forward, MachineKind, Without};
 use crate::error::{Error, Result};
 use crate::passthrough::bar::Bar;
 use crate::passthrough::forwarding::Forwarding;
@@ -47,7 +47,8 @@ pub fn run(
 ) -> Result<Summary> {
     let composition = &options.composition;
     composition.check()?;
-    let (mut guest, controllers) = Guest::new(kvm, composition, options.guest_eoi)?;
+    composition.check_control(options.without)?;
+    let (mut guest, controllers) = Guest::new(kvm, composition, options.without)?;
     let status = guest.status()?;
     let parts = Parts::compose(&controllers, &status, composition)?;
     if let Some(passthrough) = &parts.passthrough {
@@ -110,7 +111,7 @@ pub fn run(
         let served = devices.iter().all(Device::is_served);
         let serviced = devices.iter().map(Device::serviced).sum::<u64>();
         // Without the guest's EOI the handler serves one request, and no EOI may follow.
-        let is_silent = !options.guest_eoi && served && serviced > 0 && silence.is_stalled(serviced);
+        let is_silent = options.without.is_some() && served && serviced > 0 && silence.is_stalled(serviced);
         if is_silent || stall.is_stalled(done) {
             break;
         }
@@ -158,15 +159,18 @@ pub(crate) enum Guest {
 }
 
 impl Guest {
-    /// The machine of a composition, and its interrupt controllers. `guest_eoi` decides whether the guest's handler
-    /// writes the EOI.
-    pub(crate) fn new(kvm: Option<&Kvm>, composition: &Composition, guest_eoi: bool) -> Result<(Self, Controllers)> {
+    /// The machine of a composition, whose guest leaves out `without`, and its interrupt controllers.
+    pub(crate) fn new(
+        kvm: Option<&Kvm>,
+        composition: &Composition,
+        without: Option<Without>,
+    ) -> Result<(Self, Controllers)> {
         let program = Program {
             controller: composition.controller,
             devices: composition.sharers,
             edu: matches!(composition.device, DeviceKind::Vfio(_) | DeviceKind::VfioUser(_)),
             acknowledge: composition.acknowledge(),
-            eoi: guest_eoi,
+            without,
             idle: Idle::on(composition.irqchip),
         };
         match (composition.machine, kvm) {

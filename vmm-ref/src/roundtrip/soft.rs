@@ -90,7 +90,8 @@ impl Master {
         chips.processor.is_this_thread();
         match self.program.controller {
             Controller::Pic => self.serve(stop, &OverPic(&chips.pic)),
-            Controller::Ioapic => self.serve(
+            // A composition of the soft machine has no GIC.
+            Controller::Ioapic | Controller::Gic => self.serve(
                 stop,
                 &OverIoapic {
                     ioapic: &chips.ioapic,
@@ -105,7 +106,7 @@ impl Master {
         self.status.ready.store(1, Ordering::Release);
         while !stop.load(Ordering::Acquire) {
             match bus.take() {
-                Some(vector) if vector == self.program.vector() => self.handle(bus)?,
+                taken @ Some(_) if taken == self.program.vector() => self.handle(bus)?,
                 // A spurious interrupt of a controller needs no EOI.
                 Some(_) => drop(self.status.stray.fetch_add(1, Ordering::Relaxed)),
                 None => thread::park(),
@@ -129,7 +130,7 @@ impl Master {
         if self.program.acknowledge {
             (self.on_acknowledge)()?;
         }
-        if self.program.eoi {
+        if self.program.without.is_none() {
             bus.end();
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use interrupt_core::forward::Explanation;
 use serde::Serialize;
 
-use crate::composition::options::Composition;
+use crate::composition::options::{Composition, Without};
 use crate::latency::{Latency, Percentiles};
 use crate::passthrough::path_changes::Account as SwapAccount;
 use crate::roundtrip::device::Device;
@@ -21,8 +21,8 @@ pub struct Options {
     pub composition: Composition,
     /// Round trips.
     pub count: u64,
-    /// Whether the guest's handler ends its interrupts. A run without the EOI is the negative control.
-    pub guest_eoi: bool,
+    /// What the guest leaves out, in a run that is a negative control.
+    pub without: Option<Without>,
     /// The number of round trips between two changes of path.
     pub swap_every: Option<u64>,
 }
@@ -110,7 +110,12 @@ impl Summary {
             serviced,
             resampled: traffic.resampled,
             // Without an EOI a served request is not lost, although its device is not notified.
-            lost: raised - if options.guest_eoi { traffic.done } else { serviced },
+            lost: raised
+                - if options.without.is_none() {
+                    traffic.done
+                } else {
+                    serviced
+                },
             spurious: handler_runs.saturating_sub(asserted) + u64::from(status.stray()),
             pulses,
             handler_runs,
@@ -142,11 +147,11 @@ impl Summary {
             Outcome::Spurious
         } else if self.doorbell.as_ref().is_some_and(|doorbell| !doorbell.is_exact()) {
             Outcome::Doorbell
-        } else if !self.options.guest_eoi && self.done > 0 {
+        } else if self.options.without.is_some() && self.done > 0 {
             Outcome::EndedByHost
         } else if interrupted && !self.is_complete() {
             Outcome::Interrupted
-        } else if !self.options.guest_eoi {
+        } else if self.options.without.is_some() {
             Outcome::NoEoi
         } else {
             Outcome::Ok
@@ -167,7 +172,7 @@ pub(crate) mod tests {
             options: Options {
                 composition: Composition::in_kernel(Controller::Pic),
                 count: 10_000,
-                guest_eoi: true,
+                without: None,
                 swap_every: None,
             },
             done: 10_000,
@@ -201,9 +206,9 @@ pub(crate) mod tests {
     }
 
     /// Applies `change` to a successful run of 100, and returns the new outcome.
-    fn outcome(guest_eoi: bool, interrupted: bool, change: impl FnOnce(&mut Summary)) -> Outcome {
+    fn outcome(without: Option<Without>, interrupted: bool, change: impl FnOnce(&mut Summary)) -> Outcome {
         let mut summary = sample();
-        summary.options.guest_eoi = guest_eoi;
+        summary.options.without = without;
         (summary.options.count, summary.done) = (100, 100);
         change(&mut summary);
         summary.judge(interrupted)
@@ -211,17 +216,17 @@ pub(crate) mod tests {
 
     #[test]
     fn a_run_is_judged_by_its_worst() {
-        assert_eq!(outcome(true, false, |_| {}), Outcome::Ok);
-        assert_eq!(outcome(true, false, |run| run.spurious = 1), Outcome::Spurious);
-        let pulses = outcome(true, false, |run| (run.spurious, run.pulses) = (1, true));
+        assert_eq!(outcome(None, false, |_| {}), Outcome::Ok);
+        assert_eq!(outcome(None, false, |run| run.spurious = 1), Outcome::Spurious);
+        let pulses = outcome(None, false, |run| (run.spurious, run.pulses) = (1, true));
         assert_eq!(pulses, Outcome::Ok);
         assert_eq!(
-            outcome(true, true, |run| (run.lost, run.spurious) = (1, 1)),
+            outcome(None, true, |run| (run.lost, run.spurious) = (1, 1)),
             Outcome::Lost
         );
-        assert_eq!(outcome(true, true, |run| run.done = 99), Outcome::Interrupted);
+        assert_eq!(outcome(None, true, |run| run.done = 99), Outcome::Interrupted);
         assert_eq!(
-            outcome(true, true, |_| {}),
+            outcome(None, true, |_| {}),
             Outcome::Ok,
             "an interruption after the last round trip"
         );
@@ -238,7 +243,7 @@ pub(crate) mod tests {
             p50_ns: None,
         };
         let with = |interrupted, pio, mmio, done| {
-            outcome(true, interrupted, |run| {
+            outcome(None, interrupted, |run| {
                 run.done = done;
                 run.doorbell = Some(DoorbellSummary {
                     pio,
@@ -264,11 +269,17 @@ pub(crate) mod tests {
 
     #[test]
     fn the_negative_control_expects_that_nothing_is_reported() {
-        assert_eq!(outcome(false, false, |run| run.done = 0), Outcome::NoEoi);
-        assert_eq!(outcome(false, false, |run| run.done = 1), Outcome::EndedByHost);
-        assert_eq!(outcome(false, true, |run| run.done = 0), Outcome::Interrupted);
+        assert_eq!(outcome(Some(Without::Eoi), false, |run| run.done = 0), Outcome::NoEoi);
         assert_eq!(
-            outcome(false, false, |run| (run.done, run.lost) = (0, 1)),
+            outcome(Some(Without::Eoi), false, |run| run.done = 1),
+            Outcome::EndedByHost
+        );
+        assert_eq!(
+            outcome(Some(Without::Eoi), true, |run| run.done = 0),
+            Outcome::Interrupted
+        );
+        assert_eq!(
+            outcome(Some(Without::Eoi), false, |run| (run.done, run.lost) = (0, 1)),
             Outcome::Lost
         );
     }

@@ -56,14 +56,29 @@ pub(crate) fn create_vm(kvm: &Kvm, irqchip: Irqchip) -> Result<VmFd> {
             made => break made.map_err(at("KVM_CREATE_VM"))?,
         }
     };
+    create_irqchip(&vm, irqchip)?;
+    Ok(vm)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<()> {
     // Three pages outside the memory of the guest; only Intel hosts without unrestricted guests use them.
     vm.set_tss_address(0xfffb_d000).map_err(at("KVM_SET_TSS_ADDR"))?;
     match irqchip {
         Irqchip::Kernel => vm.create_irq_chip().map_err(Error::NoFullIrqchip)?,
-        Irqchip::Split => enable_split_irqchip(&vm, SPLIT_PINS)?,
+        Irqchip::Split => enable_split_irqchip(vm, SPLIT_PINS)?,
         Irqchip::User => {}
     }
-    Ok(vm)
+    Ok(())
+}
+
+/// KVM makes a GIC after the vCPUs.
+#[cfg(target_arch = "aarch64")]
+fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<()> {
+    match irqchip {
+        Irqchip::Kernel | Irqchip::User => Ok(()),
+        Irqchip::Split => Ok(enable_split_irqchip(vm, SPLIT_PINS)?),
+    }
 }
 
 /// Gives the VM its memory. `memory` has to outlive the vCPUs.

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use vm_device::DevicePio;
-use vm_device::bus::{PioAddress, PioAddressOffset};
+use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
+use vm_device::{DeviceMmio, DevicePio};
 
 use super::ending::Ending;
 use crate::error::Result;
@@ -22,6 +22,12 @@ impl<F: Fn() -> Result<()>> Port<F> {
     pub fn new(on_write: F, ending: Arc<Ending>) -> Self {
         Self { on_write, ending }
     }
+
+    fn written(&self) {
+        if let Err(error) = (self.on_write)() {
+            self.ending.fail(error);
+        }
+    }
 }
 
 impl<F: Fn() -> Result<()>> DevicePio for Port<F> {
@@ -30,9 +36,18 @@ impl<F: Fn() -> Result<()>> DevicePio for Port<F> {
     }
 
     fn pio_write(&self, _: PioAddress, _: PioAddressOffset, _: &[u8]) {
-        if let Err(error) = (self.on_write)() {
-            self.ending.fail(error);
-        }
+        self.written();
+    }
+}
+
+/// The same at an address, for guests without ports.
+impl<F: Fn() -> Result<()>> DeviceMmio for Port<F> {
+    fn mmio_read(&self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn mmio_write(&self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {
+        self.written();
     }
 }
 

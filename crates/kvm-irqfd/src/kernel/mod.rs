@@ -125,6 +125,5 @@ fn irq_line_number(gsi: Gsi) -> u32 {
 /// bound is below 988.
 #[cfg(target_arch = "aarch64")]
 fn irq_line_number(gsi: Gsi) -> u32 {
-    const SPI: u32 = 1;
-    SPI << 24 | (32 + gsi.0)
+    kvm_bindings::KVM_ARM_IRQ_TYPE_SPI << kvm_bindings::KVM_ARM_IRQ_TYPE_SHIFT | (crate::gic::PRIVATE + gsi.0)
 }

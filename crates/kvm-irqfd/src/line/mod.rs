@@ -143,6 +143,12 @@ impl GsiLine {
         irqfds.chain(irq_line).filter(|kind| *kind != BindingKind::Notify)
     }
 
+    /// Whether something uses the GSI in this way. A callback is a listener whether its irqfd is made yet or not.
+    pub(crate) fn has(&self, kind: BindingKind) -> bool {
+        let listened = kind == BindingKind::Notify && !self.watchers.is_empty();
+        listened || self.irqfds.iter().any(|irqfd| irqfd.kind == kind)
+    }
+
     /// Whether KVM has to report the EOIs of the GSI.
     pub(crate) fn has_resampler(&self) -> bool {
         self.irqfds.iter().any(Irqfd::is_resampler)

@@ -29,6 +29,7 @@ pub(crate) const IOREGSEL: u32 = 0x00;
 pub(crate) const IOWIN: u32 = 0x10;
 const REDIRECTION_TABLE: u32 = 0x10;
 pub(crate) const RTE_LEVEL: u32 = 1 << 15;
+#[cfg(target_arch = "x86_64")]
 pub(crate) const RTE_MASKED: u32 = 1 << 16;
 
 /// Vector of the 8259's IRQ 0. Real mode has the CPU's exceptions below it.

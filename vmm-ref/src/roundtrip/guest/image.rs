@@ -3,21 +3,20 @@
 
 use std::fmt;
 
-/// An assembled program, with its addresses and its interrupt handlers.
+/// An assembled program, and the tables that lead the CPU to its handlers.
 #[derive(Clone)]
 pub struct Image {
-    /// The machine code.
-    pub code: Vec<u8>,
-    /// Guest address of `code`, and where the CPU starts.
+    /// The machine code and the tables that the CPU reads, each at its guest address.
+    pub parts: Vec<(u64, Vec<u8>)>,
+    /// Where the CPU starts.
     pub entry: u64,
     /// Initial stack pointer.
     pub stack: u64,
-    /// Offset of the handler of each vector, for the interrupt vector table at address 0.
-    pub vectors: [u16; 256],
 }
 
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at {:#x}", self.code.len(), self.entry)
+        let bytes: usize = self.parts.iter().map(|(_, bytes)| bytes.len()).sum();
+        write!(f, "{bytes} bytes, entry at {:#x}", self.entry)
     }
 }

@@ -4,10 +4,20 @@
 /// Size of the guest's memory in bytes, from address 0: all that real mode reaches without segments.
 pub const MEMORY_SIZE: usize = 0x1_0000;
 
-use crate::composition::options::MAX_DEVICES;
+use crate::composition::options::{GIC, MAX_DEVICES};
 
-/// The address of the first bytes of a VFIO device's BAR 0, in the range of a PC's option ROMs. GS has its base here.
-pub const BAR_ADDRESS: u64 = 0xe_0000;
+/// The address of the first bytes of a VFIO device's BAR 0: in the range of a PC's option ROMs, where GS has its base,
+/// and on arm64 above the memory.
+pub const BAR_ADDRESS: u64 = if GIC { 0x20_0000 } else { 0xe_0000 };
+
+/// The address of port 0 where ports are addresses: on arm64, which has no ports.
+pub const PORTS: u64 = 0x900_0000;
+
+/// The registers of the GIC's distributor.
+pub const DISTRIBUTOR: u64 = 0x800_0000;
+
+/// The registers of the GIC's redistributors.
+pub const REDISTRIBUTORS: u64 = 0x80a_0000;
 
 /// The acknowledge port. The handler writes a byte here before the EOI if its devices need an acknowledgement
 /// (`Program::acknowledge`). The write costs an exit, as it would for any device without a shared page.
@@ -38,7 +48,7 @@ pub(super) const TIMED_STEPS: usize = 3;
 pub(super) const STACK: u64 = 0x8000;
 
 /// The address at which the program starts.
-pub(super) const CODE: u64 = 0x1000;
+pub(in crate::roundtrip) const CODE: u64 = 0x1000;
 
 /// The status page, whose words are 32 bits wide. The guest's words and the host's words lie in different cache lines.
 pub(super) const READY: u64 = 0x3000;
@@ -54,6 +64,14 @@ pub(super) const BATCH: u64 = 0x3080;
 pub(super) const fn rung(n: usize) -> u64 {
     0x30c0 + n as u64 * 4
 }
+
+/// The options of the program for arm64, and the number of its devices. The host writes them before the guest starts.
+#[cfg(target_arch = "aarch64")]
+pub(super) const OPTIONS: u64 = 0x30d0;
+
+/// The translation table of the program for arm64.
+#[cfg(target_arch = "aarch64")]
+pub(in crate::roundtrip) const PAGE_TABLE: u64 = 0xe000;
 
 const DEVICES: u64 = 0x3100;
 const DEVICE_STRIDE: u64 = 0x80;

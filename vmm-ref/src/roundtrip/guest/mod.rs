@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The embedded guest: a real-mode program that serves level interrupts, and the page of memory through which it and
+//! The embedded guest: a real-mode program, or on arm64 one at EL1, that serves level interrupts, and the page of memory through which it and
 //! its devices meet.
 //!
 //! The page makes a round trip exit-free: a device raises a request by adding 1 to its
@@ -9,10 +9,13 @@
 
 pub(crate) mod chips;
 pub(crate) mod edu_handler;
+#[cfg(target_arch = "aarch64")]
+mod gic_program;
 pub mod image;
 pub mod layout;
 pub mod program;
 pub mod ringing;
 pub mod status;
+#[cfg(target_arch = "x86_64")]
 pub mod unmask_program;
 pub mod word;

@@ -5,7 +5,7 @@ use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, ptr};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use interrupt_core::Irqchip;
 
-use crate::composition::options::Controller;
+use crate::composition::options::{Controller, Without};
 use crate::roundtrip::guest::chips::{
     APIC_BASE_ENABLE_X2APIC, IOAPIC_VECTOR, LVT_MASKED, MASTER_COMMAND, MSR_APIC_BASE, MSR_EOI, MSR_LVT0, MSR_SPURIOUS,
     OCW2_NON_SPECIFIC_EOI, PIC_BASE, SPURIOUS_LAPIC_ENABLE, ioapic_set_up, mask_pics, out, pic_set_up, write_ioapic,
@@ -30,8 +30,8 @@ pub struct Program {
     pub edu: bool,
     /// Whether the handler writes [`ACKNOWLEDGE_PORT`] before the EOI.
     pub acknowledge: bool,
-    /// Whether the handler writes the EOI. The program without it is the negative control.
-    pub eoi: bool,
+    /// What the program leaves out, as a negative control.
+    pub without: Option<Without>,
     /// What the program does between interrupts.
     pub idle: Idle,
 }
@@ -62,20 +62,43 @@ const PIC_SPURIOUS: u8 = PIC_BASE + 7;
 /// The LAPIC's vector for spurious interrupts.
 const LAPIC_SPURIOUS: u8 = 0xff;
 
+/// The address of real mode's interrupt vector table.
+const VECTOR_TABLE: u64 = 0;
+
+/// The table whose entries are offset, then segment, which is 0.
+fn vector_table(offsets: &[u16; 256]) -> Vec<u8> {
+    offsets
+        .iter()
+        .flat_map(|offset| u32::from(*offset).to_le_bytes())
+        .collect()
+}
+
 impl Program {
-    /// The vector at which the handler of the devices' line is called.
-    pub fn vector(&self) -> u8 {
+    /// The vector at which the handler of the devices' line is called. `None` on a GIC, which has interrupt IDs.
+    pub fn vector(&self) -> Option<u8> {
         match self.controller {
-            Controller::Pic => PIC_BASE + self.controller.gsi().0 as u8,
-            Controller::Ioapic => IOAPIC_VECTOR,
+            Controller::Pic => Some(PIC_BASE + self.controller.gsi().0 as u8),
+            Controller::Ioapic => Some(IOAPIC_VECTOR),
+            Controller::Gic => None,
         }
     }
 
     /// Assembles the program.
     ///
     /// # Errors
-    /// None for a program whose `devices` is in range. Otherwise the assembler's error, which names the instruction.
-    pub fn assemble(&self) -> Result<Image, IcedError> {
+    /// None for a program whose `devices` is in range, and whose controller this host's machines have. Otherwise
+    /// [`Error::Impossible`](crate::error::Error::Impossible), or the assembler's error, which names the instruction.
+    pub fn assemble(&self) -> crate::error::Result<Image> {
+        match self.vector() {
+            Some(vector) => Ok(self.for_real_mode(vector)?),
+            #[cfg(target_arch = "aarch64")]
+            None => Ok(crate::roundtrip::guest::gic_program::image(self)),
+            #[cfg(not(target_arch = "aarch64"))]
+            None => Err(crate::composition::check::Impossible::NoGic.into()),
+        }
+    }
+
+    fn for_real_mode(&self, vector: u8) -> Result<Image, IcedError> {
         let mut a = CodeAssembler::new(16)?;
         let mut idle = a.create_label();
         let mut handler = a.create_label();
@@ -84,7 +107,7 @@ impl Program {
 
         match self.controller {
             Controller::Pic => self.set_up_pic(&mut a)?,
-            Controller::Ioapic => self.set_up_ioapic(&mut a)?,
+            Controller::Ioapic | Controller::Gic => self.set_up_ioapic(&mut a)?,
         }
         a.mov(dword_ptr(READY as u32), 1)?;
         // Ring before the first interrupt, so that doorbells and interrupts do not disturb each other's figures.
@@ -114,14 +137,16 @@ impl Program {
         let assembled = a.assemble_options(CODE, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         let offset = |label| assembled.label_ip(label).map(|at| at as u16);
         let mut vectors = [offset(&fault)?; 256];
-        vectors[usize::from(self.vector())] = offset(&handler)?;
+        vectors[usize::from(vector)] = offset(&handler)?;
         vectors[usize::from(PIC_SPURIOUS)] = offset(&stray)?;
         vectors[usize::from(LAPIC_SPURIOUS)] = offset(&stray)?;
         Ok(Image {
-            code: assembled.inner.code_buffer,
+            parts: vec![
+                (CODE, assembled.inner.code_buffer),
+                (VECTOR_TABLE, vector_table(&vectors)),
+            ],
             entry: CODE,
             stack: STACK,
-            vectors,
         })
     }
 
@@ -137,13 +162,13 @@ impl Program {
             a.mov(dx, i32::from(ACKNOWLEDGE_PORT))?;
             a.out(dx, al)?;
         }
-        match (self.eoi, self.controller) {
-            (true, Controller::Pic) => {
+        match (self.without, self.controller) {
+            (Some(_), _) => {}
+            (None, Controller::Pic) => {
                 a.mov(al, OCW2_NON_SPECIFIC_EOI)?;
                 a.out(MASTER_COMMAND as i32, al)?;
             }
-            (true, Controller::Ioapic) => write_msr(a, MSR_EOI, 0)?,
-            (false, _) => {}
+            (None, Controller::Ioapic | Controller::Gic) => write_msr(a, MSR_EOI, 0)?,
         }
         a.iret()
     }

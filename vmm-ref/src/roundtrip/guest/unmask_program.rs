@@ -35,9 +35,8 @@ pub fn unmask_program(pin: Gsi) -> Result<Image, IcedError> {
     a.jmp(halt)?;
 
     Ok(Image {
-        code: a.assemble(CODE)?,
+        parts: vec![(CODE, a.assemble(CODE)?)],
         entry: CODE,
         stack: STACK,
-        vectors: [0; 256],
     })
 }
