@@ -7,7 +7,8 @@ use interrupt_core::Irqchip;
 use serde::Serialize;
 use vmm_ref::composition::check::Impossible;
 use vmm_ref::composition::options::{
-    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, MAX_DEVICES, MachineKind, Source, Wait, name,
+    Composition, Controller, DeviceKind, DoorbellPath, Eoi, Forward, MAX_DEVICES, MachineKind, Source, Wait, Without,
+    name,
 };
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::composition::socket_path::SocketPath;
@@ -169,6 +170,11 @@ fn a_reason_is_one_line_and_says_the_way_out() {
     for reason in [
         Impossible::SoftHasNoDoorbell,
         Impossible::SoftHasNoKernel,
+        Impossible::NoGic,
+        Impossible::NoPc,
+        Impossible::GicIsWhole,
+        Impossible::GicHasNoDoorbell,
+        Impossible::ControlOfGic(Without::Level),
         Impossible::UserHasNoLapic,
         Impossible::SplitHasNoPic,
         Impossible::NoKernelPins,
@@ -226,6 +232,7 @@ fn json_and_command_line_use_the_same_names() {
     }
     check::<MachineKind>();
     check::<Controller>();
+    check::<Without>();
     check::<Source>();
     check::<Eoi>();
     check::<Wait>();

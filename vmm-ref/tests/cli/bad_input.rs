@@ -38,7 +38,16 @@ pub fn command_lines() {
             "[possible values: block, spin, adaptive]; see vmm-ref run --help",
         ),
         ("run --irqchip none", "[possible values: kernel, split, user]"),
-        ("run --controller gic", "[possible values: ioapic, pic]"),
+        ("run --controller apic", "[possible values: ioapic, pic, gic]"),
+        (
+            "run --controller gic",
+            "use --controller ioapic or pic, or an arm64 host",
+        ),
+        (
+            "run --no-guest-eoi=level",
+            "use --no-guest-eoi, or --controller gic on an arm64 host",
+        ),
+        ("run --no-guest-eoi=all", "[possible values: eoi, deactivation, level]"),
         ("run --source wire", "[possible values: resample, line, pin, irqfd]"),
         ("run --eoi smoke", "[possible values: resamplefd, gsi, key]"),
         ("run --device edu", "use embedded, model, or vfio: and a PCI address"),

@@ -14,7 +14,6 @@ use crate::roundtrip::guest::layout::{
     ACKNOWLEDGE_PORT, BAR_ADDRESS, CODE, DISTRIBUTOR, FAULT_PORT, FOUND_NOTHING, HANDLER_RUNS, OPTIONS, PAGE_TABLE,
     PORTS, READY, REDISTRIBUTORS, STACK, STRAY, raised, serviced,
 };
-use crate::roundtrip::guest::program::Program;
 
 /// Interrupt ID of the devices' line.
 const INTID: u32 = 32 + Controller::Gic.gsi().0;
@@ -170,8 +169,9 @@ unsafe extern "C" {
     static vmm_ref_gic_program_end: u8;
 }
 
-/// The image of a variant of the program.
-pub(super) fn image(program: &Program) -> Image {
+/// The image of a variant of the program. The arguments mean what they mean in
+/// [`Program`](super::program::Program).
+pub(super) fn image(devices: usize, edu: bool, acknowledge: bool, without: Option<Without>) -> Image {
     let (start, entry, end) = (
         &raw const vmm_ref_gic_program,
         &raw const vmm_ref_gic_program_entry,
@@ -179,15 +179,16 @@ pub(super) fn image(program: &Program) -> Image {
     );
     // SAFETY: the bytes from `start` to `end` are those of the assembly above, which nothing writes.
     let code = unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) };
-    let options = u32::from(program.edu) << EDU
-        | u32::from(program.acknowledge) << ACKNOWLEDGE
-        | match program.without {
+    let options = u32::from(edu) << EDU
+        | u32::from(acknowledge) << ACKNOWLEDGE
+        | match without {
             None => 0,
             Some(Without::Eoi) => 1 << NO_EOI,
             Some(Without::Deactivation) => 1 << NO_DEACTIVATION,
             Some(Without::Level) => 1 << EDGE,
         };
-    let devices = program.devices as u32;
+    // At most MAX_DEVICES.
+    let devices = devices as u32;
     Image {
         parts: vec![
             (CODE, code.to_vec()),

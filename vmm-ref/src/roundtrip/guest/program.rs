@@ -92,7 +92,12 @@ impl Program {
         match self.vector() {
             Some(vector) => Ok(self.for_real_mode(vector)?),
             #[cfg(target_arch = "aarch64")]
-            None => Ok(crate::roundtrip::guest::gic_program::image(self)),
+            None => Ok(crate::roundtrip::guest::gic_program::image(
+                self.devices,
+                self.edu,
+                self.acknowledge,
+                self.without,
+            )),
             #[cfg(not(target_arch = "aarch64"))]
             None => Err(crate::composition::check::Impossible::NoGic.into()),
         }
