@@ -28,6 +28,7 @@ use crate::linux::launch::launch;
 #[cfg(target_arch = "x86_64")]
 use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
 use crate::passthrough::preflight;
+#[cfg(target_arch = "x86_64")]
 use crate::pci::host::PciOptions;
 use crate::probe::capabilities::Probe;
 #[cfg(target_arch = "x86_64")]

@@ -26,6 +26,7 @@ pub mod host;
 pub mod latency;
 pub mod linux;
 pub mod passthrough;
+#[cfg(target_arch = "x86_64")]
 pub mod pci;
 pub mod probe;
 pub mod report;

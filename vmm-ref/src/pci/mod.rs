@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A PCI host for the machine that runs Linux: one bus, with a host bridge at 00:00.0.
+//! A PCI host for the machine that runs Linux, a PC: one bus, with a host bridge at 00:00.0.
 //!
 //! The guest reaches the configuration space of each function by configuration mechanism #1 ([`config_ports`]). The ACPI
 //! tables describe the bus and its interrupt pins ([`aml`]). A [`function`] is a [`device`] of VFIO or of a vfio-user
