@@ -26,9 +26,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 pub use self::arch::Arch;
-pub use self::machine::Lab;
-use self::machine::{Run, Sink, TimeLimitStruck};
+use self::machine::TimeLimitStruck;
+pub use self::machine::{Lab, Run, Sink};
 pub use self::parts::Setup;
+pub use self::script::quote_path;
 use crate::cargo::Workspace;
 
 /// The default limit of the PC's own time.

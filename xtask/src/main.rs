@@ -15,7 +15,9 @@ mod imports;
 mod kernels;
 mod lab;
 mod packages;
+mod patches;
 mod platforms;
+mod port;
 mod program;
 #[path = "../../testkit/src/progress.rs"]
 mod progress;
@@ -52,6 +54,7 @@ enum Task {
     Bench(bench::Options),
     Lab(lab::Options),
     Upstream(upstream::Options),
+    Port(port::Options),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
         Task::Upstream(options) => upstream::run(&options),
+        Task::Port(options) => port::run(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
 use crate::cargo::{Workspace, cargo, metadata};
+use crate::patches::{self, apply, copy_tree, sorted, toml_string};
 
 /// Show that the patches of upstream/ mend what they say, in the released sources of those crates.
 ///
@@ -116,19 +117,6 @@ fn all(directory: &Path) -> Result<Vec<PathBuf>> {
     sorted(directory, |path| path.is_dir())
 }
 
-fn sorted(directory: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
-    let context = || format!("cannot read {}", directory.display());
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        if wanted(&path) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// `upstream/NAME-VERSION`.
 fn series_of(series: &Path) -> Result<(String, String)> {
     let folder = series.file_name().unwrap_or_default().to_string_lossy();
@@ -140,35 +128,15 @@ fn series_of(series: &Path) -> Result<(String, String)> {
 
 /// Copies a released source to `copy`, as a workspace of its own.
 fn lay_out(source: &Path, copy: &Path) -> Result<()> {
-    if copy.exists() {
-        fs::remove_dir_all(copy).with_context(|| format!("cannot remove {}", copy.display()))?;
-    }
-    copy_tree(source, copy)?;
+    copy_tree(source, copy, &[])?;
     let manifest = copy.join("Cargo.toml");
     let text = fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
     fs::write(&manifest, text + "\n[workspace]\n").with_context(|| format!("cannot write {}", manifest.display()))
 }
 
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
-    for path in sorted(from, |_| true)? {
-        let copy = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() {
-            copy_tree(&path, &copy)?;
-        } else {
-            // Not fs::copy: a registry's files may be read-only, and the copies are patched.
-            let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            fs::write(&copy, content).with_context(|| format!("cannot write {}", copy.display()))?;
-        }
-    }
-    Ok(())
-}
-
 fn apply_series(name: &str, series: &Path, copy: &Path, target: &Path, shown: &mut Shown) -> Result<()> {
     let mut waiting: Vec<(String, bool)> = Vec::new();
-    for patch in sorted(series, |path| {
-        path.extension().is_some_and(|extension| extension == "patch")
-    })? {
+    for patch in patches::series(series)? {
         apply(&patch, copy)?;
         let tests = tests_of(&patch)?;
         if tests.is_empty() {
@@ -186,21 +154,6 @@ fn apply_series(name: &str, series: &Path, copy: &Path, target: &Path, shown: &m
         Some((test, _)) => bail!("upstream/{name}: no patch mends what {test} tests"),
         None => Ok(()),
     }
-}
-
-fn apply(patch: &Path, copy: &Path) -> Result<()> {
-    let applied = Command::new("git")
-        // Keep git from the repository around target/: the root of the patches is the copy.
-        .env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy))
-        .args(["apply", "--whitespace=nowarn"])
-        .arg(patch)
-        .current_dir(copy)
-        .status()
-        .context("cannot run git")?;
-    if !applied.success() {
-        bail!("{} does not apply to the released source", patch.display());
-    }
-    Ok(())
 }
 
 /// The tests that a patch adds and names.
@@ -245,11 +198,6 @@ fn builds_against(workspace: &Workspace, patched: &[(String, PathBuf)]) -> Resul
     let status = command.status().context("cannot run cargo");
     fs::write(&lock, before).with_context(|| format!("cannot restore {}", lock.display()))?;
     Ok(status?.success())
-}
-
-fn toml_string(path: &Path) -> Result<String> {
-    let text = path.to_str().context("the target directory's path is no UTF-8")?;
-    Ok(serde_json::to_string(text)?)
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 #   speed         reads the first disk, of 64 MiB, four times in pieces of 1 MiB, then 4 MiB in pieces of 4 KiB, past the page cache
 #   hold          writes 4 MiB to the first disk and flushes, writes on without flushing, and does not end
 #   cards         loads the drivers of the PCI cards, gives 10.0.LINK.2/24 to each network card, and waits for the links
-#   ping          sends pings=N (100) echo requests to the neighbour of each card, each when the answer to the last is there
+#   ping          sends pings=N (100) echo requests to the neighbour of each card, each when the answer to the last is there,
+#                 or has not come for interval=S (1) seconds
 #   transfer      gets 16 MiB from each neighbour and sends these back, over all links at once; both sides say the checksum
 #   stick         prints the SHA-256 of the USB stick's first MiB
 #   status        gives the run the exit status 7
@@ -144,6 +145,7 @@ END
             ;;
         ping)
             while read -r interface link; do
+                echo "guest: pings on link $link"
                 meet "$link"
                 ping -A -c "${pings:-100}" -i "${interval:-1}" -W 1 "10.0.$link.1" >/pinged
                 meet "$link"
