@@ -123,6 +123,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let works = rows
         .iter()
         .filter(|row| row.vmm == runs::PATCHED)
-        .all(|row| row.answered == row.sent);
+        .all(|row| row.answered == row.pings);
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

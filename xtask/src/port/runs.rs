@@ -85,6 +85,8 @@ pub struct Turn {
 pub struct Seen {
     pub card: Card,
     pub vmm: &'static str,
+    /// The number of pings that the guest was asked for.
+    pub pings: u32,
     pub guest: GuestReport,
     pub counts: Counts,
 }
@@ -137,7 +139,7 @@ pub fn run(lab: &Lab, turns: &[Turn], pings: u32, time_limit: Duration, verbose:
     let seen: Vec<Seen> = turns
         .iter()
         .zip(of_turns)
-        .map(|(turn, text)| seen(turn, text))
+        .map(|(turn, text)| seen(turn, pings, text))
         .collect();
     if status != 0 || seen.len() != turns.len() {
         bail!(
@@ -167,7 +169,7 @@ fn script(turns: &[Turn], pings: u32) -> String {
     script
 }
 
-fn seen(turn: &Turn, text: &str) -> Seen {
+fn seen(turn: &Turn, pings: u32, text: &str) -> Seen {
     // The last counts of a name are the closest ones.
     let counts = |name: &str| {
         let lines = text
@@ -179,6 +181,7 @@ fn seen(turn: &Turn, text: &str) -> Seen {
     Seen {
         card: turn.card,
         vmm: turn.vmm.name,
+        pings,
         guest: GuestReport::of(text.lines()),
         counts: counts("after") - counts("before"),
     }
@@ -215,7 +218,7 @@ port: ended 0
             card: Card::E1000,
             vmm: Vmm::qemu(),
         };
-        let seen = seen(&turn, text);
+        let seen = seen(&turn, 3, text);
         assert_eq!((seen.guest.answered, seen.counts.other_ioctls), (2, 4));
     }
 

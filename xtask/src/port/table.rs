@@ -14,7 +14,7 @@ use super::runs::Seen;
 pub struct Row {
     pub card: String,
     pub vmm: &'static str,
-    pub sent: u32,
+    pub pings: u32,
     pub answered: u32,
     interrupts: u64,
     watchdogs: u32,
@@ -46,7 +46,7 @@ fn row(card: String, vmm: &'static str, results: &[Seen]) -> Row {
     let sum = |of: fn(&Counts) -> u64| of_row().map(|seen| of(&seen.counts)).sum();
     Row {
         vmm,
-        sent: of_row().map(|seen| seen.guest.sent).sum(),
+        pings: of_row().map(|seen| seen.pings).sum(),
         answered: of_row().map(|seen| seen.guest.answered).sum(),
         interrupts: of_row().map(|seen| seen.guest.interrupts).sum(),
         watchdogs: of_row().map(|seen| seen.guest.watchdogs).sum(),
@@ -81,7 +81,7 @@ pub fn text(rows: &[Row]) -> String {
             other_ioctls,
             other_calls,
         } = row.counts;
-        let answered = format!("{} of {}", row.answered, row.sent);
+        let answered = format!("{} of {}", row.answered, row.pings);
         let median = row.median.map_or("-".to_owned(), |ms| format!("{ms:.2} ms"));
         let watchdogs = match row.watchdogs {
             0 => String::new(),
@@ -103,7 +103,7 @@ pub fn json(rows: &[Row]) -> Result<String> {
         json!({
             "card": row.card,
             "vmm": row.vmm,
-            "sent": row.sent,
+            "pings": row.pings,
             "answered": row.answered,
             "interrupts": row.interrupts,
             "watchdogs": row.watchdogs,
@@ -128,8 +128,8 @@ mod tests {
         let seen = |vmm, answered, round_trips: &[f64]| Seen {
             card: Card::E1000,
             vmm,
+            pings: 3,
             guest: GuestReport {
-                sent: 3,
                 answered,
                 round_trips: round_trips.to_vec(),
                 ..GuestReport::default()
@@ -146,7 +146,7 @@ mod tests {
             seen(UPSTREAM, 0, &[]),
         ];
         let rows = rows(&results);
-        let shown = |row: &Row| (row.vmm, row.answered, row.sent, row.counts.eoi_exits, row.median);
+        let shown = |row: &Row| (row.vmm, row.answered, row.pings, row.counts.eoi_exits, row.median);
         assert_eq!(
             rows.iter().map(shown).collect::<Vec<_>>(),
             [(UPSTREAM, 0, 6, 4, None), (PATCHED, 5, 6, 4, Some(3.0))]
