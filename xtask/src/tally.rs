@@ -113,6 +113,12 @@ impl Tally {
         self
     }
 
+    /// The last line of a summary.
+    pub fn counts(&self) -> String {
+        let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
+        format!("{passed} passed, {failed} failed, {skipped} skipped")
+    }
+
     /// Success when at least one test ran and none failed.
     pub fn exit_code(&self) -> ExitCode {
         if self.all_is_well() {
@@ -152,8 +158,7 @@ impl fmt::Display for Tally {
         if self.passed == 0 && self.failed.is_empty() {
             writeln!(f, "no test ran")?;
         }
-        let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
-        writeln!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+        writeln!(f, "{}", self.counts())
     }
 }
 

@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -29,14 +30,14 @@ use crate::{adoption, citations, imports, kernels, program};
 /// adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and the
 /// packages of `consumers/`.
 ///
-/// The tests that need KVM or VFIO are also built with --release and run in the lab, an emulated PC that has both:
-/// beside the others where there are two CPUs and 6 GiB of memory to spare, and after them elsewhere. Where there can
-/// be no lab that is one skip; with CI=true in the environment it is a failure.
+/// The tests that need KVM or VFIO are also built with --release and run in the labs, an emulated PC and an emulated
+/// arm64 machine that have both: beside the others where there are two CPUs and 6 GiB of memory to spare, and after them
+/// elsewhere. Where there can be no lab that is one skip; with CI=true in the environment it is a failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask test                             every test
-  cargo xtask test --no-lab                    without the emulated PC
+  cargo xtask test --no-lab                    without the emulated machines
   cargo xtask test -p interrupt-core           one package
   cargo xtask test --kernels                   the lab suite on each kernel, and a table of rows by kernel
   cargo xtask test --kernels --only 7.3 --json
@@ -46,7 +47,7 @@ pub struct Options {
     #[arg(short, long = "package", value_name = "PACKAGE")]
     packages: Vec<String>,
 
-    /// Leave the lab suite out (see `cargo xtask lab --help`)
+    /// Leave the labs out (see `cargo xtask lab --help`)
     #[arg(long)]
     no_lab: bool,
 
@@ -65,15 +66,19 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let programs = workspace.build_tests(&options.packages)?;
     let mut total = Tally::default();
-    let in_lab = lab::suite::packages(Arch::X86_64, &options.packages);
-    let mut lab_suite = None;
-    if !options.no_lab && !in_lab.is_empty() {
-        match Lab::open(workspace.target(), &lab::Setup::of(Arch::X86_64)) {
-            Ok(lab) => lab_suite = Some(LabSuite::begin(lab, &workspace, &in_lab)?),
-            Err(error) if in_ci() => total.fail(format!("lab: {error:#}")),
-            Err(error) => total.skip("lab", &format!("{error:#}")),
+    let mut labs = Vec::new();
+    for arch in [Arch::X86_64, Arch::Aarch64] {
+        let packages = lab::suite::packages(arch, &options.packages);
+        if options.no_lab || packages.is_empty() {
+            continue;
+        }
+        match Lab::open(workspace.target(), &lab::Setup::of(arch)) {
+            Ok(lab) => labs.push((lab, lab::suite::build(&workspace, arch, &packages)?)),
+            Err(error) if in_ci() => total.fail(format!("{}: {error:#}", arch.lab())),
+            Err(error) => total.skip(arch.lab(), &format!("{error:#}")),
         }
     }
+    let lab_suites = LabSuites::begin(labs, &workspace)?;
     for program in &programs {
         println!("\n{}", program.heading());
         total.add(program::run(&program.suite, command(program))?);
@@ -90,26 +95,26 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         total.add(imports::check(&workspace)?);
         total.add(adoption::check(&workspace)?);
     }
-    if let Some(suite) = lab_suite {
-        total.add(suite.end()?.prefixed("lab: "));
-    }
+    total.add(lab_suites.end()?);
     print!("\nlongest:\n{}\n{total}", total.longest(LONGEST));
     Ok(total.exit_code())
 }
 
-/// The lab suite, beside the tests of this machine if there is room for both.
-enum LabSuite {
-    Beside { suite: JoinHandle<Tally>, log: PathBuf },
-    After { lab: Lab, programs: Vec<TestProgram> },
+/// The suites of the labs, one after the other, beside the tests of this machine if there is room for both.
+enum LabSuites {
+    Beside {
+        suites: JoinHandle<Result<Tally>>,
+        log: PathBuf,
+    },
+    After(Vec<(Lab, Vec<TestProgram>)>),
 }
 
-impl LabSuite {
-    /// Builds the programs, and starts them when a second CPU and the memory for the PC are free.
-    fn begin(lab: Lab, workspace: &Workspace, packages: &[String]) -> Result<Self> {
-        let programs = lab::suite::build(workspace, Arch::X86_64, packages)?;
+impl LabSuites {
+    /// Starts the suites when a second CPU and the memory for the PC are free.
+    fn begin(labs: Vec<(Lab, Vec<TestProgram>)>, workspace: &Workspace) -> Result<Self> {
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        if cpus < 2 || available_memory() < ROOM {
-            return Ok(Self::After { lab, programs });
+        if labs.is_empty() || cpus < 2 || available_memory() < ROOM {
+            return Ok(Self::After(labs));
         }
         let log = workspace.target().join("lab/suite.log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -118,27 +123,41 @@ impl LabSuite {
             log.display()
         );
         let output: lab::suite::Output = Arc::new(Mutex::new(file));
-        let suite = thread::spawn(move || lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output));
-        Ok(Self::Beside { suite, log })
+        let suites = thread::spawn(move || run_suites(&labs, &output));
+        Ok(Self::Beside { suites, log })
     }
 
-    /// Waits for the end of the suite, and returns its count.
+    /// Waits for the end of the suites, and returns their count.
     fn end(self) -> Result<Tally> {
         match self {
-            Self::After { lab, programs } => {
+            Self::After(labs) => {
                 let output: lab::suite::Output = Arc::new(Mutex::new(io::stdout()));
-                Ok(lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output))
+                run_suites(&labs, &output)
             }
-            Self::Beside { suite, log } => {
-                let Ok(tally) = suite.join() else {
+            Self::Beside { suites, log } => {
+                let Ok(tally) = suites.join() else {
                     bail!("the lab suite's thread panicked");
                 };
+                let tally = tally?;
                 let mut text = File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
                 io::copy(&mut text, &mut io::stdout()).context("cannot print the lab suite's output")?;
                 Ok(tally)
             }
         }
     }
+}
+
+fn run_suites(labs: &[(Lab, Vec<TestProgram>)], output: &lab::suite::Output) -> Result<Tally> {
+    let mut total = Tally::default();
+    for (lab, programs) in labs {
+        let start = Instant::now();
+        let tally = lab::suite::run(lab, programs, lab::TIME_LIMIT, false, output);
+        let (name, seconds) = (lab.arch().lab(), start.elapsed().as_secs());
+        let mut out = output.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(out, "\n{name}: {} in {seconds} s", tally.counts()).context("cannot write the lab suite's output")?;
+        total.add(tally.prefixed(&format!("{name}: ")));
+    }
+    Ok(total)
 }
 
 /// The memory that the PC and the tests beside the PC may take, in bytes. The PC has 2 GiB.

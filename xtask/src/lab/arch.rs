@@ -25,6 +25,14 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// The lab's name in a summary.
+    pub fn lab(self) -> &'static str {
+        match self {
+            Self::X86_64 => "lab",
+            Self::Aarch64 => "arm64 lab",
+        }
+    }
+
     /// The directory of a run's files, below `target/lab`.
     pub fn directory(self) -> &'static str {
         match self {

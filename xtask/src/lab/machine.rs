@@ -217,6 +217,11 @@ fn lock(path: &Path) -> Result<File> {
 }
 
 impl Lab {
+    /// The processor of the emulated machine.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
     /// Boots the PC, runs the script as root in the PC, in the build machine's file tree, and returns the script's
     /// status.
     ///

@@ -120,7 +120,7 @@ fn boot(
     verbose: bool,
     output: &Output,
 ) -> (Count, Option<Error>) {
-    let count = Arc::new(Mutex::new(Count::new(programs)));
+    let count = Arc::new(Mutex::new(Count::new(lab.arch().lab(), programs)));
     let parts_begun = Arc::new(AtomicUsize::new(0));
     let stdout: Sink = {
         let (count, parts_begun, output) = (Arc::clone(&count), Arc::clone(&parts_begun), Arc::clone(output));
@@ -143,7 +143,7 @@ fn boot(
     if let Some(error) = &trouble {
         eprintln!("lab: {error:#}");
     }
-    let count = std::mem::replace(&mut *lock(&count), Count::new(&[]));
+    let count = std::mem::replace(&mut *lock(&count), Count::new("", &[]));
     (count, trouble)
 }
 
@@ -198,8 +198,8 @@ struct Count {
 }
 
 impl Count {
-    fn new(programs: &[TestProgram]) -> Self {
-        let name = |program: &TestProgram| (format!("{} in the lab", program.heading()), program.suite.clone());
+    fn new(lab: &'static str, programs: &[TestProgram]) -> Self {
+        let name = |program: &TestProgram| (format!("{} in the {lab}", program.heading()), program.suite.clone());
         Self {
             programs: programs.iter().map(name).collect(),
             current: None,
