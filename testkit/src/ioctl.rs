@@ -157,8 +157,9 @@ pub fn route_to_msi(gsi: u32, address: u32, data: u32) -> kvm_irq_routing_entry 
     }
 }
 
-/// The table a full irqchip starts with: GSIs 0-15 to a PIC pin and to the IOAPIC pin of the same number, 16-23 to the
+/// The table a PC's full irqchip starts with: GSIs 0-15 to a PIC pin and to the IOAPIC pin of the same number, 16-23 to the
 /// IOAPIC.
+#[cfg(target_arch = "x86_64")]
 pub fn default_routes() -> Vec<kvm_irq_routing_entry> {
     let pic = |gsi: u32| match gsi {
         0..8 => Some(route_to_chip(gsi, kvm_bindings::KVM_IRQCHIP_PIC_MASTER, gsi)),

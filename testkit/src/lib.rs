@@ -3,7 +3,8 @@
 //!
 //! * [`harness`], [`need`]: a suite of named trials. A trial is skipped, with a counted reason, if the host does not
 //!   meet its needs
-//! * [`machine`], [`program`]: a VM with one real-mode vCPU and the interrupt controllers a test asks for
+//! * `machine`, `program`: a VM with one real-mode vCPU and the interrupt controllers a test asks for,
+//!   on x86_64
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
 //! * [`lab`]: the number of repetitions in the emulated PC
@@ -22,13 +23,17 @@ pub mod conformance;
 pub mod counter;
 pub mod harness;
 pub mod ioctl;
+#[cfg(target_arch = "x86_64")]
 pub mod kernel_rig;
 pub mod lab;
+#[cfg(target_arch = "x86_64")]
 pub mod machine;
 pub mod need;
 pub mod patience;
 pub mod process;
+#[cfg(target_arch = "x86_64")]
 pub mod program;
 pub mod progress;
+#[cfg(target_arch = "x86_64")]
 pub mod responder;
 pub mod rig;

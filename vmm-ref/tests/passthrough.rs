@@ -14,7 +14,7 @@ use serde_json::Value;
 use testkit::harness::Suite;
 use testkit::need::Need;
 use testkit::process::fds;
-use vmm_ref::composition::options::{Composition, Controller, DeviceKind, Eoi, Forward, MachineKind, Source};
+use vmm_ref::composition::options::{Composition, DeviceKind, Eoi, Forward, GIC, MachineKind, Source};
 use vmm_ref::composition::pci_address::PciAddress;
 use vmm_ref::passthrough::edu::Edu;
 use vmm_ref::passthrough::preflight::check;
@@ -42,12 +42,9 @@ fn edu() -> Result<(), String> {
 
 fn main() -> ExitCode {
     let edu = Need::Host("edu", edu);
-    let full = [edu, Need::FullIrqchip, Need::GenuineLapicEoi];
-    let pic = [edu, Need::FullIrqchip, Need::GenuinePicEoi];
-    let split = [edu, Need::SplitIrqchip, Need::GenuineLapicEoi];
-    let user = [edu, Need::Kvm];
+    let full = [edu, Need::FullIrqchip, GENUINE];
     let traced = [edu, Need::FullIrqchip, Need::Host("strace", has_strace)];
-    Suite::new("vmm-ref::passthrough")
+    let mut suite = Suite::new("vmm-ref::passthrough")
         .serial()
         .test_within(LONG, "the_kernel_loop_loses_none_of_5000", &full, || {
             loses_none(Irqchip::Kernel, Forward::Kernel)
@@ -55,21 +52,52 @@ fn main() -> ExitCode {
         .test_within(LONG, "the_relay_loses_none_of_5000", &full, || {
             loses_none(Irqchip::Kernel, Forward::Relay)
         })
+        .test("the_connection_picks_the_path_and_says_why", &full, || {
+            picks_a_path("kernel", "kernel loop", &["host forward"])
+        })
+        .test_within(LONG, "swaps_in_the_kernel_lose_none_of_5000", &full, || {
+            swaps(&format!("--irqchip kernel --controller {CONTROLLER}"), 5_000)
+        })
+        .test("the_program_forwards_in_the_kernel", &full, || {
+            let machine = format!("--irqchip kernel --controller {CONTROLLER}");
+            program_forwards(&[
+                &format!("{machine} --forward kernel"),
+                &format!("{machine} --forward relay"),
+            ])
+        })
+        .test("without_the_guests_eoi_it_hangs", &full, || {
+            hangs(&["--irqchip kernel --forward kernel", "--irqchip kernel --forward relay"])
+        })
+        .test("the_relay_takes_at_most_five_system_calls", &traced, relay_calls)
+        .test("the_handler_reaches_the_device_without_an_exit", &full, reaches_the_bar)
+        .test("a_run_leaves_nothing_of_the_device_behind", &full, leaves_nothing)
+        .test("a_device_in_use_is_refused_in_one_line", &full, in_use);
+    if !GIC {
+        suite = of_a_pc(suite, edu);
+    }
+    suite.run()
+}
+
+/// The best controller of a full irqchip.
+const CONTROLLER: &str = if GIC { "gic" } else { "ioapic" };
+
+/// The EOI is the guest's own. That of a GIC is always.
+const GENUINE: Need = if GIC { Need::Kvm } else { Need::GenuineLapicEoi };
+
+/// The tests of the controllers that arm64 does not have.
+fn of_a_pc(suite: Suite, edu: Need) -> Suite {
+    let pic = [edu, Need::FullIrqchip, Need::GenuinePicEoi];
+    let split = [edu, Need::SplitIrqchip, Need::GenuineLapicEoi];
+    let user = [edu, Need::Kvm];
+    suite
         .test_within(LONG, "the_split_kick_loses_none_of_5000", &split, || {
             loses_none(Irqchip::Split, Forward::SplitKick)
         })
-        .test("the_connection_picks_the_path_and_says_why", &full, picks_a_path)
-        .test_within(LONG, "swaps_in_the_kernel_lose_none_of_5000", &full, || {
-            swaps("--irqchip kernel --controller ioapic", 5_000)
+        .test("the_connection_picks_the_split_kick", &split, || {
+            picks_a_path("split", "split kick", &["host forward", "kernel loop"])
         })
         .test_within(LONG, "swaps_on_a_split_irqchip_lose_none", &split, || {
             swaps("--irqchip split", 1_000)
-        })
-        .test("the_program_forwards_to_the_ioapic_in_the_kernel", &full, || {
-            program_forwards(&[
-                "--irqchip kernel --controller ioapic --forward kernel",
-                "--irqchip kernel --controller ioapic --forward relay",
-            ])
         })
         .test("the_program_forwards_to_the_8259_in_the_kernel", &pic, || {
             program_forwards(&[
@@ -87,20 +115,12 @@ fn main() -> ExitCode {
         .test("the_program_forwards_to_the_8259_in_userspace", &user, || {
             program_forwards(&["--irqchip user --forward relay"])
         })
-        .test("without_the_guests_eoi_it_hangs", &full, || {
-            hangs(&["--irqchip kernel --forward kernel", "--irqchip kernel --forward relay"])
-        })
         .test("without_the_guests_eoi_the_split_kick_hangs", &split, || {
             hangs(&["--irqchip split --forward split-kick"])
         })
         .test("without_the_guests_eoi_the_8259_in_userspace_hangs", &user, || {
             hangs(&["--irqchip user --forward relay"])
         })
-        .test("the_relay_takes_at_most_five_system_calls", &traced, relay_calls)
-        .test("the_handler_reaches_the_device_without_an_exit", &full, reaches_the_bar)
-        .test("a_run_leaves_nothing_of_the_device_behind", &full, leaves_nothing)
-        .test("a_device_in_use_is_refused_in_one_line", &full, in_use)
-        .run()
 }
 
 fn composition(irqchip: Irqchip, forward: Forward) -> Composition {
@@ -110,7 +130,7 @@ fn composition(irqchip: Irqchip, forward: Forward) -> Composition {
         forward,
         source,
         eoi: Eoi::default_of(source),
-        ..Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic)
+        ..Composition::new(MachineKind::Kvm, irqchip, MachineKind::Kvm.controllers(irqchip)[0])
     }
 }
 
@@ -231,27 +251,22 @@ fn program_forwards(paths: &[&str]) {
     }
 }
 
-/// What nobody says, the connection finds.
-fn picks_a_path() {
-    for (irqchip, path, better) in [
-        ("kernel", "kernel loop", ["host forward"].as_slice()),
-        ("split", "split kick", &["host forward", "kernel loop"]),
-    ] {
-        let (status, object) = program(&format!("--irqchip {irqchip} --count 50"));
-        assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");
-        let forwarding = &object["forwarding"];
-        assert_eq!(
-            (&forwarding["path"], &object["forward"]),
-            (&path.into(), &"auto".into()),
-            "{object}"
-        );
-        let why_not = forwarding["why_not"].as_array().unwrap();
-        let paths: Vec<_> = why_not.iter().map(|why| why["path"].as_str().unwrap()).collect();
-        assert_eq!(paths, better, "{object}");
-        if irqchip == "kernel" {
-            let reason = why_not[0]["reason"].as_str().unwrap();
-            assert!(reason.contains("KVM_DEV_VFIO_DEVICE_FORWARD_IRQ"), "{reason}");
-        }
+/// What nobody says, the connection finds, and says why the `better` ones cannot be.
+fn picks_a_path(irqchip: &str, path: &str, better: &[&str]) {
+    let (status, object) = program(&format!("--irqchip {irqchip} --count 50"));
+    assert_eq!((status, &object["outcome"]), (Some(0), &"ok".into()), "{object}");
+    let forwarding = &object["forwarding"];
+    assert_eq!(
+        (&forwarding["path"], &object["forward"]),
+        (&path.into(), &"auto".into()),
+        "{object}"
+    );
+    let why_not = forwarding["why_not"].as_array().unwrap();
+    let paths: Vec<_> = why_not.iter().map(|why| why["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, better, "{object}");
+    if irqchip == "kernel" {
+        let reason = why_not[0]["reason"].as_str().unwrap();
+        assert!(reason.contains("KVM_DEV_VFIO_DEVICE_FORWARD_IRQ"), "{reason}");
     }
 }
 

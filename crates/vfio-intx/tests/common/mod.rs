@@ -5,9 +5,11 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 pub mod guest;
+#[cfg(target_arch = "x86_64")]
 pub mod kvm_guest;
 pub mod model_rig;
 pub mod rows;
+#[cfg(target_arch = "x86_64")]
 pub mod split_guest;
 pub mod vfio_rows;
 pub mod world;

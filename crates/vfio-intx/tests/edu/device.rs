@@ -74,6 +74,7 @@ pub fn second() -> Arc<Edu> {
 
 /// How often the host's kernel has handled the INTx of the first edu: its row of /proc/interrupts, which is only shown
 /// there while INTx is set up.
+#[cfg(target_arch = "x86_64")]
 pub fn host_interrupts() -> u64 {
     let read = |path: String| fs::read_to_string(path).unwrap();
     let irq = read(format!("/sys/bus/pci/devices/{FIRST}/irq"));

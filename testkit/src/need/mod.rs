@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The needs of a test, each checked by a trial on the host, once for each process.
 
+#[cfg(target_arch = "aarch64")]
+mod gic;
+#[cfg(target_arch = "x86_64")]
+mod pc;
+
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-use crate::counter::count;
-use crate::ioctl;
-use crate::machine::{Irqchip, Machine, PicChip};
-use crate::rig::LEVEL;
+#[cfg(target_arch = "aarch64")]
+use gic as trial;
+#[cfg(target_arch = "x86_64")]
+use pc as trial;
 
 /// One requirement of a test.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
     /// `/dev/kvm` opens and makes a VM with a vCPU.
     Kvm,
-    /// An in-kernel 8259 pair, IOAPIC and LAPIC, to which a resample irqfd can be assigned.
+    /// All controllers in the kernel, to which a resample irqfd can be assigned: an 8259 pair, IOAPIC and LAPIC, or a
+    /// GICv3.
     FullIrqchip,
     /// A split irqchip.
     SplitIrqchip,
-    /// Accept mode works: see [`Machine::accept`].
+    /// Accept mode works: see `Machine::accept`.
     AcceptMode,
     /// The LAPIC keeps an interrupt in service until the guest's own EOI write.
     GenuineLapicEoi,
@@ -59,6 +62,7 @@ impl Missing {
 }
 
 /// The cause of the end of an interrupt.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 enum EndedBy {
     /// Only the guest's EOI ended the interrupt.
@@ -67,6 +71,7 @@ enum EndedBy {
     Injection,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl EndedBy {
     fn guest(self, chip: &str) -> Result<(), Missing> {
         match self {
@@ -87,26 +92,39 @@ impl Need {
         }
         static KVM: OnceLock<Result<(), String>> = OnceLock::new();
         static FULL: OnceLock<Result<(), String>> = OnceLock::new();
+        #[cfg(target_arch = "x86_64")]
         static SPLIT: OnceLock<Result<(), String>> = OnceLock::new();
+        #[cfg(target_arch = "x86_64")]
         static ACCEPT: OnceLock<Result<(), String>> = OnceLock::new();
+        #[cfg(target_arch = "x86_64")]
         static LAPIC_EOI: OnceLock<Result<EndedBy, String>> = OnceLock::new();
+        #[cfg(target_arch = "x86_64")]
         static PIC_EOI: OnceLock<Result<EndedBy, String>> = OnceLock::new();
 
         match self {
-            Need::Kvm => once(&KVM, || build(Irqchip::User).map(drop)),
-            Need::FullIrqchip => once(&FULL, full_irqchip),
-            Need::SplitIrqchip => once(&SPLIT, || build(Irqchip::Split).map(drop)),
+            Need::Kvm => once(&KVM, kvm),
+            Need::FullIrqchip => once(&FULL, trial::full_irqchip),
+            #[cfg(target_arch = "aarch64")]
+            Need::SplitIrqchip | Need::AcceptMode | Need::GenuineLapicEoi | Need::GenuinePicEoi => {
+                let reason = format!("{self:?}: it is a PC's, and this is an arm64 host");
+                Err(Missing::on_this_host(reason))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Need::SplitIrqchip => once(&SPLIT, trial::split_irqchip),
+            #[cfg(target_arch = "x86_64")]
             Need::AcceptMode => {
                 Need::FullIrqchip.probe()?;
-                once(&ACCEPT, accept_mode)
+                once(&ACCEPT, trial::accept_mode)
             }
+            #[cfg(target_arch = "x86_64")]
             Need::GenuineLapicEoi => {
                 Need::FullIrqchip.probe()?;
-                once(&LAPIC_EOI, lapic_interrupt)?.guest("LAPIC")
+                once(&LAPIC_EOI, trial::lapic_interrupt)?.guest("LAPIC")
             }
+            #[cfg(target_arch = "x86_64")]
             Need::GenuinePicEoi => {
                 Need::FullIrqchip.probe()?;
-                once(&PIC_EOI, pic_interrupt)?.guest("8259")
+                once(&PIC_EOI, trial::pic_interrupt)?.guest("8259")
             }
             Need::KernelAtLeast(major, minor) => kernel_at_least(major, minor).map_err(Missing::on_this_host),
             Need::Facility(name, probe) => named(name, probe).map_err(Missing::of_kvm),
@@ -119,100 +137,11 @@ fn named(name: &str, probe: fn() -> Result<(), String>) -> Result<(), String> {
     probe().map_err(|reason| format!("{name}: {reason}"))
 }
 
-fn build(irqchip: Irqchip) -> Result<Machine, String> {
+fn kvm() -> Result<(), String> {
     if !Path::new("/dev/kvm").exists() {
         return Err("no /dev/kvm".into());
     }
-    Machine::builder()
-        .irqchip(irqchip)
-        .build()
-        .map_err(|e| format!("{irqchip:?} irqchip: {e}"))
-}
-
-fn eventfd() -> Result<EventFd, String> {
-    EventFd::new(EFD_NONBLOCK).map_err(|e| format!("eventfd: {e}"))
-}
-
-/// A machine with a resample irqfd on `gsi`, and its two eventfds.
-fn resample_machine(gsi: u32) -> Result<(Machine, EventFd, EventFd), String> {
-    let machine = build(Irqchip::Kernel)?;
-    let (trigger, resample) = (eventfd()?, eventfd()?);
-    ioctl::assign_resample(machine.vm(), &trigger, &resample, gsi)
-        .map_err(|e| format!("a resample irqfd on a full irqchip: {e}"))?;
-    Ok((machine, trigger, resample))
-}
-
-fn full_irqchip() -> Result<(), String> {
-    resample_machine(GSI).map(drop)
-}
-
-const GSI: u32 = 10;
-const VECTOR: u8 = 0x31;
-/// The work queue takes about 10 us, at worst 160 us.
-const LIMIT: Duration = Duration::from_secs(5);
-
-fn signal(trigger: &EventFd) -> Result<(), String> {
-    trigger.write(1).map_err(|e| format!("write to an eventfd: {e}"))
-}
-
-fn accept_mode() -> Result<(), String> {
-    let (mut machine, trigger, resample) = resample_machine(GSI)?;
-    machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
-    signal(&trigger)?;
-    let accepted = machine.accept_within(LIMIT);
-    if accepted != Some(VECTOR) {
-        return Err(format!(
-            "accept mode: accepted {accepted:?} instead of vector {VECTOR:#x}"
-        ));
-    }
-    let before = count(&resample);
-    machine.eoi();
-    let after = count(&resample);
-    if (before, after) != (0, 1) {
-        return Err(format!(
-            "accept mode: {before} resamples before the EOI and {after} after it, not 0 and 1"
-        ));
-    }
-    Ok(())
-}
-
-fn lapic_interrupt() -> Result<EndedBy, String> {
-    let (mut machine, trigger, resample) = resample_machine(GSI)?;
-    machine.set_rte(GSI, LEVEL | u64::from(VECTOR));
-    signal(&trigger)?;
-    took(&mut machine, VECTOR)?;
-    ended_by(&resample, || drop(machine.eoi()))
-}
-
-fn pic_interrupt() -> Result<EndedBy, String> {
-    const IRQ: u8 = 5;
-    const BASE: u8 = 0x20;
-    let (mut machine, trigger, resample) = resample_machine(IRQ.into())?;
-    machine.init_pics(BASE, false);
-    machine.set_elcr(PicChip::Master, 1 << IRQ);
-    machine.set_pic_mask(PicChip::Master, !(1 << IRQ));
-    signal(&trigger)?;
-    took(&mut machine, BASE + IRQ)?;
-    ended_by(&resample, || machine.pic_eoi(PicChip::Master))
-}
-
-fn took(machine: &mut Machine, vector: u8) -> Result<(), String> {
-    match machine.take_interrupt_within(LIMIT) {
-        Some(taken) if taken == vector => Ok(()),
-        other => Err(format!("the CPU took {other:?} instead of vector {vector:#x}")),
-    }
-}
-
-/// The negative control: in service, without the EOI, nothing may have been resampled.
-fn ended_by(resample: &EventFd, eoi: impl FnOnce()) -> Result<EndedBy, String> {
-    if count(resample) != 0 {
-        return Ok(EndedBy::Injection);
-    }
-    eoi();
-    match count(resample) {
-        1 => Ok(EndedBy::Guest),
-        n => Err(format!("{n} resamples at the guest's EOI, not 1")),
-    }
+    trial::vm()
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> Result<(), String> {
