@@ -255,10 +255,8 @@ impl Workspace {
                 "--release",
                 "--package",
                 PACKAGE,
-                "--test",
-                "loom",
-                "--test",
-                "loom_races",
+                "--lib",
+                "model_checks",
             ])
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", self.target.join("loom"));

@@ -198,12 +198,10 @@ impl Graph {
     }
 }
 
-/// The name of a dependency that a user of the crate gets; `None` for dependencies of tests, builds or the model
-/// checker.
+/// The name of a dependency that a user of the crate gets; `None` for dependencies of tests or builds.
 fn direct(dependency: &Value) -> Option<String> {
     let is_normal = dependency.get("kind")?.is_null();
-    let is_model_checker = dependency.get("target").and_then(Value::as_str) == Some("cfg(loom)");
-    (is_normal && !is_model_checker).then(|| dependency.get("name")?.as_str().map(str::to_owned))?
+    is_normal.then(|| dependency.get("name")?.as_str().map(str::to_owned))?
 }
 
 /// The crates that the README's paragraph "Dependencies:" names in backticks before its first full stop. Names in

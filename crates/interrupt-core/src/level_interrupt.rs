@@ -290,9 +290,9 @@ impl Shared {
 }
 
 // How many sources this thread is driving now, one inside the other. The model checker's macro has no const form.
-#[cfg(not(loom))]
+#[cfg(not(all(loom, test)))]
 thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
-#[cfg(loom)]
+#[cfg(all(loom, test))]
 thread_local!(static DEPTH: Cell<usize> = Cell::new(0));
 
 /// One thread in [`Shared::drive`]. Lets the next event drive the source if the source's own code has panicked.

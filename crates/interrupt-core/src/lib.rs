@@ -122,3 +122,8 @@ pub use wired_or::{LineCounts, WiredOr};
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 struct Readme;
+
+/// The model checks are among the library's own tests, so that the model checker is no dependency of the library.
+#[cfg(all(loom, test))]
+#[path = "../tests/loom/mod.rs"]
+mod model_checks;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The synchronisation primitives of std, or those of the model checker under `--cfg loom`.
+//! The synchronisation primitives of std, or those of the model checker in this crate's own tests under `--cfg loom`.
 
-#[cfg(not(loom))]
+#[cfg(not(all(loom, test)))]
 pub(crate) use std::{
     sync::{
         Condvar, Mutex, MutexGuard,
@@ -10,7 +10,7 @@ pub(crate) use std::{
     thread, thread_local,
 };
 
-#[cfg(loom)]
+#[cfg(all(loom, test))]
 pub(crate) use loom::{
     sync::{
         Condvar, Mutex, MutexGuard,

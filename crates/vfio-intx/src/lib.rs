@@ -5,8 +5,8 @@
 //!   [`Connection`](interrupt_core::forward::Connection), which decides by which path INTx goes to its line.
 //! * [`Relay`] is what an event loop runs: it carries interrupts and EOIs while no direct path does.
 //! * The device's end is an [`interrupt_core::forward::DeviceInterrupt`]: `VfioIntx` (feature `vfio`) for a VFIO
-//!   device's file descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, `ModelIntx`
-//!   (feature `testing`) for tests.
+//!   device's file descriptor, `VfioUserIntx` (feature `vfio-user`) for a device of a vfio-user server, `ClientIntx`
+//!   (feature `vfio-user-client`) for one behind a `vfio_user::Client`, `ModelIntx` (feature `testing`) for tests.
 //!
 //! # An interrupt that comes while something changes
 //!
@@ -49,6 +49,8 @@ pub use device::model::ModelIntx;
 pub use device::vfio::VfioIntx;
 #[cfg(feature = "vfio-user")]
 pub use device::vfio_user::VfioUserIntx;
+#[cfg(feature = "vfio-user-client")]
+pub use device::vfio_user_client::ClientIntx;
 pub use direct::DirectIntx;
 pub use error::{Error, Result};
 pub use intx::Intx;

@@ -9,8 +9,8 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use interrupt_core::forward::{Connection, GuestLine, Path};
 use interrupt_core::{Gsi, Level, Line, LoweredBy, testing::RecordingPin};
 use rustix::event::{EventfdFlags, eventfd};
 use vfio_intx::irq_set::IrqSet;
-use vfio_intx::{Intx, ModelIntx, State, VfioUserIntx};
-use vfio_user::Server;
+use vfio_intx::{ClientIntx, Intx, ModelIntx, State, VfioUserIntx};
+use vfio_user::{Client, Server};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -128,11 +128,9 @@ fn where_nobody_listens_there_is_no_connection() {
 }
 
 /// A line of this process, to which INTx is relayed, and 100 interrupts of it.
-fn round_trips(kind: edu::Intx) {
+fn round_trips(kind: edu::Intx, device: Arc<dyn DeviceInterrupt>, model: &ModelIntx) {
     const ROUNDS: u64 = 100;
-    let mut served = Served::new(kind);
-    let model = Arc::clone(&served.model);
-    let (intx, mut relay) = Intx::new(Arc::new(served.take())).unwrap();
+    let (intx, mut relay) = Intx::new(device).unwrap();
     let intx = Arc::new(intx);
     let connection = Connection::new(Arc::<Intx>::clone(&intx));
     let line = Line::new(Gsi(11), RecordingPin::default());
@@ -172,12 +170,36 @@ fn round_trips(kind: edu::Intx) {
 
 #[test]
 fn an_automasked_interrupt_goes_round_and_round() {
-    round_trips(edu::Intx::Level);
+    let mut served = Served::new(edu::Intx::Level);
+    let model = Arc::clone(&served.model);
+    round_trips(edu::Intx::Level, Arc::new(served.take()), &model);
 }
 
 #[test]
 fn a_pulse_goes_round_and_round() {
-    round_trips(edu::Intx::Pulse);
+    let mut served = Served::new(edu::Intx::Pulse);
+    let model = Arc::clone(&served.model);
+    round_trips(edu::Intx::Pulse, Arc::new(served.take()), &model);
+}
+
+/// Over the client that a VMM has for the device's regions.
+#[test]
+fn the_vmms_own_client_goes_round_and_round() {
+    for kind in [edu::Intx::Level, edu::Intx::Pulse] {
+        let path = socket_path();
+        let server = edu::server(&path, kind).unwrap();
+        let mut device = edu::Edu::new(kind);
+        let model = Arc::clone(device.model());
+        let thread = thread::spawn(move || drop(server.run(&mut device)));
+        let client = Arc::new(Mutex::new(Client::new(&path).unwrap()));
+        let intx = Arc::new(ClientIntx::new("edu", client.clone()));
+        round_trips(kind, intx, &model);
+        let mut id = [0; 4];
+        client.lock().unwrap().region_read(0, 0, &mut id).unwrap();
+        assert_eq!(u32::from_le_bytes(id), 0x0100_00ed);
+        client.lock().unwrap().shutdown().unwrap();
+        thread.join().unwrap();
+    }
 }
 
 /// The server has gone. What the VMM asks next says so, and INTx is disabled.

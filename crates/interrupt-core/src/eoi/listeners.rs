@@ -225,9 +225,9 @@ impl fmt::Debug for Entry {
 
 // How many listeners this thread is calling now, one inside the other. The type has no destructor, so that a guard may be
 // dropped at any time of a thread's end. The model checker's macro has no const form.
-#[cfg(not(loom))]
+#[cfg(not(all(loom, test)))]
 thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
-#[cfg(loom)]
+#[cfg(all(loom, test))]
 thread_local!(static DEPTH: Cell<usize> = Cell::new(0));
 
 /// One call of a listener, counted for as long as it lasts, even if the listener panics.

@@ -174,7 +174,12 @@ impl<'a> IrqSet<'a> {
         Self::new(flags::ACTION_UNMASK, 1, Data::Eventfd(eventfd))
     }
 
-    #[cfg(any(feature = "testing", feature = "vfio", feature = "vfio-user"))]
+    #[cfg(any(
+        feature = "testing",
+        feature = "vfio",
+        feature = "vfio-user",
+        feature = "vfio-user-client"
+    ))]
     /// The request behind [`DeviceInterrupt::set_trigger`](interrupt_core::forward::DeviceInterrupt::set_trigger).
     pub(crate) fn set_trigger(eventfd: Option<BorrowedFd<'a>>) -> Self {
         match eventfd {
@@ -198,7 +203,12 @@ impl<'a> IrqSet<'a> {
         }
     }
 
-    #[cfg(any(feature = "testing", feature = "vfio", feature = "vfio-user"))]
+    #[cfg(any(
+        feature = "testing",
+        feature = "vfio",
+        feature = "vfio-user",
+        feature = "vfio-user-client"
+    ))]
     /// `outcome` of this request on `device`, in the words of the device trait.
     pub(crate) fn outcome(&self, device: &str, outcome: io::Result<()>) -> Result<()> {
         outcome.map_err(|source| Error::Device {

@@ -10,3 +10,5 @@ pub(crate) mod model;
 pub(crate) mod vfio;
 #[cfg(feature = "vfio-user")]
 pub(crate) mod vfio_user;
+#[cfg(feature = "vfio-user-client")]
+pub(crate) mod vfio_user_client;

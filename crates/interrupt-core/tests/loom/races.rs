@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Model checks of guards and registrations that go while they are in use: every interleaving of two threads.
 //!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p interrupt-core --release --test loom_races`.
-#![cfg(loom)]
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p interrupt-core --release --lib model_checks`.
 
 use std::sync::Arc;
 
-use interrupt_core::forward::{EventfdId, Path, Registration, Registry};
-use interrupt_core::testing::{Journal, RecordingConsumer, RecordingPin, RecordingProducer};
-use interrupt_core::{EoiGuard, EoiNotifier, Gsi, Line, Listener};
+use crate::forward::{EventfdId, Path, Registration, Registry};
+use crate::testing::{Journal, RecordingConsumer, RecordingPin, RecordingProducer};
+use crate::{EoiGuard, EoiNotifier, Gsi, Line, Listener};
 use loom::sync::Mutex;
 use loom::thread;
 

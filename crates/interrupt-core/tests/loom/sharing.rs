@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Model checks of the sharing state: every interleaving of a few threads on one line.
 //!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p interrupt-core --release --test loom`.
-#![cfg(loom)]
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p interrupt-core --release --lib model_checks`.
 
-use interrupt_core::testing::RecordingPin;
-use interrupt_core::{
-    EoiGuard, EoiNotifier, Gsi, Level, LevelInterrupt, LevelSource, Line, LineSource, Listener, LoweredBy,
-};
+use crate::testing::RecordingPin;
+use crate::{EoiGuard, EoiNotifier, Gsi, Level, LevelInterrupt, LevelSource, Line, LineSource, Listener, LoweredBy};
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use std::sync::Arc;
