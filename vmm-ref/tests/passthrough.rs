@@ -121,6 +121,10 @@ fn of_a_pc(suite: Suite, edu: Need) -> Suite {
         .test("without_the_guests_eoi_the_8259_in_userspace_hangs", &user, || {
             hangs(&["--irqchip user --forward relay"])
         })
+        .test("a_device_in_use_is_refused_to_linux_too", &[edu], || {
+            refused_in_use(&["run --kernel /dev/null"])
+        })
+        .test("explain_names_the_path_of_any_card", &split, explains_any_card)
 }
 
 fn composition(irqchip: Irqchip, forward: Forward) -> Composition {
@@ -386,18 +390,70 @@ fn leaves_nothing() {
 }
 
 fn in_use() {
+    refused_in_use(&["run", "explain"]);
+}
+
+fn refused_in_use(commands: &[&str]) {
     let edu = Edu::open(address()).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
-        .args(["run", "--device", &format!("vfio:{ADDRESS}")])
-        .output()
-        .unwrap();
+    let device = format!("vfio:{ADDRESS}");
+    for command in commands {
+        let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
+            .args(command.split(' '))
+            .args(["--device", &device])
+            .output()
+            .unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), line.matches('\n').count()),
+            (Some(2), 1),
+            "{command}: {line}"
+        );
+        assert!(line.contains("is in use by another process"), "{command}: {line}");
+    }
     drop(edu);
-    let line = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        (output.status.code(), line.matches('\n').count()),
-        (Some(2), 1),
-        "{line}"
-    );
-    assert!(line.contains("is in use by another process"), "{line}");
     check(address()).unwrap();
+}
+
+/// Of each PCI device of the lab, whatever it is: its path without a run, and why no better one.
+fn explains_any_card() {
+    let cards = |(_, error): &(String, Option<String>)| error.is_none();
+    let all = fs::read_dir("/sys/bus/pci/drivers/vfio-pci").unwrap().flatten();
+    let names = all.map(|entry| entry.file_name().into_string().unwrap());
+    let checked =
+        names.filter_map(|name| Some((name.clone(), check(name.parse().ok()?).err().map(|no| no.to_string()))));
+    let usable: Vec<_> = checked.filter(cards).collect();
+    // The edu, and the network and USB cards.
+    assert!(usable.len() > 3, "{usable:?}");
+    for (name, _) in usable {
+        for (irqchip, path) in [("kernel", "kernel loop"), ("split", "split kick")] {
+            let output = Command::new(env!("CARGO_BIN_EXE_vmm-ref"))
+                .args([
+                    "explain",
+                    "--json",
+                    "--irqchip",
+                    irqchip,
+                    "--device",
+                    &format!("vfio:{name}"),
+                ])
+                .output()
+                .unwrap();
+            let object: Value =
+                serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+            assert_eq!(
+                (&object["path"], &object["device"]),
+                (&path.into(), &name.as_str().into()),
+                "{object}"
+            );
+            let better = object["why_not"].as_array().unwrap();
+            assert!(
+                !better.is_empty() && better.iter().all(|why| why["reason"] != ""),
+                "{object}"
+            );
+            assert!(
+                object["possible"].as_array().unwrap().contains(&"relay".into()),
+                "{object}"
+            );
+        }
+        check(name.parse().unwrap()).unwrap();
+    }
 }

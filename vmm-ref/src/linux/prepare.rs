@@ -124,8 +124,11 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
     })
 }
 
-/// Memory of `size` bytes, in a file without a name if another process is to have it.
-fn allocate(size: u64, shared: bool) -> std::result::Result<GuestMemoryMmap, String> {
+/// Memory of `size` bytes from address 0 on, around the gap; in a file without a name if another process is to have it.
+///
+/// # Errors
+/// One line: the system's error.
+pub fn allocate(size: u64, shared: bool) -> std::result::Result<GuestMemoryMmap, String> {
     let ranges = memory_ranges(size);
     if !shared {
         return GuestMemoryMmap::from_ranges(&ranges).map_err(|error| error.to_string());
