@@ -81,6 +81,8 @@ Examples:
                                    a PCI device of the host's, such as a network card, bound to vfio-pci
   vmm-ref run --kernel vmlinuz --initrd initrd --device vfio:0000:00:0a.0 --device vfio:0000:00:0c.0 --swap-every 50
                                    two, whose interrupts change their paths all the time
+  vmm-ref run --kernel vmlinuz --initrd initrd --device vfio:0000:00:12.0 --msi on
+                                   one that may use MSI-X
 
 Exit status with --kernel: what the guest writes to I/O port 0xf4, if it does; else 0 after a power-off, and 1 after a reset.";
 

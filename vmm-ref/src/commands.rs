@@ -24,6 +24,8 @@ use crate::error::{Error, INTERRUPTED};
 use crate::explain::explain;
 use crate::host::Host;
 #[cfg(target_arch = "x86_64")]
+use crate::linux::args::Switch;
+#[cfg(target_arch = "x86_64")]
 use crate::linux::launch::launch;
 #[cfg(target_arch = "x86_64")]
 use crate::linux::prepare::{BootOptions, check_speed, default_source, prepare};
@@ -273,6 +275,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
             devices: arguments.device.clone(),
             forward,
             share_irq: given.share_irq,
+            msi: given.msi == Some(Switch::On),
         },
         swap_every: arguments.swap_every,
     })?;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 /// The default command line: names the console, and resets the machine when the kernel panics.
 pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
@@ -44,6 +44,19 @@ pub struct LinuxArgs {
     /// Put all virtio devices on one GSI, and all PCI devices on another
     #[arg(long, requires = "kernel")]
     pub share_irq: bool,
+
+    /// Whether the PCI devices of vfio can use MSI-X instead of INTx, as far as they have it [default: off]
+    #[arg(long, value_name = "off|on", value_enum, requires = "kernel")]
+    pub msi: Option<Switch>,
+}
+
+/// Off or on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Off
+    Off,
+    /// On
+    On,
 }
 
 /// A disk as the command line names it.

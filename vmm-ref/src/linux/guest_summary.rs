@@ -104,6 +104,9 @@ pub struct CardSummary {
     pub host: Option<u64>,
     /// The guest's count of the line, for all its devices together; `null` when the guest printed none.
     pub guest: Option<GuestCount>,
+    /// How often the guest enabled MSI-X, during which the device has no INTx; absent without `--msi on` or MSI-X.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msix: Option<u64>,
     /// The changes of path; absent without `--swap-every`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swaps: Option<Account>,
@@ -142,6 +145,7 @@ impl CardSummary {
             eois: card.eois.count(),
             host: None,
             guest: None,
+            msix: card.msix.as_ref().map(|msix| msix.enabled()),
             swaps: None,
         }
     }
@@ -154,6 +158,11 @@ impl fmt::Display for CardSummary {
         write!(f, "{name} ({id}) as {address}: {gsi}, {path}")?;
         if let Some(Account { swaps, every, .. }) = self.swaps {
             write!(f, ", {swaps} changes of path, one every {every} EOIs")?;
+        }
+        match self.msix {
+            None | Some(0) => {}
+            Some(1) => write!(f, ", MSI-X enabled once")?,
+            Some(times) => write!(f, ", MSI-X enabled {times} times")?,
         }
         write!(f, ": ")?;
         if let Some(host) = self.host {

@@ -114,7 +114,8 @@ pub fn prepare(options: BootOptions) -> Result<Prepared> {
     let command_line = options.cmdline.as_deref().unwrap_or(COMMAND_LINE);
     parameters::write_reset_vector(&memory)?;
     parameters::write_parameters(&memory, size, &kernel, initrd, command_line)?;
-    acpi::write_tables(&memory, options.cpus, &virtio_places(backends.len(), options.share_irq))?;
+    let places = virtio_places(backends.len(), options.share_irq);
+    acpi::write_tables(&memory, options.cpus, &places, options.pci.msi)?;
     cpu_state::write_tables(&memory)?;
     Ok(Prepared {
         options,

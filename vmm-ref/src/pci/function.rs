@@ -10,6 +10,7 @@ use vfio_intx::Intx;
 use super::bar::{BARS, Bars, Space};
 use super::config_space::{BAR0, COMMAND, ConfigSpace, HEADER_TYPE, ID, SIZE};
 use super::device::{CONFIG_REGION, PciDevice};
+use super::msix::{Capability, Msix};
 use super::view::{ResetBit, View};
 use super::windows::Windows;
 use crate::error::Error;
@@ -38,7 +39,12 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the configuration space and the sizes of the BARs. With `messages` the guest sees MSI and MSI-X.
+    /// MSI-X of the device, if the guest sees it.
+    pub fn msix(&self) -> Option<Capability> {
+        self.view.msix
+    }
+
+    /// Reads the configuration space and the sizes of the BARs. With `messages` the guest sees MSI-X.
     ///
     /// # Errors
     /// One line: the device's error, or why it cannot be a function of this bus.
@@ -82,6 +88,7 @@ pub struct Function {
     windows: Arc<Windows>,
     /// The forwarder's, which ends INTx.
     intx: Weak<Intx>,
+    msix: Option<Arc<Msix>>,
     ending: Arc<Ending>,
     state: Mutex<State>,
 }
@@ -119,6 +126,7 @@ impl Function {
         identity: Identity,
         windows: Arc<Windows>,
         intx: Weak<Intx>,
+        msix: Option<Arc<Msix>>,
         ending: Arc<Ending>,
     ) -> Result<Self, String> {
         // As after a reset, which not every device can do.
@@ -130,6 +138,7 @@ impl Function {
             view: identity.view,
             windows,
             intx,
+            msix,
             ending,
             state: Mutex::new(State {
                 bars: identity.bars,
@@ -186,6 +195,9 @@ impl Function {
         state.command = 0;
         state.bars.reset();
         self.decode(state);
+        if let Some(msix) = &self.msix {
+            msix.reset();
+        }
         // After the reset of a device of VFIO its command register is what it was before.
         self.check(self.device.write(CONFIG_REGION, COMMAND.into(), &[0, 0]));
         match self.intx.upgrade().map(|intx| intx.reset(|| self.device.reset())) {
@@ -238,7 +250,11 @@ impl ConfigSpace for Function {
             return self.check(read);
         }
         for (at, byte) in (usize::from(offset)..).zip(data) {
-            *byte = self.view.byte(at, *byte);
+            *byte = match &self.msix {
+                Some(msix) if at == usize::from(msix.register()) => msix.control() as u8,
+                Some(msix) if at == usize::from(msix.register()) + 1 => (msix.control() >> 8) as u8,
+                _ => self.view.byte(at, *byte),
+            };
         }
     }
 
@@ -255,10 +271,16 @@ impl ConfigSpace for Function {
             byte.is_some_and(|byte| byte & bit.mask != 0)
         };
         if self.view.resets.iter().any(asks) {
-            self.reset(&mut state);
-        } else {
-            self.write_registers(&mut state, offset, data);
+            return self.reset(&mut state);
         }
+        if let Some(msix) = &self.msix {
+            let written = |register: u8| data.get(usize::from(register.checked_sub(offset)?)).copied();
+            // The bits that a guest can write are in the upper byte.
+            if let Some(upper) = written(msix.register() + 1) {
+                msix.set_control(u16::from(upper) << 8);
+            }
+        }
+        self.write_registers(&mut state, offset, data);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use interrupt_core::{Gsi, Irqchip};
 use kvm_ioctls::VmFd;
+use kvm_irqfd::SPLIT_PINS;
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_memory::GuestMemoryMmap;
@@ -19,6 +20,7 @@ use super::device::vfio_user::VfioUser;
 use super::function::{Function, Identity};
 use super::host_bridge::HostBridge;
 use super::line_eois::LineEois;
+use super::msix::{Msix, WithMsix};
 use super::windows::Windows;
 use crate::composition::options::{DeviceKind, Forward, Source};
 use crate::error::Result;
@@ -27,6 +29,9 @@ use crate::passthrough::forwarding::Forwarding;
 use crate::passthrough::preflight;
 use crate::vm::ending::Ending;
 use crate::vm::irqchip::{Controllers, occupied};
+
+/// The GSI of the first vector of MSI-X, after the pins of the IOAPIC.
+const FIRST_VECTOR: Gsi = Gsi(SPLIT_PINS);
 
 /// The devices that a guest gets.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub struct PciOptions {
     pub forward: Forward,
     /// Whether all devices have one line.
     pub share_irq: bool,
+    /// Whether the guest may use MSI-X.
+    pub msi: bool,
 }
 
 impl PciOptions {
@@ -90,6 +97,8 @@ pub struct Card {
     pub forwarding: Forwarding,
     /// The line's EOIs, which the devices on the line share.
     pub eois: Arc<LineEois>,
+    /// The device's MSI-X, if the guest may use it.
+    pub msix: Option<Arc<Msix>>,
 }
 
 /// The parts of the machine that the bus connects to.
@@ -132,13 +141,14 @@ impl PciHost {
         let (mut functions, mut cards) = (BTreeMap::from([(0, bridge)]), Vec::new());
         let (mut container, vfio) = (Container::default(), machine.controllers.kvm_vfio());
         let mut lines: BTreeMap<Gsi, Arc<LineEois>> = BTreeMap::new();
+        let mut vector = FIRST_VECTOR;
         for (number, wanted) in options.numbers().zip(&options.devices) {
             let device = open(wanted, &mut container, machine.memory)?;
             let unfit = |reason| Unusable::Unfit {
                 device: wanted.to_string(),
                 reason,
             };
-            let identity = Identity::read(&*device, false).map_err(unfit)?;
+            let identity = Identity::read(&*device, options.msi && device.has_messages()).map_err(unfit)?;
             if identity.pin == 0 {
                 let reason =
                     "it has no INTx pin (Interrupt Pin is 0 in its configuration space); use a device that has one";
@@ -151,8 +161,22 @@ impl PciHost {
             let line = machine.controllers.line(kind, source, vfio.clone());
             let forwarding = Forwarding::start(device.interrupt(), device.irq(), options.forward, line)?;
             let (intx, ending) = (forwarding.intx(), Arc::clone(machine.ending));
+            let msix = match (identity.msix(), machine.controllers.kvm()) {
+                (Some(capability), Some(interrupts)) => {
+                    let (first, device, interrupts) = (vector, Arc::clone(&device), interrupts.clone());
+                    vector.0 += u32::from(capability.vectors);
+                    let (intx, ending) = (forwarding.intx(), Arc::clone(machine.ending));
+                    Some(Arc::new(Msix::new(capability, device, intx, interrupts, first, ending)))
+                }
+                _ => None,
+            };
+            let device: Arc<dyn PciDevice> = match &msix {
+                Some(msix) => Arc::new(WithMsix::new(device, Arc::clone(msix))),
+                None => device,
+            };
+            let (windows, to_function) = (Arc::clone(&windows), msix.clone());
             let function =
-                Function::new(number, device, identity, Arc::clone(&windows), intx, ending).map_err(unfit)?;
+                Function::new(number, device, identity, windows, intx, to_function, ending).map_err(unfit)?;
             functions.insert(number, Arc::new(function));
             let eois = match lines.get(&gsi) {
                 Some(eois) => Arc::clone(eois),
@@ -165,6 +189,7 @@ impl PciHost {
                 number,
                 forwarding,
                 eois,
+                msix,
             });
         }
         Ok(Self {

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use vfio_intx::{Intx, ModelIntx, State};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::address_map::{IO_WINDOW, MEMORY_WINDOW};
 use super::config_ports::{ConfigPorts, PORT};
@@ -113,6 +114,14 @@ impl PciDevice for Model {
         Ok(())
     }
 
+    fn has_messages(&self) -> bool {
+        false
+    }
+
+    fn set_messages(&self, _: &[EventFd]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn reset(&self) -> io::Result<()> {
         self.resets.fetch_add(1, Ordering::Relaxed);
         self.check()
@@ -170,7 +179,7 @@ impl Bus {
             let identity = Identity::read(&*device, false).unwrap();
             let (weak, windows, ending) = (Arc::downgrade(&handle), Arc::clone(&windows), Arc::clone(&ending));
             intx.push(handle);
-            let function = Function::new(number, device, identity, windows, weak, ending).unwrap();
+            let function = Function::new(number, device, identity, windows, weak, None, ending).unwrap();
             (number, Arc::new(function) as Arc<dyn ConfigSpace>)
         });
         Self {

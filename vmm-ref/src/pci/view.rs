@@ -9,6 +9,7 @@
 use super::config_space::{
     CACHE_LINE, CAPABILITIES, COMMAND, HEADER_TYPE, INTERRUPT_LINE, INTERRUPT_PIN, ROM, SIZE, STATUS,
 };
+use super::msix::Capability;
 
 /// Capability IDs (PCI Code and ID Assignment Specification).
 const POWER_MANAGEMENT: u8 = 0x01;
@@ -52,10 +53,13 @@ pub struct View {
     pub resets: Vec<ResetBit>,
     /// The interrupt pin, 1 to 4; 0 for a function that has none.
     pub pin: u8,
+    /// MSI-X, if the guest sees it. Its control register is not the device's.
+    pub msix: Option<Capability>,
 }
 
 impl View {
-    /// The view of a device whose configuration space reads `space`. With `messages` the guest sees MSI and MSI-X.
+    /// The view of a device whose configuration space reads `space`. With `messages` the guest sees MSI-X. No guest sees
+    /// MSI.
     pub fn new(space: &[u8; SIZE], messages: bool) -> Self {
         let at = |register: u8| usize::from(register);
         let mut view = Self {
@@ -64,6 +68,7 @@ impl View {
             power_state: None,
             resets: Vec::new(),
             pin: space[at(INTERRUPT_PIN)].min(4),
+            msix: None,
         };
         for (register, bytes) in [(COMMAND, 2), (STATUS, 2), (CACHE_LINE, 2), (INTERRUPT_LINE, 1)] {
             view.writable[at(register)..][..bytes].fill(true);
@@ -102,6 +107,10 @@ impl View {
     fn remember(&mut self, space: &[u8; SIZE], start: usize) {
         match space[start] {
             POWER_MANAGEMENT => self.power_state = Some(start as u8 + 4),
+            MSI_X => {
+                self.msix = Some(Capability::read(space, start));
+                self.writable[start..start + 12].fill(false);
+            }
             // Device Capabilities bit 28, Device Control bit 15 (PCI Express Base Specification 5.0, 7.5.3).
             EXPRESS if space[start + 7] & 1 << 4 != 0 => self.resets.push(ResetBit {
                 offset: start as u8 + 9,
@@ -152,7 +161,8 @@ impl View {
 /// which bytes they have. Enhanced Allocation among them would say where the host's BARs are.
 fn shown(id: u8, messages: bool) -> bool {
     match id {
-        MSI | MSI_X => messages,
+        MSI => false,
+        MSI_X => messages,
         _ => true,
     }
 }
@@ -195,7 +205,7 @@ mod tests {
         put(0x3d, &[2]);
         put(0x60, &[MSI, 0x50, 0x80, 0]);
         put(0x50, &[POWER_MANAGEMENT, 0x80, 3, 0]);
-        put(0x80, &[MSI_X, 0x90]);
+        put(0x80, &[MSI_X, 0x90, 4, 0, 3, 0x20, 0, 0, 0x0b, 0x30, 0, 0]);
         put(0x90, &[EXPRESS, 0xe0, 2, 0, 0, 0, 0, 1 << 4]);
         put(0xe0, &[0x14, 0]);
         space
@@ -233,8 +243,19 @@ mod tests {
         let space = space();
         let view = View::new(&space, true);
         let ids: Vec<_> = list(&view, &space).into_iter().map(|(_, id)| id).collect();
-        assert_eq!(ids, [MSI, POWER_MANAGEMENT, MSI_X, EXPRESS]);
-        assert_eq!(view.writable(0x62, &[1, 0]), [(0x62, &[1, 0][..])]);
+        assert_eq!(ids, [POWER_MANAGEMENT, MSI_X, EXPRESS]);
+        assert!(
+            view.writable(0x82, &[1, 0]).is_empty(),
+            "the control register is not the device's"
+        );
+        let capability = Capability {
+            control: 0x82,
+            vectors: 5,
+            table: (3, 0x2000),
+            pending: (3, 0x3008),
+        };
+        assert_eq!(view.msix, Some(capability));
+        assert_eq!(View::new(&space, false).msix, None);
     }
 
     #[test]

@@ -90,6 +90,14 @@ impl Controllers {
         }
     }
 
+    /// KVM's part, with its irqfds and routes; `None` without an irqchip in the kernel.
+    pub fn kvm(&self) -> Option<&KvmInterrupts> {
+        match self {
+            Self::Kernel(interrupts) | Self::Split { interrupts, .. } => Some(interrupts),
+            Self::User(_) => None,
+        }
+    }
+
     /// Makes a level source on `gsi`.
     ///
     /// # Errors

@@ -28,9 +28,11 @@ const OEM_REVISION: u32 = 1;
 
 const LAPIC_BASE: u32 = 0xfee0_0000;
 
-/// IA-PC boot architecture flags: no VGA, no MSI, no CMOS clock. Bit 1 is clear: no keyboard controller. Linux then
-/// looks for no keyboard. The controller's reset command works nevertheless.
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
+/// IA-PC boot architecture flags: no VGA, no CMOS clock. Bit 1 is clear: no keyboard controller. Linux then looks for no
+/// keyboard. The controller's reset command works nevertheless.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+/// The flag by which no guest enables MSI.
+const NO_MSI: u16 = 1 << 3;
 
 /// The sleep type that switches the machine off (sleep control register, ACPI 6.5, 4.8.3.7).
 pub const S5: u8 = 5;
@@ -56,11 +58,11 @@ pub struct VirtioDevice {
     pub shared: bool,
 }
 
-/// Writes the tables for `cpus` processors and these devices.
+/// Writes the tables for `cpus` processors and these devices. With `msi` the guest may use messages of PCI devices.
 ///
 /// # Errors
 /// [`BootError::BootParameters`] when the tables do not fit into their range.
-pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice]) -> Result<(), BootError> {
+pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice], msi: bool) -> Result<(), BootError> {
     // The root pointer has the first address. The other tables are placed behind it.
     let mut next = ACPI + (Rsdp::len() as u64).next_multiple_of(64);
     let mut put = |table: &dyn Aml| {
@@ -76,7 +78,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, cpus: u8, devices: &[VirtioDevice]
         write(memory, at, &bytes).map(|()| at)
     };
     let dsdt = put(&dsdt(devices))?;
-    let fadt = put(&fadt(dsdt))?;
+    let fadt = put(&fadt(dsdt, msi))?;
     let madt = put(&madt(cpus))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -93,14 +95,14 @@ fn write(memory: &GuestMemoryMmap, at: u64, bytes: &[u8]) -> Result<(), BootErro
         .map_err(|error| BootError::BootParameters(error.to_string()))
 }
 
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(dsdt: u64, msi: bool) -> acpi_tables::fadt::FADT {
     let register = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::Headless)
         .flag(Flags::ResetRegSup);
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.iapc_boot_arch = (BOOT_ARCH | if msi { 0 } else { NO_MSI }).into();
     fadt.reset_reg = register(I8042 + RESET_PORT);
     fadt.reset_value = RESET;
     fadt.sleep_control_reg = register(SLEEP_CONTROL);
@@ -206,7 +208,7 @@ mod tests {
     #[test]
     fn the_tables_are_where_a_kernel_looks_and_sum_up_to_zero() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), HIGH_START as usize)]).unwrap();
-        write_tables(&memory, 4, &[]).unwrap();
+        write_tables(&memory, 4, &[], false).unwrap();
         let read = |at: u64, length: usize| {
             let mut bytes = vec![0; length];
             memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use interrupt_core::forward::{DeviceInterrupt, DeviceIrq};
+use vmm_sys_util::eventfd::EventFd;
 
 /// The region of BAR 0; those of the other BARs follow.
 pub const BAR0_REGION: u32 = vfio_bindings::bindings::vfio::VFIO_PCI_BAR0_REGION_INDEX;
@@ -58,6 +59,16 @@ pub trait PciDevice: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`read`](Self::read).
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Whether [`set_messages`](Self::set_messages) works.
+    fn has_messages(&self) -> bool;
+
+    /// Enables MSI-X, with an eventfd for each vector from the first on; without eventfds, disables it. INTx is disabled
+    /// while MSI-X is enabled.
+    ///
+    /// # Errors
+    /// The device's, or `Unsupported` for a device whose messages this process cannot have.
+    fn set_messages(&self, triggers: &[EventFd]) -> io::Result<()>;
 
     /// Resets the device. A device that cannot be reset is left as it is.
     ///

@@ -14,6 +14,7 @@ use vfio_intx::VfioIntx;
 use vfio_intx::irq_set::INTX;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioRegionInfoCap};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Area, BAR0_REGION, PciDevice};
 use crate::composition::pci_address::PciAddress;
@@ -157,6 +158,19 @@ impl PciDevice for Vfio {
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         self.access(region, offset, |file, at| file.write_all_at(data, at))
+    }
+
+    fn has_messages(&self) -> bool {
+        true
+    }
+
+    fn set_messages(&self, triggers: &[EventFd]) -> io::Result<()> {
+        let set = match triggers {
+            [] => self.device.disable_msix(),
+            some => self.device.enable_msix(some.iter().collect()),
+        };
+        // vfio-ioctls drops the errno.
+        set.map_err(io::Error::other)
     }
 
     fn reset(&self) -> io::Result<()> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use interrupt_core::forward::{DeviceInterrupt, DeviceIrq};
 use vfio_intx::VfioUserIntx;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Area, BAR0_REGION, PciDevice};
 use crate::composition::socket_path::SocketPath;
@@ -103,6 +104,15 @@ impl PciDevice for VfioUser {
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         self.server.region_write(region, offset, data)
+    }
+
+    /// `VfioUserIntx` sends one descriptor with a message.
+    fn has_messages(&self) -> bool {
+        false
+    }
+
+    fn set_messages(&self, _: &[EventFd]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn reset(&self) -> io::Result<()> {
