@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use interrupt_core::forward::{DeviceInterrupt, DeviceIrq};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -20,7 +20,7 @@ use super::config_ports::{ConfigPorts, PORT};
 use super::config_space::{ConfigSpace, SIZE};
 use super::device::{Area, BAR0_REGION, CONFIG_REGION, PciDevice};
 use super::function::{Function, Identity};
-use super::windows::Windows;
+use super::windows::{Windows, slots_of};
 use crate::vm::ending::{End, Ending};
 
 /// BAR 0: 8 KiB of memory, the first half of which is mapped. BAR 1: 256 bytes of memory. BAR 2: 32 ports. BARs 4 and 5:
@@ -40,6 +40,8 @@ struct Model {
     resets: AtomicUsize,
     gone: AtomicBool,
     intx: Arc<ModelIntx>,
+    /// The guest's memory slots, and which of them are the device's.
+    slots: OnceLock<(Slots, Range<u32>)>,
 }
 
 fn model() -> Arc<Model> {
@@ -62,6 +64,7 @@ fn model() -> Arc<Model> {
         resets: AtomicUsize::new(0),
         gone: AtomicBool::new(false),
         intx: Arc::new(ModelIntx::new("model")),
+        slots: OnceLock::new(),
     })
 }
 
@@ -105,6 +108,19 @@ impl PciDevice for Model {
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check()?;
+        let turns_off = match (region, offset, data) {
+            (CONFIG_REGION, 4, [command, ..]) => command & 2 == 0,
+            (CONFIG_REGION, 0x54, [power, ..]) => power & 3 != 0,
+            _ => false,
+        };
+        if let Some((slots, mine)) = self.slots.get().filter(|_| turns_off) {
+            let slots = slots.lock().unwrap();
+            assert_eq!(
+                slots.range(mine.clone()).count(),
+                0,
+                "a guest reaches what is turned off"
+            );
+        }
         for (at, byte) in (offset..).zip(data) {
             match region {
                 CONFIG_REGION => self.space.lock().unwrap()[at as usize] = *byte,
@@ -173,6 +189,8 @@ impl Bus {
         let models = [model(), model()];
         let mut intx = Vec::new();
         let functions = (1..).zip(&models).map(|(number, model)| {
+            let mine = slots_of(number);
+            model.slots.set((Arc::clone(&slots), mine)).unwrap();
             let (handle, _) = Intx::new(model.interrupt()).unwrap();
             let handle = Arc::new(handle);
             let device: Arc<dyn PciDevice> = Arc::<Model>::clone(model);

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -22,11 +23,18 @@ use crate::vm::ending::Ending;
 /// The first memory slot of the BARs. The slots below are the guest's memory.
 const FIRST_SLOT: u32 = 16;
 /// The most mapped parts of a BAR. Further parts are trapped.
-const PARTS: usize = 4;
+const PARTS: u32 = 4;
 
 /// Makes a range of this process memory of the guest, or takes it away (size 0): KVM_SET_USER_MEMORY_REGION. The caller
 /// of this type guarantees that the range is mapped for as long as a vCPU can run.
 pub type SetMemory = Box<dyn Fn(kvm_userspace_memory_region) -> errno::Result<()> + Send + Sync>;
+
+/// The memory slots of a function.
+pub(super) fn slots_of(function: u8) -> Range<u32> {
+    let slots = BARS as u32 * PARTS;
+    let first = FIRST_SLOT + u32::from(function) * slots;
+    first..first + slots
+}
 
 /// A BAR that its function wants to decode.
 #[derive(Debug)]
@@ -108,9 +116,12 @@ impl Windows {
 
     /// Makes the mapped parts memory of the guest. A part that KVM refuses is trapped.
     fn add(&self, decoder: &Decoder) -> Vec<u32> {
-        let first =
-            FIRST_SLOT + (u32::from(decoder.function) * BARS as u32 + u32::from(decoder.bar.number)) * PARTS as u32;
-        let areas = decoder.device.areas(decoder.bar.number).into_iter().take(PARTS);
+        let first = slots_of(decoder.function).start + u32::from(decoder.bar.number) * PARTS;
+        let areas = decoder
+            .device
+            .areas(decoder.bar.number)
+            .into_iter()
+            .take(PARTS as usize);
         let made = (first..).zip(areas).filter(|(slot, area)| {
             let fits = area
                 .offset
