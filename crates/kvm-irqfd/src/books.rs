@@ -2,6 +2,7 @@
 //! One VM's routes, lines, masks, and users of each pin: the one owner of what KVM does not keep (law 4).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,8 @@ pub(crate) struct Books {
 /// What changes at configuration time.
 pub(crate) struct State {
     pub(crate) routes: Routes,
+    /// The GSIs that this has; the others of the VM are somebody else's.
+    pub(crate) owned: Range<Gsi>,
     pub(crate) lines: BTreeMap<Gsi, GsiLine>,
     /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
     unmasked: Vec<bool>,
@@ -73,7 +76,13 @@ impl Drop for Binding {
 }
 
 impl Books {
-    pub(crate) fn new(kernel: Arc<dyn Kernel>, irqchip: Irqchip, pins: u32, routes: Routes) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        kernel: Arc<dyn Kernel>,
+        irqchip: Irqchip,
+        pins: u32,
+        routes: Routes,
+        owned: Range<Gsi>,
+    ) -> Result<Arc<Self>> {
         let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
         Ok(Arc::new(Self {
             irqchip,
@@ -81,6 +90,7 @@ impl Books {
             dispatcher: Dispatcher::new()?,
             state: Mutex::new(State {
                 routes,
+                owned,
                 lines: BTreeMap::new(),
                 unmasked: vec![false; pins],
                 bound: BTreeMap::new(),
@@ -231,6 +241,9 @@ impl State {
     /// Whether a GSI can take a new use of this kind.
     fn check(&self, irqchip: Irqchip, gsi: Gsi, kind: BindingKind) -> Result<()> {
         let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
+        if !self.owned.contains(&gsi) {
+            return refuse(Reason::NotOwned);
+        }
         let reserved = (gsi.0 as usize) < self.unmasked.len();
         match (kind, irqchip) {
             // Law 11: KVM raises the EOI exit for the reserved GSIs and for no other.

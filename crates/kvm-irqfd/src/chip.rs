@@ -20,6 +20,8 @@ pub enum Chip {
 
 #[cfg(target_arch = "x86_64")]
 impl Chip {
+    pub(crate) const ALL: [Self; 3] = [Self::PicMaster, Self::PicSlave, Self::Ioapic];
+
     pub(crate) fn pins(self) -> u32 {
         match self {
             Self::PicMaster | Self::PicSlave => 8,
@@ -57,6 +59,8 @@ pub enum Chip {
 
 #[cfg(target_arch = "aarch64")]
 impl Chip {
+    pub(crate) const ALL: [Self; 1] = [Self::Gic];
+
     /// KVM_IRQCHIP_NUM_PINS: interrupt IDs end at 1020, and the first 32 are no SPIs.
     pub(crate) fn pins(self) -> u32 {
         1020 - 32

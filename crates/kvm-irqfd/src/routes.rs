@@ -88,6 +88,18 @@ impl Routes {
         }
     }
 
+    /// The table that a VMM has given KVM_SET_GSI_ROUTING.
+    ///
+    /// # Errors
+    /// [`Reason::Route`]: an entry of a type that is none of a pin or a message (Hyper-V's and Xen's), or a pin of a
+    /// controller that does not exist.
+    pub fn from_kvm(entries: &[kvm_irq_routing_entry]) -> Result<Self> {
+        let mut routes = entries.iter().map(route).collect::<Result<Vec<_>>>()?;
+        // Stable: two entries of one GSI keep their order.
+        routes.sort_by_key(|(gsi, _)| *gsi);
+        Ok(Self { entries: routes })
+    }
+
     /// Where `gsi` leads; empty when nowhere.
     pub fn get(&self, gsi: Gsi) -> Vec<Route> {
         self.of(gsi).map(|(_, route)| *route).collect()
@@ -206,6 +218,34 @@ impl Routes {
 /// New routes, by GSI.
 pub(crate) type Changes = BTreeMap<Gsi, Vec<Route>>;
 
+fn route(entry: &kvm_irq_routing_entry) -> Result<(Gsi, Route)> {
+    let gsi = Gsi(entry.gsi);
+    let refuse = |reason| Err(Error::new("use routes", gsi, Reason::Route(reason)));
+    let route = match entry.type_ {
+        KVM_IRQ_ROUTING_IRQCHIP => {
+            // SAFETY: every member of the union is integers, which any bits are; this is the one that the type names.
+            let to = unsafe { entry.u.irqchip };
+            let Some(chip) = Chip::ALL.into_iter().find(|chip| chip.number() == to.irqchip) else {
+                return refuse("no such controller");
+            };
+            Route::Pin { chip, pin: to.pin }
+        }
+        KVM_IRQ_ROUTING_MSI => {
+            // SAFETY: as above.
+            let message = unsafe { entry.u.msi };
+            // SAFETY: as above; the union has one member of meaning.
+            let device = unsafe { message.__bindgen_anon_1.devid };
+            Route::Msi {
+                address: u64::from(message.address_hi) << 32 | u64::from(message.address_lo),
+                data: message.data,
+                device: (entry.flags & KVM_MSI_VALID_DEVID != 0).then_some(device),
+            }
+        }
+        _ => return refuse("neither a pin nor a message"),
+    };
+    Ok((gsi, route))
+}
+
 fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi: gsi.0,
@@ -322,6 +362,24 @@ mod tests {
         assert!(routes.iter().map(|(gsi, _)| gsi).is_sorted());
         routes.replace(back).unwrap();
         assert_eq!(routes, before);
+    }
+
+    #[test]
+    fn a_table_comes_back_from_kvms_entries() {
+        let mut routes = full();
+        let device = Route::Msi {
+            address: 0x1_FEE0_1000,
+            data: 0x4031,
+            device: Some(7),
+        };
+        set(&mut routes, 40, &[device]).unwrap();
+        set(&mut routes, 41, &[MSI]).unwrap();
+        let mut entries = routes.to_kvm().unwrap().as_slice().to_vec();
+        assert_eq!(Routes::from_kvm(&entries).unwrap(), routes);
+        entries.rotate_left(4);
+        assert_eq!(Routes::from_kvm(&entries).unwrap(), routes, "by GSI");
+        entries[0].type_ = 4; // KVM_IRQ_ROUTING_HV_SINT
+        Routes::from_kvm(&entries).unwrap_err();
     }
 
     #[test]

@@ -4,12 +4,16 @@
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use interrupt_core::{Delivery, Gsi, Irqfds, Msi, MsiOutput};
-use kvm_bindings::KVM_CAP_X2APIC_API;
+use kvm_bindings::{KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_irqfd::{EoiBroadcast, Error, KvmInterrupts, Reason, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
+use kvm_irqfd::{
+    EoiBroadcast, Error, KvmInterrupts, Reason, Routes, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast,
+};
 use testkit::harness::{Suite, differs};
 use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::need::Need;
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
             NEEDS,
             a_bound_eventfd_keeps_its_count,
         )
+        .test("beside_an_allocator_of_msis", NEEDS, beside_an_allocator_of_msis)
         .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
         .run()
 }
@@ -235,6 +240,60 @@ fn a_bound_eventfd_keeps_its_count() {
     assert!(error.to_string().contains("not bound"), "{error}");
     let error = interrupts.bind(trigger.as_fd(), Gsi(24)).unwrap_err();
     assert!(error.to_string().contains("reserved"), "{error}");
+}
+
+/// The VMM keeps the table, with the routes of its MSIs, and sets those of the pins among them.
+fn beside_an_allocator_of_msis() {
+    const MSI: u32 = 30;
+    let mut machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+    let vm = machine.vm().clone();
+    let message = |gsi, vector: u32| {
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        entry.u.msi.address_lo = 0xFEE0_0000;
+        entry.u.msi.data = vector;
+        entry
+    };
+    let (calls, table_vm) = (Arc::new(AtomicU32::new(0)), vm.clone());
+    let called = Arc::clone(&calls);
+    let set = move |pins: &[kvm_irq_routing_entry]| {
+        called.fetch_add(1, Ordering::Relaxed);
+        let mut entries = vec![message(MSI, 0x61)];
+        entries.extend_from_slice(pins);
+        Ok(table_vm.set_gsi_routing(&KvmIrqRouting::from_entries(&entries).unwrap())?)
+    };
+    let pins = Gsi(0)..Gsi(SPLIT_PINS);
+    // A pin that was routed before.
+    set(&[message(GSI.0, 1 << 15 | u32::from(VECTOR))]).unwrap();
+    let routes = Routes::from_kvm(&[message(GSI.0, 1 << 15 | u32::from(VECTOR))]).unwrap();
+    let interrupts = KvmInterrupts::beside(vm.clone(), pins.clone(), routes, set).unwrap();
+    let allocated = EventFd::new(EFD_NONBLOCK).unwrap();
+    vm.register_irqfd(&allocated, MSI).unwrap();
+    let source = interrupts.split_source(GSI, "device").unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "the route is the one that was there");
+    for vector in [VECTOR, 0x52, 0x53] {
+        interrupts.set_pin(GSI, Some(level(vector)), false).unwrap();
+        source.assert().unwrap();
+        assert_eq!(machine.accept(), Some(vector));
+        assert_eq!(ended(&machine.eoi()), [vector]);
+        allocated.write(1).unwrap();
+        assert_eq!(machine.accept(), Some(0x61), "the MSI has kept its route");
+        machine.eoi();
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
+    let not_owned = |error: &Error| matches!(error.reason, Reason::NotOwned);
+    assert!(not_owned(&interrupts.edge_irqfd(Gsi(MSI)).unwrap_err()));
+    let mut routing = interrupts.routing();
+    routing.set(Gsi(MSI), &[]).unwrap();
+    assert!(not_owned(&routing.commit().unwrap_err()));
+    let foreign = Routes::from_kvm(&[message(MSI, 0x61)]).unwrap();
+    assert!(not_owned(
+        &KvmInterrupts::beside(vm, pins, foreign, |_| Ok(())).unwrap_err()
+    ));
 }
 
 fn refusals_leave_nothing() {

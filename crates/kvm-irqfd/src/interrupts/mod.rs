@@ -6,19 +6,22 @@ pub(crate) mod source;
 pub(crate) mod subscribe;
 
 use std::fmt;
+use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource, Listener};
+use kvm_bindings::kvm_irq_routing_entry;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::books::Books;
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 use crate::kernel::eventfd::Eventfd;
 use crate::kernel::irqchip::{SPLIT_PINS, probe};
-use crate::kernel::{Kernel, KvmVm};
+use crate::kernel::{Kernel, KvmVm, SetRoutes};
 use crate::kind::BindingKind;
 use crate::line::{GsiCounts, GsiLine};
 use crate::routes::Routes;
@@ -29,7 +32,7 @@ use source::EdgeIrqfd;
 /// because KVM's own answers cannot be relied on (a deassign never fails, an assign checks no GSI).
 ///
 /// Make one for each VM, after the irqchip; nothing else may then call KVM_IRQFD, KVM_IRQ_LINE or KVM_SET_GSI_ROUTING
-/// on that VM. Clones are handles to the same. See the [crate documentation](crate) for an example.
+/// on that VM, or for the GSIs that [`beside`](Self::beside) gives to this. Clones are handles to the same. See the [crate documentation](crate) for an example.
 ///
 /// Where /proc is not mounted, as in the jail of a VMM, the kernel does not say which eventfd a descriptor stands for.
 /// Each eventfd of the caller is then taken to be a different one:
@@ -46,14 +49,42 @@ impl KvmInterrupts {
     /// Takes over a VM whose routing table is as KVM made it with the irqchip. A split irqchip is taken to have
     /// [`SPLIT_PINS`] GSIs reserved, all of them masked.
     ///
-    /// KVM does not tell its routing table. Routes that the VMM has set before are unknown here, and the next change
-    /// of a route removes those routes: add them with [`routing`](Self::routing) first, in one commit.
+    /// KVM does not tell its routing table. Where the VMM has set routes before, see
+    /// [`with_routes`](Self::with_routes), and where it goes on doing so, [`beside`](Self::beside).
     ///
     /// # Errors
     /// [`Reason::Os`](crate::Reason::Os) when KVM or epoll refuse, EMFILE say; on aarch64
     /// [`Reason::NotInitialised`](crate::Reason::NotInitialised) when the vGIC is not initialised yet.
     pub fn new(vm: Arc<VmFd>) -> Result<Self> {
-        Self::build(vm, SPLIT_PINS, Routes::initial)
+        Self::build(vm, SPLIT_PINS, Routes::initial, None)
+    }
+
+    /// The same for a VM whose routing table the VMM has set to `routes`. KVM is not asked to set it again.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_routes(vm: Arc<VmFd>, routes: Routes) -> Result<Self> {
+        Self::build(vm, SPLIT_PINS, |_| routes, None)
+    }
+
+    /// The same beside other owners of the VM's interrupts, an allocator of MSIs say: this has `gsis` and no other, whose
+    /// routes are `routes` so far. KVM takes the routing table as a whole, so that the VMM keeps the table: `set_routes`
+    /// is given all entries for `gsis` whenever one of them changes, and calls KVM_SET_GSI_ROUTING with these and those of
+    /// the others. It is called under a lock, and must not use these interrupts. An entry that it sets may not lead to a
+    /// pin that an entry of these GSIs leads to.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Reason::NotOwned`](crate::Reason::NotOwned) when `routes` has another GSI.
+    pub fn beside(
+        vm: Arc<VmFd>,
+        gsis: Range<Gsi>,
+        routes: Routes,
+        set_routes: impl Fn(&[kvm_irq_routing_entry]) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        if let Some((gsi, _)) = routes.iter().find(|(gsi, _)| !gsis.contains(gsi)) {
+            return Err(Error::new("use routes", gsi, Reason::NotOwned));
+        }
+        Self::build(vm, SPLIT_PINS, |_| routes, Some((gsis, Box::new(set_routes))))
     }
 
     /// The same for a vGIC with `spis` shared interrupts, whose GSIs are 0 to `spis`-1; [`new`](Self::new) takes the
@@ -63,7 +94,7 @@ impl KvmInterrupts {
     /// As [`new`](Self::new).
     #[cfg(target_arch = "aarch64")]
     pub fn with_spis(vm: Arc<VmFd>, spis: u32) -> Result<Self> {
-        Self::build(vm, 0, |_| Routes::of_gic(spis))
+        Self::build(vm, 0, |_| Routes::of_gic(spis), None)
     }
 
     /// The same for a split irqchip with another number of reserved GSIs.
@@ -71,13 +102,20 @@ impl KvmInterrupts {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_split_pins(vm: Arc<VmFd>, pins: u32) -> Result<Self> {
-        Self::build(vm, pins, Routes::initial)
+        Self::build(vm, pins, Routes::initial, None)
     }
 
-    fn build(vm: Arc<VmFd>, pins: u32, routes: impl FnOnce(Irqchip) -> Routes) -> Result<Self> {
-        let kernel: Arc<dyn Kernel> = Arc::new(KvmVm::new(Arc::clone(&vm)));
+    fn build(
+        vm: Arc<VmFd>,
+        pins: u32,
+        routes: impl FnOnce(Irqchip) -> Routes,
+        others: Option<(Range<Gsi>, SetRoutes)>,
+    ) -> Result<Self> {
+        let (owned, set_routes) = others.unzip();
+        let owned = owned.unwrap_or(Gsi(0)..Gsi(u32::MAX));
+        let kernel: Arc<dyn Kernel> = Arc::new(KvmVm::new(Arc::clone(&vm), set_routes));
         let irqchip = probe(&*kernel)?;
-        let books = Books::new(kernel, irqchip, pins, routes(irqchip))?;
+        let books = Books::new(kernel, irqchip, pins, routes(irqchip), owned)?;
         Ok(Self { vm, books })
     }
 

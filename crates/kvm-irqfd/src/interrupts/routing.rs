@@ -70,6 +70,7 @@ impl<'a> Routing<'a> {
     /// again.
     ///
     /// # Errors
+    /// * [`Reason::NotOwned`]: a GSI belongs to another owner of the table. Nothing has changed.
     /// * [`Reason::TableFull`]: the table would have too many entries. Nothing has changed.
     /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is
     ///   in use would lead nowhere, would not report its EOIs any more, or would drive a pin that another line drives.
@@ -112,6 +113,9 @@ fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> 
 
 /// Exchanges the table for one with `changes`.
 fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Result<Committed> {
+    if let Some(gsi) = changes.keys().find(|gsi| !state.owned.contains(gsi)) {
+        return Err(Error::new(OPERATION, *gsi, Reason::NotOwned));
+    }
     changes.retain(|gsi, routes| state.routes.get(*gsi) != *routes);
     // KVM follows a change from MSI to MSI by itself, which is what a guest does when it moves an interrupt to another
     // CPU, and no other line depends on such a route.

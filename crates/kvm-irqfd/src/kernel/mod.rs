@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use interrupt_core::{Delivery, Gsi, Level};
-use kvm_bindings::{KVM_CAP_IRQ_INJECT_STATUS, KVMIO, KvmIrqRouting, kvm_irq_level};
+use kvm_bindings::{KVM_CAP_IRQ_INJECT_STATUS, KVMIO, KvmIrqRouting, kvm_irq_level, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -49,12 +49,17 @@ pub(crate) struct KvmVm {
     vm: Arc<VmFd>,
     /// The kernel answers KVM_IRQ_LINE_STATUS.
     status: bool,
+    /// What sets the routing table, if it is not this crate.
+    set_routes: Option<SetRoutes>,
 }
 
+/// The VMM's own way to set the routes of some GSIs, among those of others.
+pub(crate) type SetRoutes = Box<dyn Fn(&[kvm_irq_routing_entry]) -> io::Result<()> + Send + Sync>;
+
 impl KvmVm {
-    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+    pub(crate) fn new(vm: Arc<VmFd>, set_routes: Option<SetRoutes>) -> Self {
         let status = vm.check_extension_raw(u64::from(KVM_CAP_IRQ_INJECT_STATUS)) > 0;
-        Self { vm, status }
+        Self { vm, status, set_routes }
     }
 }
 
@@ -84,7 +89,10 @@ impl Kernel for KvmVm {
     }
 
     fn set_routing(&self, table: &KvmIrqRouting) -> io::Result<()> {
-        Ok(self.vm.set_gsi_routing(table)?)
+        match &self.set_routes {
+            Some(set_routes) => set_routes(table.as_slice()),
+            None => Ok(self.vm.set_gsi_routing(table)?),
+        }
     }
 
     fn set_irq_line(&self, gsi: Gsi, level: Level) -> io::Result<Delivery> {
