@@ -504,3 +504,57 @@ fn a_source_that_comes_after_the_msi_is_refused() {
     assert_eq!(refused.errno(), Some(95), "{refused}");
     router.source(Gsi(30), "device", LoweredBy::Device).unwrap();
 }
+
+/// The levels of both controllers are restored: a pin of the IOAPIC alone, and an IRQ of the slave.
+#[test]
+fn a_router_restores_the_levels_of_each_controller() {
+    let before = Pc::new(true);
+    let levels = [20, 11].map(|gsi| before.router.source(Gsi(gsi), "device", LoweredBy::Device).unwrap());
+    levels.iter().for_each(|source| assert!(source.assert().is_ok()));
+    let (ioapic, pic) = (before.ioapic.save(), before.pic.save());
+    let after = Pc::new(true);
+    let sources = [20, 11].map(|gsi| after.router.source(Gsi(gsi), "device", LoweredBy::Device).unwrap());
+    after.router.restore(Some(&ioapic), Some(&pic)).unwrap();
+    assert_eq!(after.ioapic.levels(), 1 << 20 | 1 << 11);
+    assert_eq!(after.pic.level(Gsi(11)).unwrap(), Level::High);
+    sources.iter().for_each(|source| source.deassert().unwrap());
+    assert_eq!(
+        (after.ioapic.levels(), after.pic.level(Gsi(11)).unwrap()),
+        (0, Level::Low)
+    );
+    // By the 8259 pair alone.
+    let pic_only = Pc::new(true);
+    pic_only.router.restore(None, Some(&pic)).unwrap();
+    assert_eq!(pic_only.pic.level(Gsi(11)).unwrap(), Level::High);
+    // A state that cannot be changes neither.
+    let mut wrong = pic.clone();
+    wrong.slave.highest = 8;
+    let untouched = Pc::new(true);
+    untouched.router.restore(Some(&ioapic), Some(&wrong)).unwrap_err();
+    assert_eq!(untouched.ioapic.levels(), 0);
+}
+
+/// Row 139: behind a router, too, each assertion on an edge pin is an edge.
+#[test]
+fn row_139_a_source_that_an_eoi_lowers_pulses_an_edge_pin() {
+    let pc = Pc::new(false);
+    pc.router.add(Gsi(20), Route::Ioapic(Gsi(20))).unwrap();
+    let source = pc.router.source(Gsi(20), "device", LoweredBy::Eoi).unwrap();
+    // Masked and by level at first, and high when the guest makes it an edge pin.
+    source.assert().unwrap();
+    for (register, value) in [(0x11u32 + 2 * 20, 0u32), (0x10 + 2 * 20, 0x31)] {
+        let base = MmioAddress(Ioapic::BASE);
+        pc.ioapic.mmio_write(base, 0x00, &register.to_le_bytes());
+        pc.ioapic.mmio_write(base, 0x10, &value.to_le_bytes());
+    }
+    for _ in 0..3 {
+        assert_eq!(source.assert().unwrap(), Delivery::Delivered(1));
+        assert_eq!(pc.ioapic.levels(), 0, "the line has fallen by itself");
+        assert_eq!(pc.apics.accept(0), Some(0x31));
+        pc.apics.eoi(0, &pc.ioapic);
+    }
+    let broken = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let _guard = pc.router.subscribe(Gsi(20).into(), Listener::fd(broken)).unwrap();
+    pc.ioapic.eoi(0x31);
+    assert_eq!(pc.router.listener_errors(), 1);
+}

@@ -274,6 +274,9 @@ fn row_97_any_step_fails() {
                     world.rig.refuse(0, 0, 0);
                     let what = format!("{from} to {to}, {moment:?}, step {step}: {requests:?}");
                     let status = world.intx.status();
+                    // Whatever was done about it, the status names the last request that was refused.
+                    let named = status.last_error.as_ref().map(|error| error.errno());
+                    assert_eq!(named, (world.rig.refused() > 0).then_some(Some(EIO)), "{what}");
                     // One step that fails costs no more than the direct path.
                     let state = outcome.as_ref().unwrap();
                     assert!([to, State::Carried(Path::Relay)].contains(state), "{what}");
@@ -327,6 +330,9 @@ fn row_97_enable_fails_at_each_step() {
                         }
                     ));
                     assert!(!world.rig.is_enabled());
+                    let status = world.intx.status();
+                    assert_eq!(status.last_error.as_ref().map(|error| error.errno()), Some(Some(EIO)));
+                    assert!(matches!(status.reason, Reason::Failed(_)), "{status}");
                     reached.push(world.intx.enable().unwrap());
                 }
             }

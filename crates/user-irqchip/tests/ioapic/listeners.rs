@@ -312,3 +312,36 @@ fn nothing_is_lost_while_the_guest_masks_and_ends() {
     });
     assert_eq!(causes.load(Ordering::SeqCst), 0);
 }
+
+/// Case N4: the vector that the entry had is another pin's.
+#[test]
+fn an_eoi_of_a_vector_that_the_pin_had_tells_nobody() {
+    let bench = Bench::new();
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    let listener = Listener::callback(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _guard = bench.ioapic.subscribe(Gsi(5).into(), listener).unwrap();
+    // After a reset an entry has vector 0.
+    bench.ioapic.eoi(0);
+    assert_eq!(told.swap(0, Ordering::Relaxed), 1);
+    for (vector, before) in [(0x31, 0), (0x42, 0x31)] {
+        bench.set_entry(5, MASKED | LEVEL | vector);
+        bench.ioapic.eoi(before);
+        assert_eq!(told.load(Ordering::Relaxed), 0, "{before:#x}");
+        bench.ioapic.eoi(vector as u8);
+        assert_eq!(told.swap(0, Ordering::Relaxed), 1, "{vector:#x}");
+    }
+}
+
+#[test]
+fn a_listener_that_cannot_be_told_is_counted() {
+    let bench = Bench::new();
+    let broken = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let _guard = bench.ioapic.subscribe(Gsi(5).into(), Listener::fd(broken)).unwrap();
+    bench.set_entry(5, LEVEL | 0x31);
+    assert_eq!(bench.ioapic.counts().listener_errors, 1, "asked at the unmask");
+    bench.ioapic.eoi(0x31);
+    assert_eq!(bench.ioapic.counts().listener_errors, 2);
+}

@@ -173,3 +173,25 @@ fn a_router_drives_both_controllers() {
     panics(|| drop(source.assert()));
     assert_eq!(output.sent.load(Ordering::Relaxed), 1);
 }
+
+#[test]
+fn a_delay_that_ends_and_a_pin_that_moves_let_the_panic_go_on() {
+    let output = Arc::new(Faulty::default());
+    let ioapic = Ioapic::builder().on_delayed_eoi(|_| {}).build(output.clone()).unwrap();
+    let source = ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    set_low(&ioapic, 5, LEVEL | 0x31);
+    source.assert().unwrap();
+    (0..10_000).for_each(|_| ioapic.eoi(0x31));
+    output.sends.store(true, Ordering::Relaxed);
+    panics(|| ioapic.delayed_eoi());
+    assert_eq!(ioapic.reassert(Gsi(5)).unwrap(), Delivery::Delivered(1));
+    // In service, and moved to another processor: the output is told at the EOI.
+    let base = MmioAddress(Ioapic::BASE);
+    ioapic.mmio_write(base, SELECT, &(0x11 + 2 * 5u32).to_le_bytes());
+    ioapic.mmio_write(base, WINDOW, &(1u32 << 24).to_le_bytes());
+    output.pins.store(true, Ordering::Relaxed);
+    panics(|| ioapic.eoi(0x31));
+    let sent = output.sent.load(Ordering::Relaxed);
+    set_low(&ioapic, 5, LEVEL | 0x31);
+    assert_eq!(output.sent.load(Ordering::Relaxed), sent + 1);
+}

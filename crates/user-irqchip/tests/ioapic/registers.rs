@@ -229,3 +229,26 @@ fn the_builders_id_comes_back_with_a_reset() {
     let refused = Ioapic::builder().id(16).build(bench.sink.clone()).unwrap_err();
     assert_eq!(refused, ConfigError::Id { id: 16 });
 }
+
+#[test]
+fn a_select_of_three_bytes_and_an_eoi_register_that_is_not_there_are_ignored() {
+    let bench = Bench::new();
+    bench.write_bytes(SELECT, &[1]);
+    let before = bench.ioapic.counts().ignored_accesses;
+    bench.write_bytes(SELECT, &[0; 3]);
+    assert_eq!(bench.read(SELECT), 1);
+    // Version 0x11 has none.
+    assert_eq!(bench.read(0x40), 0);
+    assert_eq!(bench.ioapic.counts().ignored_accesses, before + 2);
+}
+
+#[test]
+fn an_id_has_four_bits() {
+    let build = |id| {
+        Ioapic::builder()
+            .id(id)
+            .build(std::sync::Arc::new(crate::Sink::default()))
+    };
+    assert_eq!(build(15).unwrap().save().id, 15);
+    build(16).unwrap_err();
+}

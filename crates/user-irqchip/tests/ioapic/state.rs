@@ -303,3 +303,26 @@ fn the_registers_of_another_model_are_restored_and_read_back() {
     entries[4] = 0x31;
     assert_eq!(bench.ioapic.save().entries().collect::<Vec<_>>(), entries);
 }
+
+/// A pin in service that the guest has moved: the restored chip knows the old destination until the EOI.
+#[test]
+fn a_moved_pin_is_told_after_its_eoi_in_another_chip() {
+    const TO_1: u64 = 1 << 56;
+    let before = Bench::new();
+    before.set_entry(5, LEVEL | 0x31);
+    let source = before.ioapic.source(Gsi(5), "device", LoweredBy::Eoi).unwrap();
+    source.assert().unwrap();
+    before.set_entry(5, TO_1 | LEVEL | 0x31);
+    let state = before.ioapic.save();
+    let after = Bench::new();
+    after.ioapic.restore(&state).unwrap();
+    assert_eq!(after.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8031)))]);
+    after.ioapic.eoi(0x31);
+    assert_eq!(after.sink.take(), [Told::Routed(5, Some((0xfee0_1000, 0x8031)))]);
+    // Neither an address without an interrupt in service nor one that is no message's.
+    for (entry, sent_to) in [(LEVEL | 0x31, 0xfee0_0000), (LEVEL | REMOTE_IRR | 0x31, 0x1234)] {
+        let mut wrong = state.clone();
+        (wrong.pins[5].entry, wrong.pins[5].sent_to) = (entry, Some(sent_to));
+        after.ioapic.restore(&wrong).unwrap_err();
+    }
+}

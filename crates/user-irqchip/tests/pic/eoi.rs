@@ -223,3 +223,12 @@ fn a_listener_that_panics_leaves_the_pair_whole() {
     catch_unwind(AssertUnwindSafe(|| bench.outb(MASTER, 0x11))).unwrap_err();
     assert_eq!(told.load(Ordering::Relaxed), 1);
 }
+
+#[test]
+fn a_listener_that_cannot_be_told_is_counted() {
+    let bench = Bench::new();
+    let broken = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let _guard = bench.pic.subscribe(Gsi(3).into(), Listener::fd(broken)).unwrap();
+    bench.outb(MASTER, SPECIFIC_EOI | 3);
+    assert_eq!(bench.pic.counts().listener_errors, 1);
+}

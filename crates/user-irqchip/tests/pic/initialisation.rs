@@ -145,3 +145,14 @@ fn rotation_on_automatic_eoi_outlasts_icw1() {
     assert_eq!(bench.take(), Some(0x0b));
     assert_eq!(bench.pic.save().master.highest, 4);
 }
+
+/// ICW1 ends a poll that the guest has begun, and without ICW4 the special fully nested mode.
+#[test]
+fn icw1_ends_a_poll_and_the_modes_of_icw4() {
+    let bench = Bench::with(X86 | crate::SPECIAL_FULLY_NESTED);
+    assert!(bench.pic.save().master.special_fully_nested);
+    bench.outb(MASTER, crate::POLL);
+    bench.outb(MASTER, 0x10);
+    let state = bench.pic.save().master;
+    assert_eq!((state.poll, state.special_fully_nested), (false, false));
+}

@@ -176,3 +176,57 @@ fn intr_rises_again_for_what_nests() {
     bench.outb(MASTER, NON_SPECIFIC_EOI);
     assert_eq!(bench.rises(), 0);
 }
+
+/// The first input of the slave, and a second request that waits: INTR rises again after the cycle.
+#[test]
+fn intr_rises_again_for_the_next_request() {
+    let bench = Bench::new();
+    let [first, second] = [8, 1].map(|irq| bench.source(irq));
+    first.assert().unwrap();
+    assert_eq!((bench.irr(), bench.rises()), ([0x04, 0x01], 1));
+    second.assert().unwrap();
+    assert_eq!(
+        (bench.take(), bench.rises()),
+        (Some(0x09), 0),
+        "IRQ 8 waits for its EOI"
+    );
+    bench.outb(MASTER, NON_SPECIFIC_EOI);
+    assert_eq!((bench.take(), bench.rises()), (Some(0x70), 1));
+    // With a higher priority than what has been taken.
+    second.deassert().unwrap();
+    second.assert().unwrap();
+    assert_eq!(bench.rises(), 1);
+    let third = bench.source(0);
+    third.assert().unwrap();
+    assert_eq!((bench.take(), bench.rises()), (Some(0x08), 0));
+}
+
+/// INTR is high when the processor takes the first of two requests, and rises for the second one.
+#[test]
+fn intr_falls_with_the_cycle() {
+    let bench = Bench::with(X86 | crate::AUTO_EOI);
+    let [first, second] = [3, 4].map(|irq| bench.source(irq));
+    first.assert().unwrap();
+    second.assert().unwrap();
+    assert_eq!((bench.rises(), bench.take(), bench.rises()), (1, Some(0x0b), 1));
+    assert_eq!((bench.take(), bench.rises()), (Some(0x0c), 0));
+}
+
+#[test]
+fn the_hook_runs_without_a_lock() {
+    use std::sync::{Arc, OnceLock};
+    let slot: Arc<OnceLock<Arc<user_irqchip::Pic>>> = Arc::default();
+    let hook = Arc::clone(&slot);
+    let pic = Arc::new(user_irqchip::Pic::new(move || {
+        hook.get().map(|pic| pic.save());
+    }));
+    assert!(slot.set(Arc::clone(&pic)).is_ok());
+    let source = pic.source(interrupt_core::Gsi(3), "device", interrupt_core::LoweredBy::Device);
+    source.unwrap().assert().unwrap();
+    // A poll of a port lowers and raises INTR by a guest's access.
+    use vm_device::DevicePio;
+    use vm_device::bus::PioAddress;
+    for value in [0xff, 0x00] {
+        pic.pio_write(PioAddress(MASTER + 1), 0, &[value]);
+    }
+}
