@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::lab::Arch;
+
 /// Measure round trips beside their floors, and make a page of it: target/bench/index.html.
 ///
 /// Criterion's benchmarks of single operations come first; `cargo bench -p benches` runs all of criterion's, with its
@@ -20,6 +22,8 @@ Examples:
   cargo xtask bench --compare old.json   and what has changed beyond noise
   cargo xtask bench --lab                in the lab, where the LAPIC's EOI is the guest's own: target/bench/lab.html
   cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx, which the lab has
+  cargo xtask bench --lab --arch aarch64 --only kernel
+                                         round trips through a vGIC
   cargo xtask bench --lab --only nic     a network card on INTx under Linux, beside QEMU")]
 pub struct Options {
     /// Every composition, and more round trips
@@ -31,6 +35,9 @@ pub struct Options {
     /// In the lab
     #[arg(long, conflicts_with = "compare")]
     lab: bool,
+    /// With --lab: the processor of the emulated machine; the page is target/bench/lab-aarch64.html for aarch64
+    #[arg(long, value_enum, default_value_t = Arch::X86_64, requires = "lab")]
+    arch: Arch,
     /// Only the groups of round trips whose name contains this, and nothing else; or nic, which takes half an hour
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
@@ -74,7 +81,8 @@ fn here(options: &Options) -> Result<u8> {
 }
 
 fn in_lab(options: &Options) -> Result<u8> {
-    const JSON: &str = "target/bench/lab.json";
+    let page = format!("target/bench/{}", options.arch.cached("lab"));
+    let json = &format!("{page}.json");
     std::fs::create_dir_all("target/bench").context("target/bench")?;
     // The benchmarks of the network card start the program.
     match status(&mut cargo(&["build", "-q", "--release", "-p", "vmm-ref"]))? {
@@ -88,6 +96,8 @@ fn in_lab(options: &Options) -> Result<u8> {
         "xtask",
         "--",
         "lab",
+        "--arch",
+        options.arch.name(),
         "--time-limit",
         LAB_LIMIT,
         "--",
@@ -97,7 +107,7 @@ fn in_lab(options: &Options) -> Result<u8> {
         .args(["--json", "-"])
         .args(options.full.then_some("--full"))
         .args(only(options));
-    program.stdout(Stdio::from(File::create(JSON).context(JSON)?));
+    program.stdout(Stdio::from(File::create(json).with_context(|| json.clone())?));
     match status(&mut program)? {
         0 => status(&mut cargo(&[
             "run",
@@ -107,8 +117,8 @@ fn in_lab(options: &Options) -> Result<u8> {
             "benches",
             "--",
             "page",
-            JSON,
-            "target/bench/lab.html",
+            json,
+            &format!("{page}.html"),
         ])),
         failed => Ok(failed),
     }

@@ -25,6 +25,14 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
     /// The lab's name in a summary.
     pub fn lab(self) -> &'static str {
         match self {
