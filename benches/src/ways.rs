@@ -95,7 +95,8 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
     let address: PciAddress = EDU.parse().map_err(anyhow::Error::msg)?;
     check(address)?;
     let way = |irqchip, forward| {
-        let plain = Composition::new(MachineKind::Kvm, irqchip, Controller::Ioapic);
+        let controller = MachineKind::Kvm.controllers(irqchip)[0];
+        let plain = Composition::new(MachineKind::Kvm, irqchip, controller);
         forwarded(DeviceKind::Vfio(address), forward, &plain)
     };
     let kernel = way(Irqchip::Kernel, Forward::Kernel);
@@ -106,7 +107,9 @@ fn passthrough<'a>(kvm: Option<&'a Kvm>, interrupted: &'a AtomicBool, groups: &m
         way(Irqchip::Kernel, Forward::Relay),
         way(Irqchip::Split, Forward::SplitKick),
     ] {
-        subjects.push(of_composition(kvm, composition, 0, interrupted));
+        if MachineKind::Kvm.irqchips().contains(&composition.irqchip) {
+            subjects.push(of_composition(kvm, composition, 0, interrupted));
+        }
     }
     groups.push(Group {
         control: Control {

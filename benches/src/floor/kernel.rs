@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use interrupt_core::Irqchip;
 use kvm_ioctls::Kvm;
+use vmm_ref::composition::options::GIC;
 use vmm_ref::error::at;
 use vmm_ref::latency::Latency;
 use vmm_ref::roundtrip::machine::Machine;
@@ -35,6 +36,8 @@ pub(super) fn line(kvm: &Kvm, floor: &Floor, count: u64) -> Result<Latency> {
     let (silent, told) = (EventFd::new(0)?, floor.eventfd()?);
     let gsi = floor.controller.gsi().0;
     machine.vm().register_irqfd_with_resample(&silent, &told, gsi)?;
+    // On arm64 KVM_IRQ_LINE takes the kind, 1 for an SPI, and the interrupt ID.
+    let gsi = if GIC { 1 << 24 | (32 + gsi) } else { gsi };
     let (vm, lowers) = (Arc::clone(machine.vm()), Arc::clone(machine.vm()));
     let controllers = machine.controllers()?;
     let running = machine.start(&controllers, move || {
