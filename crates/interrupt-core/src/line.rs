@@ -334,6 +334,28 @@ impl<P: Pin> Line<P> {
         self.finish(outcome?)
     }
 
+    fn check_here(
+        &self,
+        operation: &'static str,
+        subject: EoiScope,
+        contributions: &[Arc<Contribution>],
+    ) -> Result<()> {
+        let here = match subject {
+            EoiScope::Gsi(gsi) => gsi == self.gsi,
+            EoiScope::Source(key) => contributions.iter().any(|contribution| contribution.key == key),
+        };
+        here.then_some(()).ok_or(Error::NotFound { operation, subject })
+    }
+
+    fn guard(&self, entry: Arc<Entry>) -> EoiGuard {
+        let line = Weak::clone(&self.this);
+        EoiGuard::new(entry.subject(), move || {
+            if let Some(line) = line.upgrade() {
+                line.unsubscribe(&entry);
+            }
+        })
+    }
+
     fn unsubscribe(&self, entry: &Arc<Entry>) {
         let replaced = self.wired_or(|or| or.listeners.remove(entry));
         drop(replaced);
@@ -343,32 +365,33 @@ impl<P: Pin> Line<P> {
 
 impl<P: Pin> EoiNotifier for Line<P> {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
-        let check_here = |contributions: &[Arc<Contribution>]| {
-            let here = match subject {
-                EoiScope::Gsi(gsi) => gsi == self.gsi,
-                EoiScope::Source(key) => contributions.iter().any(|contribution| contribution.key == key),
-            };
-            here.then_some(()).ok_or(Error::NotFound {
-                operation: "subscribe",
-                subject,
-            })
-        };
         // Checked before the entry is made too, because the entry makes the listener's eventfd non-blocking.
-        check_here(&lock(&self.contributions))?;
+        self.check_here("subscribe", subject, &lock(&self.contributions))?;
         self.wired_or(|or| or.listeners.check_free(subject))?;
         let entry = Entry::new(subject, listener)?;
         // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
         let contributions = lock(&self.contributions);
-        let here = check_here(&contributions);
+        let here = self.check_here("subscribe", subject, &contributions);
         let added = here.and_then(|()| self.wired_or(|or| or.listeners.add(&entry)));
         drop(contributions);
         drop(added?);
-        let line = Weak::clone(&self.this);
-        Ok(EoiGuard::new(subject, move || {
-            if let Some(line) = line.upgrade() {
-                line.unsubscribe(&entry);
-            }
-        }))
+        Ok(self.guard(entry))
+    }
+
+    fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
+        let subject = key.into();
+        self.check_here("exchange", subject, &lock(&self.contributions))?;
+        let entry = Entry::new(subject, listener)?;
+        let contributions = lock(&self.contributions);
+        let here = self.check_here("exchange", subject, &contributions);
+        let exchanged = here.map(|()| self.wired_or(|or| or.listeners.exchange(&entry)));
+        drop(contributions);
+        let (old, replaced) = exchanged?;
+        drop(replaced);
+        if let Some(old) = old {
+            old.end();
+        }
+        Ok(self.guard(entry))
     }
 }
 

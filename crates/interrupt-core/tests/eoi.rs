@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 
@@ -327,4 +327,75 @@ fn a_panic_goes_on_after_the_eoi() {
     assert_eq!((looked, then), (Some(2), Some(())));
     assert_eq!(line.level(), Level::Low);
     // No call is left counted: the drop of a guard would wait for it.
+}
+
+/// Each EOI is told to one of the two, also while the listener is exchanged on another thread, and the old guard ends nothing.
+#[test]
+fn the_listener_of_a_key_is_exchanged_without_a_gap() {
+    const EOIS: u32 = 2_000;
+    let line = Line::new(GSI, RecordingPin::default());
+    let source = line.source("device", LoweredBy::Eoi);
+    let told = Arc::new(AtomicU32::new(0));
+    let listener = || {
+        let told = Arc::clone(&told);
+        Listener::callback(move |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let mut guard = line.subscribe(source.key().into(), listener()).unwrap();
+    assert_eq!(
+        line.subscribe(source.key().into(), listener()).unwrap_err().errno(),
+        Some(16)
+    );
+    thread::scope(|scope| {
+        let eois = scope.spawn(|| {
+            for _ in 0..EOIS {
+                let before = told.load(Ordering::Relaxed);
+                line.eoi().unwrap();
+                assert_ne!(told.load(Ordering::Relaxed), before, "told to neither");
+            }
+        });
+        while !eois.is_finished() {
+            // The old guard goes here.
+            guard = line.exchange(source.key(), listener()).unwrap();
+        }
+    });
+    let before = told.load(Ordering::Relaxed);
+    line.eoi().unwrap();
+    assert_eq!(told.load(Ordering::Relaxed), before + 1, "one is left");
+    drop(guard);
+    line.eoi().unwrap();
+    assert_eq!(told.load(Ordering::Relaxed), before + 1);
+    let key = source.key();
+    drop(source);
+    assert_eq!(line.exchange(key, listener()).unwrap_err().errno(), Some(2));
+}
+
+/// An EOI that has begun when the listener is exchanged, and has not told it yet, tells the new one.
+#[test]
+fn an_eoi_in_the_middle_of_an_exchange_is_told() {
+    let line = Line::new(GSI, RecordingPin::default());
+    let key_of = line.source("device", LoweredBy::Eoi);
+    let told: [Arc<AtomicU32>; 2] = Default::default();
+    let listener = |n: usize| {
+        let told = Arc::clone(&told[n]);
+        Listener::callback(move |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let new = Mutex::new(Some(listener(1)));
+    let (key, here, guards) = (key_of.key(), Arc::downgrade(&line), Arc::new(Mutex::new(Vec::new())));
+    let kept = Arc::clone(&guards);
+    let exchanging = Listener::callback(move |_| {
+        if let Some(new) = new.lock().unwrap().take() {
+            let guard = here.upgrade().unwrap().exchange(key, new).unwrap();
+            kept.lock().unwrap().push(guard);
+        }
+    });
+    let _first = line.subscribe(GSI.into(), exchanging).unwrap();
+    let _old = line.subscribe(key.into(), listener(0)).unwrap();
+    for eois in 1..=2 {
+        line.eoi().unwrap();
+        assert_eq!([0, 1].map(|n: usize| told[n].load(Ordering::Relaxed)), [0, eois]);
+    }
 }

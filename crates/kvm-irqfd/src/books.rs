@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use interrupt_core::{Gsi, Irqchip};
 
@@ -14,7 +14,7 @@ use crate::kernel::Kernel;
 use crate::kind::BindingKind;
 use crate::line::dispatch::Dispatcher;
 use crate::line::irq_line::IrqLine;
-use crate::line::irqfd::{Assigner, Irqfd};
+use crate::line::irqfd::{Assigner, Irqfd, Told};
 use crate::line::{Afterwards, GsiLine};
 use crate::routes::Routes;
 
@@ -190,11 +190,11 @@ impl Books {
         })
     }
 
-    /// Ends the listener of a source, if the source is still there.
-    pub(crate) fn discard(&self, gsi: Gsi, token: u64) {
+    /// Ends the listener of a source, if the source is still there and has this listener still.
+    pub(crate) fn discard(&self, gsi: Gsi, token: u64, told: &Weak<Told>) {
         self.with(|state| {
             if let Some(line) = state.lines.get_mut(&gsi) {
-                line.discard(&self.assigner, gsi, token, &mut state.afterwards);
+                line.discard(&self.assigner, gsi, token, told, &mut state.afterwards);
             }
         });
     }

@@ -841,11 +841,26 @@ fn row_75_one_listener_by_key() {
     let Device { guard, source, eoi } = device;
     drop(guard);
     let other = eventfd();
-    let _guard = listen(&interrupts, key.into(), &other).unwrap();
+    let guard = listen(&interrupts, key.into(), &other).unwrap();
     source.as_ref().unwrap().assert().unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR));
     machine.eoi();
     assert_eq!((taken(&eoi), taken(&other)), (0, 1));
+    // It may also take its place at once, while the interrupt is in service: the EOI is told to the new one.
+    source.as_ref().unwrap().assert().unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
+    let third = eventfd();
+    let listener = Listener::fd(third.try_clone().unwrap());
+    let third_guard = interrupts.exchange(key, listener).unwrap();
+    drop(guard);
+    machine.eoi();
+    assert_eq!((taken(&other), taken(&third)), (0, 1));
+    drop(third_guard);
+    let _guard = listen(&interrupts, key.into(), &other).unwrap();
+    let gone = interrupts
+        .exchange(SourceKey::new(GSI), Listener::fd(eventfd()))
+        .unwrap_err();
+    assert_eq!(gone.errno(), Some(2), "{gone}");
 }
 
 fn row_76_line_is_low_when_told() {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, EveryStep, Gsi, Level, LevelSource, Line, LineInput, Listener,
-    LoweredBy, Msi, MsiOutput, Pin, Result, WiredOr,
+    LoweredBy, Msi, MsiOutput, Pin, Result, SourceKey, WiredOr,
 };
 
 use crate::counter::Counter;
@@ -456,6 +456,10 @@ impl EoiNotifier for Router {
         // From here on an MSI is refused. Another thread may have added one before.
         self.has_eois("subscribe", subject.gsi())?;
         Ok(guard)
+    }
+
+    fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
+        self.line(key.gsi()).exchange(key, listener)
     }
 }
 

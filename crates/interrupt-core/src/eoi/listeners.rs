@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::{EoiGuard, EoiScope, Listener};
 use crate::error::{Error, Result};
@@ -103,6 +103,24 @@ impl ListenerList {
         Ok(self.replace(self.entries.iter().chain([entry]).cloned().collect()))
     }
 
+    /// Adds a listener in place of the one with the same subject. Returns that one, if there is one.
+    pub(crate) fn exchange(&mut self, entry: &Arc<Entry>) -> (Option<Arc<Entry>>, Entries) {
+        let (old, others): (Vec<_>, Vec<_>) = self
+            .entries
+            .iter()
+            .cloned()
+            .partition(|old| old.subject == entry.subject);
+        let (old, replaced) = (
+            old.into_iter().next(),
+            self.replace(others.iter().chain([entry]).cloned().collect()),
+        );
+        if let Some(old) = &old {
+            // An entry is exchanged once: it is not in the list after that.
+            let _ = old.successor.set(Arc::clone(entry));
+        }
+        (old, replaced)
+    }
+
     pub(crate) fn remove(&mut self, entry: &Arc<Entry>) -> Entries {
         let others = self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry));
         self.replace(others.cloned().collect())
@@ -147,12 +165,7 @@ pub(crate) fn tell_all(entries: &[Arc<Entry>], gsi: Gsi, is_meant: impl Fn(EoiSc
         if !is_meant(entry.subject) {
             return Ok(false);
         }
-        let call = Call::enter(entry);
-        if call.ended {
-            Ok(false)
-        } else {
-            entry.listener.tell(gsi)
-        }
+        entry.tell(gsi)
     })
 }
 
@@ -184,6 +197,8 @@ pub(crate) struct Entry {
     calls: AtomicUsize,
     idle: Condvar,
     idle_lock: Mutex<()>,
+    /// The listener that has taken this one's place: an EOI that has begun before tells that one.
+    successor: OnceLock<Arc<Entry>>,
 }
 
 /// The bit of [`Entry::calls`] that says that the subscription has ended.
@@ -198,7 +213,22 @@ impl Entry {
             calls: AtomicUsize::new(0),
             idle: Condvar::new(),
             idle_lock: Mutex::new(()),
+            successor: OnceLock::new(),
         }))
+    }
+
+    /// Tells the listener, unless its subscription has ended.
+    fn tell(&self, gsi: Gsi) -> std::io::Result<bool> {
+        let call = Call::enter(self);
+        if !call.ended {
+            return self.listener.tell(gsi);
+        }
+        drop(call);
+        self.successor.get().map_or(Ok(false), |next| next.tell(gsi))
+    }
+
+    pub(crate) fn subject(&self) -> EoiScope {
+        self.subject
     }
 
     /// Ends the subscription, and waits for the calls of other threads.

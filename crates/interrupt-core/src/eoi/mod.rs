@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::error::{Error, Result};
 use crate::gsi::Gsi;
-use crate::key::EoiScope;
+use crate::key::{EoiScope, SourceKey};
 
 /// How a listener is told. The notification means "state your level now", see the [crate documentation](crate).
 pub struct Listener(How);
@@ -115,6 +115,23 @@ pub trait EoiNotifier: fmt::Debug + Send + Sync {
     ///
     /// A refusal leaves nothing behind. The listener is dropped, without a lock of the notifier.
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard>;
+
+    /// Makes `listener` the listener of a source, in place of the one that the source has: each EOI is told to one of the
+    /// two, and an EOI that comes during the exchange perhaps to both. The guard of the one before then guards nothing, and
+    /// its drop waits for that listener as it would have. For a line's listeners no exchange is needed: subscribe the new
+    /// one, then drop the old one's guard.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe) but for [`Error::Busy`]; the source keeps its listener. [`Error::Unsupported`] by a
+    /// notifier that has no exchange, which the default says.
+    fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
+        drop(listener);
+        Err(Error::Unsupported {
+            operation: "exchange",
+            gsi: key.gsi(),
+            reason: "this notifier has no exchange; drop the listener's guard, then subscribe".to_owned(),
+        })
+    }
 }
 
 /// Keeps a subscription. Dropping the guard ends the subscription: when the drop returns, a callback is not running on

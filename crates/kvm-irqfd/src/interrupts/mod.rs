@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource, Listener};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource, Listener, SourceKey};
 use kvm_bindings::kvm_irq_routing_entry;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -322,5 +322,9 @@ impl AsFd for KvmInterrupts {
 impl EoiNotifier for KvmInterrupts {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> interrupt_core::Result<EoiGuard> {
         subscribe::subscribe(&self.books, subject, listener)
+    }
+
+    fn exchange(&self, key: SourceKey, listener: Listener) -> interrupt_core::Result<EoiGuard> {
+        subscribe::exchange(&self.books, key, listener)
     }
 }

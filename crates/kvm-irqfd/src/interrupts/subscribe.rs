@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, Listeners};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, Listener, Listeners, SourceKey};
 
 use crate::books::Books;
 use crate::error::{Error, Result};
@@ -36,20 +36,33 @@ pub(crate) fn subscribe(books: &Arc<Books>, scope: EoiScope, listener: Listener)
                 watch.guard(listeners.unwrap_or_default().subscribe(scope, callback)?)
             }
         },
-        EoiScope::Source(key) => {
-            let found = books.with(|state| {
-                let of_gsi = state.lines.get(&line)?;
-                let irqfd = of_gsi
-                    .find_key(key)
-                    .map(|irqfd| (irqfd.token, Arc::clone(of_gsi.served())));
-                Some((irqfd, of_gsi.irq_line().cloned()))
-            });
-            match found {
-                Some((Some((token, served)), _)) => to_irqfd(books, scope, token, served, listener),
-                Some((None, Some(irq_line))) => to_irq_line(books, scope, &irq_line, listener),
-                _ => Err(not_found(scope)),
-            }
-        }
+        EoiScope::Source(key) => to_source(books, key, listener, How::Subscribe),
+    }
+}
+
+/// Makes a listener the one of a source, in place of the one that it has.
+pub(crate) fn exchange(books: &Arc<Books>, key: SourceKey, listener: Listener) -> Subscribed {
+    to_source(books, key, listener, How::Exchange)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Subscribe,
+    Exchange,
+}
+
+fn to_source(books: &Arc<Books>, key: SourceKey, listener: Listener, how: How) -> Subscribed {
+    let found = books.with(|state| {
+        let of_gsi = state.lines.get(&key.gsi())?;
+        let irqfd = of_gsi
+            .find_key(key)
+            .map(|irqfd| (irqfd.token, Arc::clone(of_gsi.served())));
+        Some((irqfd, of_gsi.irq_line().cloned()))
+    });
+    match found {
+        Some((Some((token, served)), _)) => to_irqfd(books, key.into(), token, served, listener, how),
+        Some((None, Some(irq_line))) => to_irq_line(books, key, &irq_line, listener, how),
+        _ => Err(not_found(key.into())),
     }
 }
 
@@ -74,7 +87,14 @@ fn notify_only(books: &Books, gsi: Gsi, told: Arc<Told>) -> Result<u64> {
 }
 
 /// Makes a listener the resamplefd of a source.
-fn to_irqfd(books: &Arc<Books>, scope: EoiScope, token: u64, served: Arc<AtomicU64>, listener: Listener) -> Subscribed {
+fn to_irqfd(
+    books: &Arc<Books>,
+    scope: EoiScope,
+    token: u64,
+    served: Arc<AtomicU64>,
+    listener: Listener,
+    how: How,
+) -> Subscribed {
     let gsi = scope.gsi();
     let core = |error: Error| error.into_core(OPERATION, gsi);
     let (told, watch) = match listener.into_fd() {
@@ -97,17 +117,17 @@ fn to_irqfd(books: &Arc<Books>, scope: EoiScope, token: u64, served: Arc<AtomicU
     books.with(|state| {
         let line = state.lines.get_mut(&gsi).ok_or_else(|| not_found(scope))?;
         let irqfd = line.find(token).ok_or_else(|| not_found(scope))?;
-        if irqfd.told().is_some() {
+        if how == How::Subscribe && irqfd.told().is_some() {
             let (operation, subject) = (OPERATION, scope);
             return Err(interrupt_core::Error::Busy { operation, subject });
         }
         let exchanged = line.exchange(&books.assigner, gsi, token, Arc::clone(&told));
         exchanged.map_err(|error| core(Error::os("KVM_IRQFD", gsi, error)))
     })?;
-    let books = Arc::downgrade(books);
+    let (books, told) = (Arc::downgrade(books), Arc::downgrade(&told));
     Ok(EoiGuard::new(scope, move || {
         if let Some(books) = books.upgrade() {
-            books.discard(gsi, token);
+            books.discard(gsi, token, &told);
         }
         // No more signals, then no more calls.
         drop(watch);
@@ -115,8 +135,8 @@ fn to_irqfd(books: &Arc<Books>, scope: EoiScope, token: u64, served: Arc<AtomicU
 }
 
 /// Adds a listener to a line that KVM_IRQ_LINE drives. `dispatch` tells it, together with the restating of the level.
-fn to_irq_line(books: &Arc<Books>, scope: EoiScope, line: &Arc<IrqLine>, listener: Listener) -> Subscribed {
-    let gsi = scope.gsi();
+fn to_irq_line(books: &Arc<Books>, key: SourceKey, line: &Arc<IrqLine>, listener: Listener, how: How) -> Subscribed {
+    let gsi = key.gsi();
     let (listener, claim) = match listener.into_fd() {
         Ok(fd) => {
             let eventfd = Eventfd::adopt(from_owned(fd), OPERATION, gsi);
@@ -129,8 +149,11 @@ fn to_irq_line(books: &Arc<Books>, scope: EoiScope, line: &Arc<IrqLine>, listene
         Err(callback) => (callback, None),
     };
     let watch = Subscription::watch(books, gsi)?;
-    let told = line.subscribe(scope, listener)?;
-    watch.guard(EoiGuard::new(scope, move || {
+    let told = match how {
+        How::Subscribe => line.subscribe(key.into(), listener),
+        How::Exchange => line.exchange(key, listener),
+    }?;
+    watch.guard(EoiGuard::new(key.into(), move || {
         drop(told);
         drop(claim);
     }))

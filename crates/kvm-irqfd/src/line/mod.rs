@@ -8,8 +8,8 @@ pub(crate) mod irqfd;
 mod resampled;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use interrupt_core::{Gsi, Listeners, SourceKey};
 
@@ -317,9 +317,22 @@ impl GsiLine {
         exchanged
     }
 
-    /// Ends the listener of a source.
-    pub(crate) fn discard(&mut self, assigner: &Assigner, gsi: Gsi, token: u64, afterwards: &mut Afterwards) {
+    /// Ends the listener of a source, unless another one has taken its place.
+    pub(crate) fn discard(
+        &mut self,
+        assigner: &Assigner,
+        gsi: Gsi,
+        token: u64,
+        told: &Weak<Told>,
+        afterwards: &mut Afterwards,
+    ) {
         let Some(irqfd) = self.find(token) else { return };
+        if !irqfd
+            .told()
+            .is_some_and(|now| Weak::ptr_eq(&Arc::downgrade(&now), told))
+        {
+            return;
+        }
         let lowered = assigner.discard(irqfd, gsi);
         if lowered {
             afterwards.ask.extend(self.irqfds.iter().filter_map(Irqfd::told));

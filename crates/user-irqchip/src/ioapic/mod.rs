@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineCounts, Listener, LoweredBy,
-    MsiOutput, Result,
+    MsiOutput, Result, SourceKey,
 };
 
 use crate::error::{ConfigError, StateError};
@@ -362,6 +362,10 @@ impl EoiNotifier for Ioapic {
                 subject,
             }),
         }
+    }
+
+    fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
+        self.line(key.gsi())?.exchange(key, listener)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, EveryStep, Gsi, Level, LevelSource, Line, Listener, LoweredBy,
-    Pin, Result, WiredOr,
+    Pin, Result, SourceKey, WiredOr,
 };
 #[cfg(feature = "vm-device")]
 use vm_device::DevicePio;
@@ -390,6 +390,10 @@ impl EoiNotifier for Pic {
                 subject,
             }),
         }
+    }
+
+    fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
+        self.line(key.gsi())?.exchange(key, listener)
     }
 }
 

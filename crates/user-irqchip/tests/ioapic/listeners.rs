@@ -344,4 +344,22 @@ fn a_listener_that_cannot_be_told_is_counted() {
     assert_eq!(bench.ioapic.counts().listener_errors, 1, "asked at the unmask");
     bench.ioapic.eoi(0x31);
     assert_eq!(bench.ioapic.counts().listener_errors, 2);
+
+#[test]
+fn the_listener_of_a_key_is_exchanged() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Eoi).unwrap();
+    bench.set_entry(5, LEVEL | 0x31);
+    let told: [Arc<AtomicU32>; 2] = Default::default();
+    let listener = |n: usize| {
+        let told = Arc::clone(&told[n]);
+        Listener::callback(move |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let old = bench.ioapic.subscribe(device.key().into(), listener(0)).unwrap();
+    let _new = bench.ioapic.exchange(device.key(), listener(1)).unwrap();
+    drop(old);
+    bench.ioapic.eoi(0x31);
+    assert_eq!(told.map(|told| told.load(Ordering::Relaxed)), [0, 1]);
 }
