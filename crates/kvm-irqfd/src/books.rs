@@ -31,8 +31,8 @@ pub(crate) struct Books {
 /// What changes at configuration time.
 pub(crate) struct State {
     pub(crate) routes: Routes,
-    /// The GSIs that this has; the others of the VM are somebody else's.
-    pub(crate) owned: Range<Gsi>,
+    /// The GSIs that this has, if the others of the VM are somebody else's.
+    owned: Option<Range<Gsi>>,
     pub(crate) lines: BTreeMap<Gsi, GsiLine>,
     /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
     unmasked: Vec<bool>,
@@ -81,7 +81,7 @@ impl Books {
         irqchip: Irqchip,
         pins: u32,
         routes: Routes,
-        owned: Range<Gsi>,
+        owned: Option<Range<Gsi>>,
     ) -> Result<Arc<Self>> {
         let pins = if irqchip == Irqchip::Split { pins as usize } else { 0 };
         Ok(Arc::new(Self {
@@ -225,6 +225,10 @@ impl State {
         line.map_or(Ok(()), |line| change(line, pin_masked, &mut self.afterwards))
     }
 
+    pub(crate) fn owns(&self, gsi: Gsi) -> bool {
+        self.owned.as_ref().is_none_or(|owned| owned.contains(&gsi))
+    }
+
     /// Whether a pin of a userspace IOAPIC is masked, or leads nowhere. Other lines have no mask here.
     fn is_pin_masked(&self, gsi: Gsi) -> bool {
         let unmasked = self.unmasked.get(gsi.0 as usize);
@@ -241,7 +245,7 @@ impl State {
     /// Whether a GSI can take a new use of this kind.
     fn check(&self, irqchip: Irqchip, gsi: Gsi, kind: BindingKind) -> Result<()> {
         let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
-        if !self.owned.contains(&gsi) {
+        if !self.owns(gsi) {
             return refuse(Reason::NotOwned);
         }
         let reserved = (gsi.0 as usize) < self.unmasked.len();

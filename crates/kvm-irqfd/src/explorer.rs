@@ -306,14 +306,7 @@ impl Run {
         let script = Arc::new(Script::default());
         script.refuse.store(usize::MAX, Ordering::Relaxed);
         let kernel: Arc<dyn Kernel> = script.clone();
-        let books = Books::new(
-            kernel,
-            Irqchip::Kernel,
-            0,
-            Routes::initial(Irqchip::Kernel),
-            Gsi(0)..Gsi(u32::MAX),
-        )
-        .unwrap();
+        let books = Books::new(kernel, Irqchip::Kernel, 0, Routes::initial(Irqchip::Kernel), None).unwrap();
         script.kvm.lock().unwrap().pins = (0..24).map(|pin| (Gsi(pin), pin)).collect();
         // Listed before A, so that KVM tells A.
         let mut routing = Routing::new(&books);

@@ -112,7 +112,6 @@ impl KvmInterrupts {
         others: Option<(Range<Gsi>, SetRoutes)>,
     ) -> Result<Self> {
         let (owned, set_routes) = others.unzip();
-        let owned = owned.unwrap_or(Gsi(0)..Gsi(u32::MAX));
         let kernel: Arc<dyn Kernel> = Arc::new(KvmVm::new(Arc::clone(&vm), set_routes));
         let irqchip = probe(&*kernel)?;
         let books = Books::new(kernel, irqchip, pins, routes(irqchip), owned)?;

@@ -113,7 +113,7 @@ fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> 
 
 /// Exchanges the table for one with `changes`.
 fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Result<Committed> {
-    if let Some(gsi) = changes.keys().find(|gsi| !state.owned.contains(gsi)) {
+    if let Some(gsi) = changes.keys().find(|gsi| !state.owns(**gsi)) {
         return Err(Error::new(OPERATION, *gsi, Reason::NotOwned));
     }
     changes.retain(|gsi, routes| state.routes.get(*gsi) != *routes);

@@ -344,6 +344,7 @@ fn a_listener_that_cannot_be_told_is_counted() {
     assert_eq!(bench.ioapic.counts().listener_errors, 1, "asked at the unmask");
     bench.ioapic.eoi(0x31);
     assert_eq!(bench.ioapic.counts().listener_errors, 2);
+}
 
 #[test]
 fn the_listener_of_a_key_is_exchanged() {
