@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 use gic as trial;
 #[cfg(target_arch = "x86_64")]
 use pc as trial;
+#[cfg(target_arch = "x86_64")]
+use pc::EndedBy;
 
 /// One requirement of a test.
 #[derive(Clone, Copy, Debug)]
@@ -59,16 +61,6 @@ impl Missing {
             facility: false,
         }
     }
-}
-
-/// The cause of the end of an interrupt.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug)]
-enum EndedBy {
-    /// Only the guest's EOI ended the interrupt.
-    Guest,
-    /// The controller ended the interrupt when it injected it, without the guest's EOI.
-    Injection,
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -5,11 +5,19 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::EndedBy;
 use crate::counter::count;
 use crate::ioctl;
 use crate::machine::{Irqchip, Machine, PicChip};
 use crate::rig::LEVEL;
+
+/// The cause of the end of an interrupt.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum EndedBy {
+    /// Only the guest's EOI ended the interrupt.
+    Guest,
+    /// The controller ended the interrupt when it injected it, without the guest's EOI.
+    Injection,
+}
 
 pub(super) fn vm() -> Result<(), String> {
     build(Irqchip::User).map(drop)
