@@ -5,6 +5,7 @@
 //!   meet its needs
 //! * `machine`, `program`: a VM with one real-mode vCPU and the interrupt controllers a test asks for,
 //!   on x86_64
+//! * `gic_machine`: a VM with a vGIC and one vCPU that makes one access at a time, on aarch64
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
 //! * [`lab`]: the number of repetitions in the emulated PC
@@ -21,6 +22,8 @@
 pub mod alloc;
 pub mod conformance;
 pub mod counter;
+#[cfg(target_arch = "aarch64")]
+pub mod gic_machine;
 pub mod harness;
 pub mod ioctl;
 #[cfg(target_arch = "x86_64")]

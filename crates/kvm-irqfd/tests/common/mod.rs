@@ -38,3 +38,19 @@ pub fn limit_fds<T>(limit: u64, body: impl FnOnce() -> T) -> T {
     setrlimit(Resource::Nofile, before).unwrap();
     result
 }
+
+/// A machine with a GIC that is made by this crate and turned on.
+#[cfg(target_arch = "aarch64")]
+pub fn gic_machine() -> testkit::gic_machine::GicMachine {
+    let mut machine = testkit::gic_machine::GicMachine::new(|vm| drop(GIC.create(vm).unwrap()));
+    machine.turn_on();
+    machine
+}
+
+/// The GIC of [`gic_machine`].
+#[cfg(target_arch = "aarch64")]
+pub const GIC: kvm_irqfd::GicV3 = kvm_irqfd::GicV3 {
+    spis: kvm_irqfd::GIC_SPIS,
+    distributor: testkit::gic_machine::DISTRIBUTOR,
+    redistributors: testkit::gic_machine::REDISTRIBUTOR,
+};

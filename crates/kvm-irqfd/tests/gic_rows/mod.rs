@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rows of a vGIC.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use interrupt_core::{EoiNotifier, EoiScope, Gsi, LevelSource, Listener};
+use kvm_irqfd::{KvmInterrupts, Reason, Route, enable_split_irqchip};
+use testkit::gic_machine::GicMachine;
+use testkit::harness::Suite;
+use testkit::rig::{LEVEL, MASKED};
+
+use crate::common::{GIC, eventfd, gic_machine, taken};
+
+const PIN: u32 = 18;
+const GSI: Gsi = Gsi(PIN);
+const VECTOR: u8 = 0x51;
+const SPI: u32 = LEVEL as u32 | VECTOR as u32;
+const EDGE_SPI: u32 = VECTOR as u32;
+
+/// An irqfd drives a pin from a work queue, in about 10 us.
+const SOON: Duration = Duration::from_secs(5);
+/// Time enough for what must not come.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub fn suite() -> Suite {
+    let needs = GicMachine::NEEDS;
+    Suite::new("kvm-irqfd::gic")
+        .test("row_170_the_vgic_is_made_in_one_order", needs, row_170)
+        .test("row_171_an_unmask_injects_and_asks_nobody", needs, row_171)
+        .test("row_172_a_level_in_service_is_not_delivered_again", needs, row_172)
+        .test("row_173_eoi_mode_1_notifies_at_the_deactivation", needs, row_173)
+        .test("row_174_an_edge_spi_is_delivered_and_never_told", needs, row_174)
+        .test("row_175_an_assertion_before_the_set_up_is_delivered", needs, row_175)
+        .test("row_176_irq_line_drives_an_spi", needs, row_176)
+        .test("row_177_what_a_gic_cannot_do_is_refused", needs, row_177)
+}
+
+/// A level source, and the eventfd that is told of its EOIs.
+struct Line {
+    source: Arc<dyn LevelSource>,
+    eoi: std::os::fd::OwnedFd,
+    _guard: interrupt_core::EoiGuard,
+}
+
+impl Line {
+    fn new(interrupts: &KvmInterrupts) -> Self {
+        let (source, eoi) = (interrupts.resample_source(GSI, "device").unwrap(), eventfd());
+        let listener = Listener::fd(eoi.try_clone().unwrap());
+        let _guard = interrupts.subscribe(source.key().into(), listener).unwrap();
+        Self { source, eoi, _guard }
+    }
+
+    fn n(&self) -> u64 {
+        taken(&self.eoi)
+    }
+}
+
+fn set_up() -> (GicMachine, KvmInterrupts) {
+    let machine = gic_machine();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    (machine, interrupts)
+}
+
+/// Waits until the line is high at the GIC, whether or not the CPU is to take it.
+fn arrives(machine: &mut GicMachine) {
+    let patience = testkit::patience::Patience::new(SOON);
+    while !machine.irr(PIN) {
+        assert!(!patience.is_over(), "the assertion does not reach the GIC");
+    }
+}
+
+/// No vGIC, or one that is not initialised: EAGAIN, and the text says what to do. After the initialisation KVM makes no
+/// vCPU.
+fn row_170() {
+    let kvm = kvm_ioctls::Kvm::new().unwrap();
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    let error = KvmInterrupts::new(vm).unwrap_err();
+    assert!(matches!(error.reason, Reason::NotInitialised), "{error}");
+    assert_eq!(error.errno(), Some(libc::EAGAIN));
+    assert!(error.to_string().contains("KVM_DEV_ARM_VGIC_CTRL_INIT"), "{error}");
+
+    let (machine, interrupts) = set_up();
+    assert_eq!(interrupts.irqchip(), interrupt_core::Irqchip::Kernel);
+    let error = machine.vm().create_vcpu(1).map(drop).unwrap_err();
+    assert_eq!(error.errno(), libc::EBUSY);
+    let error = GIC.create(machine.vm()).map(drop).unwrap_err();
+    assert_eq!(error.errno(), Some(libc::EEXIST), "{error}");
+}
+
+/// A level that waits behind a disabled SPI is delivered when the guest enables the SPI. No source is asked for its
+/// level then, as an IOAPIC does (row 32).
+fn row_171() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    machine.write_rte_low(PIN, SPI | MASKED as u32);
+    line.source.assert().unwrap();
+    arrives(&mut machine);
+    assert_eq!(machine.accept_within(LOOK), None);
+    machine.write_rte_low(PIN, SPI);
+    assert_eq!(line.n(), 0, "asked at the unmask");
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
+    machine.eoi();
+    assert_eq!(line.n(), 1);
+    assert!(!machine.irr(PIN) && !machine.is_active(PIN));
+}
+
+/// A level that is high while its interrupt is active is no second interrupt: KVM offers no active and pending level to
+/// the CPU. The EOI lowers the line and tells its source; a source that asserts again then gives one more.
+fn row_172() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    machine.write_rte_low(PIN, SPI);
+    line.source.assert().unwrap();
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
+    line.source.assert().unwrap();
+    assert_eq!(machine.accept_within(LOOK), None, "active and pending");
+    assert!(machine.is_active(PIN));
+    assert_eq!(line.n(), 0);
+    machine.eoi();
+    assert_eq!(line.n(), 1);
+    assert_eq!(
+        machine.accept_within(LOOK),
+        None,
+        "the assertion in service ended with it"
+    );
+    line.source.assert().unwrap();
+    assert_eq!(machine.accept_within(SOON), Some(VECTOR));
+    machine.eoi();
+    assert_eq!(line.n(), 1);
+}
+
+/// In EOImode 1 a write of ICC_EOIR1_EL1 drops the priority and tells nobody. The write of ICC_DIR_EL1 ends the
+/// interrupt, and tells.
+fn row_173() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    machine.set_eoi_mode_1();
+    machine.write_rte_low(PIN, SPI);
+    for round in 0..3 {
+        line.source.assert().unwrap();
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR), "round {round}");
+        machine.eoi();
+        assert_eq!(line.n(), 0, "round {round}: told at the priority drop");
+        assert!(machine.is_active(PIN), "round {round}");
+        machine.deactivate(PIN);
+        assert_eq!(line.n(), 1, "round {round}");
+        assert!(!machine.is_active(PIN), "round {round}");
+    }
+    assert_eq!(machine.accept_within(LOOK), None);
+}
+
+/// An SPI that the guest has made edge-triggered: each signal is an interrupt, and KVM reports no EOI.
+fn row_174() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    machine.write_rte_low(PIN, EDGE_SPI);
+    for round in 0..3 {
+        line.source.assert().unwrap();
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR), "round {round}");
+        machine.eoi();
+        assert_eq!(line.n(), 0, "round {round}");
+    }
+}
+
+/// An assertion that comes before the guest has touched the SPI, whose reset state is edge-triggered and disabled. When
+/// the guest has set the SPI up, the interrupt comes once and is told once, and the line goes round as any other.
+fn row_175() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    line.source.assert().unwrap();
+    arrives(&mut machine);
+    machine.write_rte_low(PIN, SPI);
+    for round in 0..3 {
+        assert_eq!(machine.accept_within(SOON), Some(VECTOR), "round {round}");
+        machine.eoi();
+        assert_eq!(line.n(), 1, "round {round}");
+        assert_eq!(machine.accept_within(LOOK), None, "round {round}");
+        line.source.assert().unwrap();
+    }
+}
+
+/// KVM_IRQ_LINE drives the SPI of its GSI and no other, the level stays until the device lowers it, and a listener of
+/// the GSI is told of each EOI.
+fn row_176() {
+    let (mut machine, interrupts) = set_up();
+    let source = interrupts.irq_line_source(GSI, "device").unwrap();
+    let eoi = eventfd();
+    let listener = Listener::fd(eoi.try_clone().unwrap());
+    let _guard = interrupts.subscribe(EoiScope::Gsi(GSI), listener).unwrap();
+    machine.write_rte_low(PIN, SPI);
+    assert!(!machine.irr(PIN));
+    source.assert().unwrap();
+    assert!(machine.irr(PIN), "KVM_IRQ_LINE is synchronous");
+    assert!(!machine.irr(PIN - 1) && !machine.irr(PIN + 1));
+    for round in 0..3 {
+        assert_eq!(machine.acknowledge(), Some(32 + PIN), "round {round}");
+        machine.eoi();
+        assert_eq!(taken(&eoi), 1, "round {round}");
+        // KVM has lowered the line for the listener, and `dispatch` drives it again.
+        assert_eq!(interrupts.dispatch(Some(Duration::ZERO)).unwrap(), 1);
+        assert!(machine.irr(PIN), "round {round}: the level is lost");
+    }
+    source.deassert().unwrap();
+    assert!(!machine.irr(PIN));
+    assert_eq!(machine.acknowledge(), None);
+}
+
+/// Refused with a reason: a split GIC, a listener beside an edge irqfd in either order, a message without a device id,
+/// and an SPI that the GIC does not have.
+fn row_177() {
+    let (machine, interrupts) = set_up();
+    let error = enable_split_irqchip(machine.vm(), 24).unwrap_err();
+    assert!(matches!(error.reason, Reason::GicIsWhole), "{error}");
+    let error = interrupts.split_source(GSI, "device").unwrap_err();
+    assert!(matches!(error.reason, Reason::NotSplit), "{error}");
+
+    let listen = || interrupts.subscribe(EoiScope::Gsi(GSI), Listener::fd(eventfd()));
+    let edge = interrupts.edge_irqfd(GSI).unwrap();
+    let error = listen().unwrap_err().to_string();
+    assert!(error.contains("edge-triggered SPI"), "{error}");
+    drop(edge);
+    let guard = listen().unwrap();
+    let error = interrupts.edge_irqfd(GSI).unwrap_err();
+    assert!(matches!(error.reason, Reason::EdgeSpi), "{error}");
+    drop(guard);
+    drop(interrupts.edge_irqfd(GSI).unwrap());
+
+    let message = |device| Route::Msi {
+        address: 0x809_0040,
+        data: 0,
+        device,
+    };
+    let mut routing = interrupts.routing();
+    let error = routing.set(Gsi(300), &[message(None)]).unwrap_err();
+    assert!(matches!(error.reason, Reason::Route(_)), "{error}");
+    routing.set(Gsi(300), &[message(Some(8))]).unwrap();
+    routing.commit().unwrap();
+    drop(interrupts.edge_irqfd(Gsi(300)).unwrap());
+    let error = interrupts.resample_source(Gsi(GIC.spis), "device").unwrap_err();
+    assert!(matches!(error.reason, Reason::UnknownGsi), "{error}");
+}
