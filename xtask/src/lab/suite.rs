@@ -32,7 +32,11 @@ const X86_64: Suite = &[
 ];
 
 /// The same in the arm64 machine.
-const AARCH64: Suite = &[("vfio-intx", &["edu"]), ("vmm-ref", &["passthrough"])];
+const AARCH64: Suite = &[
+    ("kvm-irqfd", &["conformance", "gic"]),
+    ("vfio-intx", &["edu"]),
+    ("vmm-ref", &["passthrough"]),
+];
 
 fn suite(arch: Arch) -> Suite {
     match arch {
