@@ -28,7 +28,7 @@ const X86_64: Suite = &[
     ("testkit", &["kernel_rows", "machine"]),
     ("user-irqchip", &["differential"]),
     ("vfio-intx", &["edu"]),
-    ("vmm-ref", &["linux", "passthrough"]),
+    ("vmm-ref", &["linux", "nic", "passthrough"]),
 ];
 
 /// The same in the arm64 machine.
