@@ -45,7 +45,8 @@ const LAB_FAILED: u8 = 125;
 /// KVM with nested SVM and a LAPIC whose EOI is the guest's own, an IOMMU with interrupt remapping, and QEMU's `edu`
 /// device at 0000:00:02.0, bound to vfio-pci. So are PCI cards that Linux has drivers for: e1000 at 0000:00:0a.0 and
 /// 0000:00:0c.0, rtl8139 at 0000:00:0e.0, e1000e at 0000:00:12.0, and a UHCI with a USB stick at 0000:00:14.0. Each
-/// network card has a neighbour on its link, which the script $IRQ_TEST_NEIGHBOURS brings up as 10.0.LINK.1.
+/// network card has a neighbour on its link, which --neighbours or the script $IRQ_TEST_NEIGHBOURS brings up as
+/// 10.0.LINK.1.
 ///
 /// The command runs as root in this machine's file tree and in the current directory; what it writes there is gone
 /// afterwards. A first word that is a program of this workspace, such as `vmm-ref`, is built with --release first. Its
@@ -84,6 +85,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
     edu: u8,
 
+    /// First bring up the neighbours of the network cards, each of which then answers as 10.0.LINK.1
+    #[arg(long, requires = "command")]
+    neighbours: bool,
+
     /// End the run after so many seconds of the PC's own time, counted from power-on
     ///
     /// Time in which other work has this machine's CPUs is not the PC's own.
@@ -114,6 +119,8 @@ pub fn run(options: &Options) -> ExitCode {
     })
 }
 
+const BRING_UP_NEIGHBOURS: &str = "$IRQ_TEST_NEIGHBOURS || exit\n";
+
 fn run_command(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let mut words = options.command.clone();
@@ -123,8 +130,9 @@ fn run_command(options: &Options) -> Result<ExitCode> {
         words[0] = program;
     }
     let directory = std::env::current_dir().context("cannot tell the current directory")?;
+    let neighbours = if options.neighbours { BRING_UP_NEIGHBOURS } else { "" };
     let run = Run {
-        script: script::command(&directory, &words),
+        script: neighbours.to_owned() + &script::command(&directory, &words),
         edu: options.edu,
         time_limit: Duration::from_secs(options.time_limit),
         verbose: options.verbose,
