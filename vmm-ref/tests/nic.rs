@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     Suite::new("vmm-ref::nic")
         .serial()
         .test_within(BOOT, "the_kernel_loop_serves_an_e1000_and_a_uhci", &full, || {
-            serves("--irqchip kernel --forward kernel", [E1000, UHCI], &[1], "kernel loop")
+            serves("--irqchip kernel --forward kernel", [UHCI, E1000], &[1], "kernel loop")
         })
         .test_within(BOOT, "the_split_kick_serves_an_e1000_and_an_rtl8139", &split, || {
             serves(
@@ -142,7 +142,10 @@ fn assert_agrees(cards: &[Value]) {
     for card in cards {
         let eois = number(card, "eois");
         assert!((count..=count + LATE).contains(&eois), "{count} served: {cards:?}");
-        assert!(number(card, "host") <= count + LATE, "{count} served: {cards:?}");
+        // The pin of the UHCI shares a line of the lab's chipset with neighbours, whose interrupts the host counts too.
+        if !UHCI.ends_with(card["name"].as_str().unwrap()) {
+            assert!(number(card, "host") <= count + LATE, "{count} served: {cards:?}");
+        }
     }
 }
 
