@@ -31,7 +31,7 @@ struct Package {
 }
 
 /// One compiled test program: unit tests, or one file of `tests/`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TestProgram {
     /// Name of the program's package.
     pub package: String,

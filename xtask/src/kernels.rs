@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -32,8 +32,9 @@ pub struct Kernels {
     ///
     /// A row passes, is skipped with its reason, or differs: the kernel has another answer than the list, and the test
     /// knows that answer too. The table is printed, and written to target/lab/kernels as table.txt, table.json and
-    /// table.html. The output of the tests is beside them. The test programs are compiled once.
-    #[arg(long, conflicts_with_all = ["packages", "no_lab"])]
+    /// table.html. The output of the tests is beside them. The test programs are compiled once. With -p the table keeps
+    /// the results of the other packages from their last run; it names the commits.
+    #[arg(long, conflicts_with = "no_lab")]
     kernels: bool,
 
     /// With --kernels: run these kernels only. The table keeps the columns of the others from their last run
@@ -53,15 +54,20 @@ impl Kernels {
     }
 }
 
-/// Runs the suite on each kernel that is asked for, and writes the table.
-pub fn run(options: &Kernels) -> Result<ExitCode> {
+/// Runs the tests of `packages`, of which none means all, on each kernel that is asked for, and writes the table.
+pub fn run(options: &Kernels, packages: &[String]) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let directory = workspace.target().join("lab/kernels");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let list = workspace.root().join(LIST);
     let list = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
     let entries = conformance::entries(&list);
-    let programs = lab::suite::build(&workspace, Arch::X86_64, &lab::suite::packages(Arch::X86_64, &[]))?;
+    // All of them, whatever is wanted: cargo builds the programs of some packages with other features, and so twice.
+    let mut programs = lab::suite::build(&workspace, Arch::X86_64, &lab::suite::packages(Arch::X86_64, &[]))?;
+    programs.retain(|program| packages.is_empty() || packages.contains(&program.package));
+    if programs.is_empty() {
+        bail!("no test program of {} runs in the lab", packages.join(", "));
+    }
     let (mut total, mut columns) = (Tally::default(), Vec::new());
     for (kernel, emulator) in KERNELS {
         let kept = directory.join(format!("{kernel}.json"));
@@ -81,8 +87,13 @@ pub fn run(options: &Kernels) -> Result<ExitCode> {
         eprintln!("\nlab: {machine}; output: {}", log.display());
         let output = Shown::new(&log, !options.json)?;
         let output: lab::suite::Output = Arc::new(Mutex::new(output));
-        let tally = lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output);
-        let column = Column::new(kernel, machine, commit(workspace.root()), &tally);
+        let mut tally = lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output);
+        tally.add(lab::suite::run_on_two_cpus(&lab, &programs, &output));
+        let names: Vec<String> = programs.iter().map(lab::suite::name).collect();
+        let mut column = Column::new(kernel, machine, &names, &commit(workspace.root()), &tally);
+        if let (false, Some(earlier)) = (packages.is_empty(), Column::load(&kept)?) {
+            column = column.over(earlier);
+        }
         column.save(&kept)?;
         columns.push(column);
         total.add(tally.prefixed(&format!("{kernel}: ")));

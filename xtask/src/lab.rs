@@ -68,6 +68,7 @@ Examples:
   cargo xtask lab                                       the lab test suite
   cargo xtask lab -- ls -l /dev/kvm /dev/vfio           one command
   cargo xtask lab --edu 2 -- sh -c 'cat /proc/interrupts'
+  cargo xtask lab --cpus 2 -- nproc
   cargo xtask lab --linux 7.3 --qemu 11.1 -- uname -r   another kernel and emulator
   cargo xtask lab --arch aarch64 -- uname -m            an arm64 machine
   cargo xtask lab --arch aarch64 -p kvm-irqfd           the lab tests of one package there
@@ -80,6 +81,10 @@ pub struct Options {
     /// Run the lab test suite of this package alone; may be given more than once
     #[arg(short, long = "package", value_name = "PACKAGE", conflicts_with = "command")]
     packages: Vec<String>,
+
+    /// Number of CPUs (the suite has one); two of them take turns in one thread of the emulator
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    cpus: u8,
 
     /// Number of edu devices: the first at 0000:00:02.0, the next at 0000:00:03.0 (the suite has its own number)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
@@ -133,6 +138,7 @@ fn run_command(options: &Options) -> Result<ExitCode> {
     let neighbours = if options.neighbours { BRING_UP_NEIGHBOURS } else { "" };
     let run = Run {
         script: neighbours.to_owned() + &script::command(&directory, &words),
+        cpus: options.cpus,
         edu: options.edu,
         time_limit: Duration::from_secs(options.time_limit),
         verbose: options.verbose,

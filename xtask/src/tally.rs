@@ -364,6 +364,8 @@ impl Parser {
                 }
                 None => {}
             }
+            let name = self.outcomes.keys().find(|name| is_named(&test, name));
+            let test = name.map_or(test, |name| format!("{suite}::{name}"));
             tally.skipped.push((test, reason));
         }
         for _ in 0..unseen_ignored {

@@ -61,7 +61,7 @@ const LONGEST: usize = 8;
 /// Runs the tests and prints the summary.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if options.kernels.wanted() {
-        return kernels::run(&options.kernels);
+        return kernels::run(&options.kernels, &options.packages);
     }
     let workspace = Workspace::load()?;
     let programs = workspace.build_tests(&options.packages)?;

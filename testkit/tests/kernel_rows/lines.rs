@@ -17,7 +17,7 @@ use crate::{GSI, VECTOR, eventfd, flush, wait_until};
 const ENTRY: u64 = LEVEL | VECTOR as u64;
 
 pub fn add(suite: Suite) -> Suite {
-    let unmask_resample = &[Need::AcceptMode, Need::KernelAtLeast(6, 4)];
+    let unmask_resample = &[Need::AcceptMode, Need::KernelAtLeast(6, 3)];
     suite
         .test(
             "lines::row_32_and_row_37_unmask_and_high_half",
@@ -70,7 +70,7 @@ fn masked_machine_with_resampler() -> (Machine, EventFd, EventFd) {
     (machine, trigger, resample)
 }
 
-/// Since 6.4 (fef8f2b90edb) a write of the entry asks the source of an unmasked pin for its level. Before, it injects
+/// Since 6.3 (fef8f2b90edb) a write of the entry asks the source of an unmasked pin for its level. Before, it injects
 /// what is pending.
 fn row_32_and_37() {
     let (mut machine, trigger, resample) = masked_machine_with_resampler();
@@ -93,7 +93,7 @@ fn row_32_and_37() {
         };
         if !asks {
             assert!(
-                Need::KernelAtLeast(6, 4).probe().is_err(),
+                Need::KernelAtLeast(6, 3).probe().is_err(),
                 "{write}: injected without asking"
             );
             differs("what is pending is injected, and the source is not asked for its level");

@@ -190,8 +190,8 @@ fn eoi_exits(machine: &mut Machine) -> bool {
     machine.eoi().contains(&Exit::IoapicEoi(VECTOR))
 }
 
-/// On a split irqchip the route of a level interrupt in service gets another destination: its EOI is an exit all the
-/// same. KVM keeps that vector's EOIs as exits until the next change of a route; since 6.16 (87e4951e250b) it looks at
+/// On a split irqchip the route of a level interrupt in service gets another destination: since 6.2 (fceb3a36c29a) its
+/// EOI is an exit all the same. KVM keeps that vector's EOIs as exits until the next change of a route; since 6.16 (87e4951e250b) it looks at
 /// the routes again after the EOI. Another vector in the route, and the EOI of the old vector is no exit, on every
 /// kernel: who changes the vector has to end the old interrupt by itself.
 fn row_162() {

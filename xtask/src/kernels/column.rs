@@ -59,29 +59,53 @@ pub struct Column {
     pub kernel: String,
     /// The versions of the kernel and of the emulator.
     pub machine: String,
-    /// The commit that was tested.
-    pub commit: String,
-    /// The tests, `<suite>::<test>`. A failure that belongs to no test has the failure's text.
+    /// The commit that each test program was built from.
+    pub commits: BTreeMap<String, String>,
+    /// The tests, `<program>::<test>`. A failure that belongs to no test has the failure's text.
     pub tests: BTreeMap<String, Verdict>,
 }
 
 impl Column {
-    /// The results of a run.
-    pub fn new(kernel: &str, machine: String, commit: String, tally: &Tally) -> Self {
+    /// The results of a run of `programs`.
+    pub fn new(kernel: &str, machine: String, programs: &[String], commit: &str, tally: &Tally) -> Self {
         let mut tests = BTreeMap::new();
-        // Later ones replace earlier ones: a test that differs is also among the passed tests.
-        tests.extend(tally.passes().iter().map(|test| (test.clone(), Verdict::Pass)));
+        // Later ones replace earlier ones: a test that one CPU skips may pass on two, and one that differs has passed.
         let skips = tally.skipped().iter().cloned();
         tests.extend(skips.map(|(test, why)| (test, Verdict::Skip(why))));
+        tests.extend(tally.passes().iter().map(|test| (test.clone(), Verdict::Pass)));
         let differing = tally.differing().iter().cloned();
         tests.extend(differing.map(|(test, what)| (test, Verdict::Differs(what))));
         tests.extend(tally.failed().iter().map(|test| (test.clone(), Verdict::Fail)));
         Self {
             kernel: kernel.to_owned(),
             machine,
-            commit,
+            commits: programs
+                .iter()
+                .map(|program| (program.clone(), commit.to_owned()))
+                .collect(),
             tests,
         }
+    }
+
+    /// Adds the results of an earlier run: those of the programs that this run does not have.
+    #[must_use]
+    pub fn over(mut self, earlier: Self) -> Self {
+        let program = |test: &str| test.split(':').next().unwrap_or_default().to_owned();
+        let tests = earlier.tests.into_iter();
+        self.tests
+            .extend(tests.filter(|(test, _)| !self.commits.contains_key(&program(test))));
+        for (program, commit) in earlier.commits {
+            self.commits.entry(program).or_insert(commit);
+        }
+        self
+    }
+
+    /// The commits that were tested, each once.
+    pub fn commits(&self) -> String {
+        let mut commits: Vec<&str> = self.commits.values().map(String::as_str).collect();
+        commits.sort_unstable();
+        commits.dedup();
+        commits.join(", ")
     }
 
     /// The number of tests with this word.
@@ -101,7 +125,7 @@ impl Column {
         json!({
             "kernel": self.kernel,
             "machine": self.machine,
-            "commit": self.commit,
+            "commits": self.commits,
             "tests": Value::Object(tests.collect()),
         })
     }
@@ -115,7 +139,7 @@ impl Column {
         Some(Self {
             kernel: text("kernel")?,
             machine: text("machine")?,
-            commit: text("commit")?,
+            commits: serde_json::from_value(value.get("commits")?.clone()).ok()?,
             tests: tests.collect::<Option<_>>()?,
         })
     }
@@ -145,18 +169,43 @@ mod tests {
     fn a_column_survives_its_file() {
         let verdicts = [
             ("s::row_1_a", Verdict::Pass),
-            ("s::row_2_b", Verdict::Skip("needs Linux 6.4".to_owned())),
+            ("s::row_2_b", Verdict::Skip("needs Linux 6.3".to_owned())),
             ("s::row_3_c", Verdict::Differs("accepted".to_owned())),
             ("s: did not run", Verdict::Fail),
         ];
         let column = Column {
             kernel: "6.1".to_owned(),
             machine: "m".to_owned(),
-            commit: "c".to_owned(),
+            commits: [("s".to_owned(), "c".to_owned())].into(),
             tests: verdicts.map(|(test, verdict)| (test.to_owned(), verdict)).into(),
         };
         assert_eq!(Column::parse(&column.json()), Some(column.clone()));
         assert_eq!((column.count("pass"), column.count("FAIL")), (1, 1));
         assert_eq!(Column::parse(&json!({ "kernel": "6.1" })), None);
+    }
+
+    #[test]
+    fn a_run_of_some_programs_replaces_these_programs() {
+        let column = |commit: &str, tests: &[(&str, Verdict)]| Column {
+            kernel: "6.1".to_owned(),
+            machine: "m".to_owned(),
+            commits: tests
+                .iter()
+                .filter_map(|(test, _)| Some((test.split_once(':')?.0.to_owned(), commit.to_owned())))
+                .collect(),
+            tests: tests
+                .iter()
+                .map(|(test, verdict)| ((*test).to_owned(), verdict.clone()))
+                .collect(),
+        };
+        let earlier = [
+            ("p/s::row_1_gone", Verdict::Pass),
+            ("p/s: did not run", Verdict::Fail),
+            ("p/t::row_2_b", Verdict::Pass),
+        ];
+        let merged = column("new", &[("p/s::row_1_a", Verdict::Fail)]).over(column("old", &earlier));
+        let tests: Vec<_> = merged.tests.keys().map(String::as_str).collect();
+        assert_eq!(tests, ["p/s::row_1_a", "p/t::row_2_b"]);
+        assert_eq!(merged.commits(), "new, old");
     }
 }

@@ -13,7 +13,7 @@ pub fn html(table: &Table) -> String {
              skipped</li>\n",
             escape(&column.kernel),
             escape(&column.machine),
-            escape(&column.commit),
+            escape(&column.commits()),
             column.count("pass") + column.count("differs"),
             column.count("differs"),
             column.count("FAIL"),

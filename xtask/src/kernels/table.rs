@@ -177,7 +177,7 @@ impl fmt::Display for Table {
         writeln!(f, "\n{COMMAND}")?;
         for (index, column) in self.columns.iter().enumerate() {
             let rows = |state: &str| self.rows.iter().filter(|row| row.cells[index].state == state).count();
-            let (kernel, machine, commit) = (&column.kernel, &column.machine, &column.commit);
+            let (kernel, machine, commit) = (&column.kernel, &column.machine, column.commits());
             writeln!(
                 f,
                 "{kernel}: {} rows pass, {} differ, {} are skipped, {} fail, {} have no test here; {machine}; {commit}",
@@ -202,7 +202,7 @@ mod tests {
         let column = |kernel: &str, tests: &[(&str, Verdict)]| Column {
             kernel: kernel.to_owned(),
             machine: "m".to_owned(),
-            commit: "c".to_owned(),
+            commits: [("s".to_owned(), "c".to_owned())].into(),
             tests: tests
                 .iter()
                 .map(|(test, verdict)| ((*test).to_owned(), verdict.clone()))

@@ -97,12 +97,18 @@ fn stage(booted: bool) -> &'static str {
 const KERNEL_COMMAND_LINE: &str =
     "panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1 watchdog_thresh=30 mitigations=off";
 
-/// One CPU, because the emulator does not keep two of them apart. Seen with QEMU 7.2 and 10.0, within a minute or two
-/// of exits from two VMs at a time: the end of a VM is followed by another one that saves the host's own registers as
-/// the guest's, which then runs in the host's memory; and, before 8.1, a CPU that translates kernel text while another
-/// patches it keeps a breakpoint for ever. A round trip is also faster on one CPU: the interrupt wakes a thread, and
-/// not a halted CPU of the emulator.
-const CPUS: &str = "1";
+/// How QEMU emulates the CPUs. One thread for two CPUs, because the emulator does not keep two threads apart. Seen with
+/// QEMU 7.2, 10.0 and 11.1, within a minute or two of exits from two VMs at a time: the end of a VM is followed by
+/// another one that saves the host's own registers as the guest's, which then runs in the host's memory; and, before
+/// 8.1, a CPU that translates kernel text while another patches it keeps a breakpoint for ever. In one thread the CPUs
+/// take turns: their instructions interleave, and nothing of that was seen. A round trip is faster on one CPU: the
+/// interrupt wakes a thread, and not a halted CPU of the emulator.
+fn acceleration(cpus: u8) -> &'static str {
+    match cpus {
+        1 => "tcg,thread=multi",
+        _ => "tcg,thread=single",
+    }
+}
 
 /// A PC that sends no message for this much of its own time has hung.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -135,6 +141,8 @@ enum Event {
 pub struct Run {
     /// A shell script.
     pub script: String,
+    /// Number of CPUs.
+    pub cpus: u8,
     /// Number of edu devices.
     pub edu: u8,
     /// The limit of the PC's own time from power-on to the end of the script.
@@ -379,7 +387,14 @@ impl Lab {
 
         command.args(self.arch.board());
         // Software emulation works on every machine.
-        command.args(["-accel", "tcg,thread=multi", "-smp", CPUS, "-m", "2048"]);
+        command.args([
+            "-accel",
+            acceleration(run.cpus),
+            "-smp",
+            &run.cpus.to_string(),
+            "-m",
+            "2048",
+        ]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(cards::arguments(
             self.arch,

@@ -81,13 +81,55 @@ const HANGS: usize = 2;
 /// The destination of the output of the suite's programs.
 pub type Output = Arc<Mutex<dyn Write + Send>>;
 
+/// The name of a program in the counts: two packages may have test programs of one name.
+pub fn name(program: &TestProgram) -> String {
+    format!("{}/{}", program.package, program.suite)
+}
+
+/// The tests that one CPU skips: the programs, and the filter that picks their tests.
+const ON_TWO_CPUS: ([(&str, &str); 2], &str) = ([("testkit", "kernel_rows"), ("kvm-irqfd", "conformance")], "row_30");
+
+/// How the programs run.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    cpus: u8,
+    /// Picks the tests; none means all.
+    filter: &'static str,
+}
+
+/// Boots the lab with two CPUs, and runs those of the programs' tests that one CPU skips. Otherwise as [`run`].
+pub fn run_on_two_cpus(lab: &Lab, programs: &[TestProgram], output: &Output) -> Tally {
+    let (wanted, filter) = ON_TWO_CPUS;
+    let is_wanted = |program: &&TestProgram| wanted.contains(&(&program.package, &program.suite));
+    let programs: Vec<TestProgram> = programs.iter().filter(is_wanted).cloned().collect();
+    run_so(
+        Way { cpus: 2, filter },
+        lab,
+        &programs,
+        super::TIME_LIMIT,
+        false,
+        output,
+    )
+}
+
 /// Runs the suite's programs in the lab and counts what they report. Their output goes to `output` as it comes. When
 /// the PC hangs, the PC is booted again for the programs that had not ended, and the output says so. When the lab
 /// fails, the programs have failed.
 pub fn run(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: bool, output: &Output) -> Tally {
+    run_so(Way { cpus: 1, filter: "" }, lab, programs, time_limit, verbose, output)
+}
+
+fn run_so(
+    way: Way,
+    lab: &Lab,
+    programs: &[TestProgram],
+    time_limit: Duration,
+    verbose: bool,
+    output: &Output,
+) -> Tally {
     let (mut rest, mut tally, mut hangs) = (programs, Tally::default(), 0);
     while !rest.is_empty() {
-        let (mut count, trouble) = boot(lab, rest, time_limit, verbose, output);
+        let (mut count, trouble) = boot(way, lab, rest, time_limit, verbose, output);
         match trouble {
             Some(error) if error.is::<PartHung>() => {
                 rest = &rest[count.begun..];
@@ -115,6 +157,7 @@ pub fn run(lab: &Lab, programs: &[TestProgram], time_limit: Duration, verbose: b
 
 /// Runs `programs` in one boot. Returns their reports, and the reason if the boot ended before the programs.
 fn boot(
+    way: Way,
     lab: &Lab,
     programs: &[TestProgram],
     time_limit: Duration,
@@ -134,7 +177,8 @@ fn boot(
         })
     };
     let run = Run {
-        script: script(programs),
+        script: script(programs, way.filter),
+        cpus: way.cpus,
         edu: EDU,
         time_limit,
         verbose,
@@ -157,13 +201,13 @@ fn lock(count: &Mutex<Count>) -> MutexGuard<'_, Count> {
 const MARK: u8 = 0x1e;
 
 /// The script that runs the programs one after the other, with `MARK begin` before each and `MARK end STATUS` after it.
-fn script(programs: &[TestProgram]) -> String {
+fn script(programs: &[TestProgram], filter: &str) -> String {
     let mut script = exports(&[("IRQ_TEST_REQUIRE_KVM", "1")]);
     for program in programs {
         script += &format!(
             "printf '\\036begin\\n'\n\
              (cd {directory} && CARGO_MANIFEST_DIR={directory} CARGO_PKG_NAME={package} CARGO_PKG_VERSION={version} \
-             exec {executable})\n\
+             exec {executable} {filter})\n\
              printf '\\036end %s\\n' $?\n",
             directory = quote_path(&program.directory),
             package = program.package,
@@ -200,7 +244,7 @@ struct Count {
 
 impl Count {
     fn new(lab: &'static str, programs: &[TestProgram]) -> Self {
-        let name = |program: &TestProgram| (format!("{} in the {lab}", program.heading()), program.suite.clone());
+        let name = |program: &TestProgram| (format!("{} in the {lab}", program.heading()), name(program));
         Self {
             programs: programs.iter().map(name).collect(),
             current: None,

@@ -126,6 +126,7 @@ pub fn run(lab: &Lab, turns: &[Turn], pings: u32, time_limit: Duration, verbose:
     };
     let run = Run {
         script: script(turns, pings),
+        cpus: 1,
         edu: 0,
         time_limit,
         verbose,
