@@ -72,7 +72,7 @@
 //!   listener is told. A listener that asserts makes a new interrupt.
 //! * **The notification means "state your level now".** A listener asserts its source if the cause persists, and does
 //!   nothing otherwise. Listeners are also told of EOIs that another source of the line, or another pin with the same
-//!   vector, has caused, and of EOIs of a masked or idle pin. KVM since Linux 6.4 also notifies at an unmask.
+//!   vector, has caused, and of EOIs of a masked or idle pin. KVM since Linux 6.3 also notifies at an unmask.
 //! * **An extra notification is harmless** by that rule. Do not count interrupts by notifications.
 //! * **A missing notification is an error**, and this workspace has no race that loses one. A source that asserts
 //!   before the EOI is lowered by the EOI, and told; a source that asserts after it was told makes a new interrupt.

@@ -568,7 +568,7 @@ impl Run {
         );
     }
 
-    /// An unmask with a resampler on the line (since Linux 6.4): KVM forgets the level and asks for it.
+    /// An unmask with a resampler on the line (since Linux 6.3): KVM forgets the level and asks for it.
     fn forget_at_an_unmask(&self, n: usize) {
         let Source::Level(source, _) = &self.sources[n] else {
             return;

@@ -24,7 +24,7 @@ use common::{eventfd, limit_fds, taken, vmm_eventfd};
 
 const FULL: &[Need] = &[Need::FullIrqchip];
 const ACCEPT: &[Need] = &[Need::AcceptMode];
-const ACCEPT_6_4: &[Need] = &[Need::AcceptMode, Need::KernelAtLeast(6, 4)];
+const ACCEPT_6_3: &[Need] = &[Need::AcceptMode, Need::KernelAtLeast(6, 3)];
 const SPLIT: &[Need] = &[Need::SplitIrqchip];
 
 const PIN: u32 = 18;
@@ -70,8 +70,8 @@ fn main() -> ExitCode {
             &[Need::AcceptMode, Need::Host("a jail without /proc", can_be_jailed)],
             row_144_without_proc,
         )
-        .test("a_level_is_restated_whatever_a_listener_does", ACCEPT_6_4, restated)
-        .test("row_148_a_callback_panics", ACCEPT_6_4, row_148_a_callback_panics)
+        .test("a_level_is_restated_whatever_a_listener_does", ACCEPT_6_3, restated)
+        .test("row_148_a_callback_panics", ACCEPT_6_3, row_148_a_callback_panics)
         .test("a_commit_beside_sources_that_go", FULL, commit_beside_drops)
         .test("row_133_edge_of_a_masked_split_pin_waits", SPLIT, masked_split_pin)
         .run()

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         )
         .test(
             "full::row_150_a_oneshot_handler",
-            &[Need::FullIrqchip, Need::AcceptMode, Need::KernelAtLeast(6, 4)],
+            &[Need::FullIrqchip, Need::AcceptMode, Need::KernelAtLeast(6, 3)],
             || {
                 for state in [State::Carried(Path::KernelLoop), State::Carried(Path::Relay)] {
                     assert_eq!(oneshot(full(), state), 0, "{state}");

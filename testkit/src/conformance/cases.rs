@@ -36,7 +36,7 @@ rows! { dyn Rig;
     case_n8_a_late_listener_is_told_and_one_that_went_is_not [] TIME_LIMIT;
 }
 
-const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
+const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 3);
 
 /// A pin that no 8259 shares.
 const PIN: u32 = 18;

@@ -25,8 +25,8 @@ fn two_cpus() -> Result<(), String> {
     }
 }
 
-/// Kernels before 6.4 inject at unmask instead of notifying the sources, so that they re-assert.
-const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 4);
+/// Kernels before 6.3 inject at unmask instead of notifying the sources, so that they re-assert.
+const UNMASK_RESAMPLE: Need = Need::KernelAtLeast(6, 3);
 
 rows! { dyn Rig;
     row_15_bound_triggered_unbound_leaves_the_line_low [] TIME_LIMIT;

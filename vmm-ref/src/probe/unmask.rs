@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whether KVM asks a resampler for the level of its line when the pin is unmasked (Linux 6.4, "KVM: x86/ioapic:
+//! Whether KVM asks a resampler for the level of its line when the pin is unmasked (Linux 6.3, "KVM: x86/ioapic:
 //! Resample the pending state of an IRQ when unmasking").
 
 use std::sync::Arc;

@@ -20,7 +20,7 @@ pub fn agrees() {
         ("irqchip-split", Need::SplitIrqchip),
         ("eoi-ioapic", Need::GenuineLapicEoi),
         ("eoi-pic", Need::GenuinePicEoi),
-        ("unmask-resample", Need::KernelAtLeast(6, 4)),
+        ("unmask-resample", Need::KernelAtLeast(6, 3)),
         ("irqfd-exclusive", Need::KernelAtLeast(6, 17)),
     ] {
         assert_eq!(available(name), need.probe().is_ok(), "{name}: {object}");

@@ -85,7 +85,7 @@ fn every_claim_holds_with_a_controller_that_asks_at_an_unmask() {
     holds(Contract::new(Unmask::Asks, Flaws::default()));
 }
 
-/// KVM's IOAPIC since Linux 6.4: an unmask takes the pending level away and tells the resamplers, of which a KVM_IRQ_LINE
+/// KVM's IOAPIC since Linux 6.3: an unmask takes the pending level away and tells the resamplers, of which a KVM_IRQ_LINE
 /// source is none.
 #[test]
 fn the_level_that_kvm_loses_at_an_unmask() {

@@ -26,7 +26,7 @@ pub const LINES: [LineId; 2] = [LineId::First, LineId::Second];
 pub enum Unmask {
     /// It looks at the line, as the 8259 and the userspace IOAPIC do.
     Looks,
-    /// It samples the line anew, as at an EOI: KVM's IOAPIC since Linux 6.4.
+    /// It samples the line anew, as at an EOI: KVM's IOAPIC since Linux 6.3.
     Asks,
 }
 

@@ -192,7 +192,7 @@ impl KvmInterrupts {
     /// A signal that waits behind a mask is injected at the unmask, also when the device has withdrawn its cause
     /// meanwhile. A guest that masks the pin, ends the interrupt, and serves the device before it unmasks the pin (Linux
     /// does so for a threaded handler with IRQF_ONESHOT) therefore runs its handler once more for nothing after each
-    /// interrupt (50 of 50, row 150 of docs/conformance.md). KVM's own IOAPIC has no such run since Linux 6.4, and neither
+    /// interrupt (50 of 50, row 150 of docs/conformance.md). KVM's own IOAPIC has no such run since Linux 6.3, and neither
     /// has a source of the userspace IOAPIC that an EOI lowers: both ask the device at the unmask. The irqfd cannot drop
     /// what waits instead, because an IOAPIC without a listener of the GSI asks nobody, and the interrupt would be lost.
     ///

@@ -30,7 +30,7 @@ impl Resampled {
     }
 
     /// Tells all listeners, then drives a level that is still high once more: a resampler on the GSI makes KVM's IOAPIC
-    /// forget a pending level at an unmask (since Linux 6.4). A listener that cannot be told keeps no level from that.
+    /// forget a pending level at an unmask (since Linux 6.3). A listener that cannot be told keeps no level from that.
     pub(crate) fn serve(&self) -> interrupt_core::Result<()> {
         self.served.fetch_add(1, Ordering::Relaxed);
         let line = self.line.load_full();

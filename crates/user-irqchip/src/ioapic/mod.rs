@@ -152,7 +152,7 @@ impl fmt::Debug for IoapicBuilder {
 /// * The EOI of a vector tells every listener of every pin whose entry has that vector, including masked pins and edge
 ///   pins, also when another pin sent the interrupt.
 /// * A write of an entry that leaves a level pin unmasked, with a high line and no interrupt in service, tells the
-///   listeners of that pin too, as in Linux since 6.4. The chip first lowers the sources that an EOI lowers
+///   listeners of that pin too, as in Linux since 6.3. The chip first lowers the sources that an EOI lowers
 ///   ([`LoweredBy::Eoi`]), and sends the interrupt if the line is high after that. So a device whose cause has ended
 ///   before the unmask makes no interrupt.
 /// * If the line of a level pin is low, a write that unmasks the pin or changes its message tells the listeners of the
@@ -161,7 +161,7 @@ impl fmt::Debug for IoapicBuilder {
 ///
 /// # A new destination
 /// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI.
-/// KVM before 6.16 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
+/// KVM before 6.2 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
 ///
 /// # Locks
 /// An assertion, an EOI and a message take only the lock of their line, and allocate nothing. Writes of entries go one

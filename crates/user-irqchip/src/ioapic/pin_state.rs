@@ -175,7 +175,7 @@ impl PinState {
     pub(super) fn written(self, entry: RedirectionEntry, output: Output) -> Self {
         let remote_irr = self.has(REMOTE_IRR) && entry.is_level();
         let next = Self(self.0 & !ENTRY | entry.bits() & ENTRY & !REMOTE_IRR).with(REMOTE_IRR, remote_irr);
-        // Keep the old route until the EOI of the interrupt in service: KVM before 6.16 forgets an interrupt in service
+        // Keep the old route until the EOI of the interrupt in service: KVM before 6.2 forgets an interrupt in service
         // whose route goes to another CPU.
         let waits = remote_irr && output.destination;
         let masked = entry.is_masked();

@@ -16,7 +16,7 @@ use crate::trace::{Difference, Flaws, Pair, Rng};
 
 /// What a host must have: the model does as kernels do that ask for the level at an unmask.
 pub fn needs() -> Vec<Need> {
-    [KernelRig::NEEDS, &[Need::KernelAtLeast(6, 4)]].concat()
+    [KernelRig::NEEDS, &[Need::KernelAtLeast(6, 3)]].concat()
 }
 
 /// Pins that no 8259 shares.

@@ -69,7 +69,7 @@ fn row_139_a_level_from_before_keeps_no_edge_back() {
     assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)]);
 }
 
-/// Row 135: KVM before 6.16 forgets the CPU that owes the EOI when the route of an interrupt in service changes. The old
+/// Row 135: KVM before 6.2 forgets the CPU that owes the EOI when the route of an interrupt in service changes. The old
 /// destination stays until the EOI, which comes by it; the next interrupt goes to the new one.
 #[test]
 fn row_135_a_new_destination_waits_for_the_eoi() {

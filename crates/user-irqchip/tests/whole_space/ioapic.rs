@@ -203,7 +203,7 @@ fn a_refused_message_is_not_in_service() {
     }
 }
 
-/// Linux since 6.4: a waiting level is asked for before it is sent. The listeners of the GSI are told of an entry that has
+/// Linux since 6.3: a waiting level is asked for before it is sent. The listeners of the GSI are told of an entry that has
 /// changed, because a signal may have gone past this chip.
 #[test]
 fn a_write_asks_before_it_sends() {

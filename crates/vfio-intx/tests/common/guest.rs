@@ -241,7 +241,7 @@ impl TestLine {
         self.line.level() == Level::High
     }
 
-    /// The guest masks or unmasks the pin. As KVM does since Linux 6.4, an unmask with the line high is told to
+    /// The guest masks or unmasks the pin. As KVM does since Linux 6.3, an unmask with the line high is told to
     /// the listeners.
     pub fn set_masked(&self, masked: bool) {
         let mut pin = self.line.pin().0.lock().unwrap();
