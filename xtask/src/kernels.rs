@@ -88,7 +88,7 @@ pub fn run(options: &Kernels, packages: &[String]) -> Result<ExitCode> {
         let output = Shown::new(&log, !options.json)?;
         let output: lab::suite::Output = Arc::new(Mutex::new(output));
         let mut tally = lab::suite::run(&lab, &programs, lab::TIME_LIMIT, false, &output);
-        tally.add(lab::suite::run_on_two_cpus(&lab, &programs, &output));
+        tally.add(lab::suite::run_on_two_cpus(&lab, &programs, lab::TIME_LIMIT, &output));
         let names: Vec<String> = programs.iter().map(lab::suite::name).collect();
         let mut column = Column::new(kernel, machine, &names, &commit(workspace.root()), &tally);
         if let (false, Some(earlier)) = (packages.is_empty(), Column::load(&kept)?) {

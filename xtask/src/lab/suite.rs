@@ -98,7 +98,7 @@ struct Way {
 }
 
 /// Boots the lab with two CPUs, and runs those of the programs' tests that one CPU skips. Otherwise as [`run`].
-pub fn run_on_two_cpus(lab: &Lab, programs: &[TestProgram], output: &Output) -> Tally {
+pub fn run_on_two_cpus(lab: &Lab, programs: &[TestProgram], time_limit: Duration, output: &Output) -> Tally {
     let (wanted, filter) = ON_TWO_CPUS;
     let is_wanted = |program: &&TestProgram| wanted.contains(&(&program.package, &program.suite));
     let programs: Vec<TestProgram> = programs.iter().filter(is_wanted).cloned().collect();
