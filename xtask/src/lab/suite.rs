@@ -102,14 +102,7 @@ pub fn run_on_two_cpus(lab: &Lab, programs: &[TestProgram], time_limit: Duration
     let (wanted, filter) = ON_TWO_CPUS;
     let is_wanted = |program: &&TestProgram| wanted.contains(&(&program.package, &program.suite));
     let programs: Vec<TestProgram> = programs.iter().filter(is_wanted).cloned().collect();
-    run_so(
-        Way { cpus: 2, filter },
-        lab,
-        &programs,
-        super::TIME_LIMIT,
-        false,
-        output,
-    )
+    run_so(Way { cpus: 2, filter }, lab, &programs, time_limit, false, output)
 }
 
 /// Runs the suite's programs in the lab and counts what they report. Their output goes to `output` as it comes. When
