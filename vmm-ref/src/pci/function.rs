@@ -154,6 +154,7 @@ impl Function {
         let written = |register: u8| data.get(usize::from(register.checked_sub(offset)?)).copied();
         let (command, power) = (written(COMMAND), self.view.power_state.and_then(written));
         let followed = command.is_some() || power.is_some();
+        let before = (state.command, state.is_on);
         if followed {
             // What the write turns off goes first: the host has nothing mapped where the device does not decode.
             state.command &= u16::from(command.unwrap_or(0xff)) | 0xff00;
@@ -161,25 +162,32 @@ impl Function {
             self.decode(state);
         }
         for (offset, bytes) in self.view.writable(offset, data) {
-            self.check(self.device.write(CONFIG_REGION, offset.into(), bytes));
+            let written = self.device.write(CONFIG_REGION, offset.into(), bytes);
+            if written.is_err() {
+                (state.command, state.is_on) = before;
+            }
+            self.check(written);
         }
         if followed || written(COMMAND + 1).is_some() {
             self.follow(state);
         }
     }
 
-    /// Reads the registers that this process follows, and follows them.
+    /// Reads the registers that this process follows, and follows them. One that the device does not read stays.
     fn follow(&self, state: &mut State) {
         let read = |register: u8| {
             let mut data = [0; 2];
-            self.check(self.device.read(CONFIG_REGION, register.into(), &mut data));
-            u16::from_le_bytes(data)
+            let read = self.device.read(CONFIG_REGION, register.into(), &mut data);
+            let value = read.is_ok().then_some(u16::from_le_bytes(data));
+            self.check(read);
+            value
         };
-        state.command = read(COMMAND);
-        state.is_on = self
-            .view
-            .power_state
-            .is_none_or(|register| read(register) & POWER_STATE == 0);
+        if let Some(command) = read(COMMAND) {
+            state.command = command;
+        }
+        if let Some(power) = self.view.power_state.and_then(read) {
+            state.is_on = power & POWER_STATE == 0;
+        }
         self.decode(state);
         let disable = state.command & INTERRUPT_DISABLE != 0;
         if disable != state.disintx {

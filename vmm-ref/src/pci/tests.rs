@@ -16,6 +16,7 @@ use vm_device::{DeviceMmio, DevicePio};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::address_map::{IO_WINDOW, MEMORY_WINDOW};
+use super::bar::Bars;
 use super::config_ports::{ConfigPorts, PORT};
 use super::config_space::{ConfigSpace, SIZE};
 use super::device::{Area, BAR0_REGION, CONFIG_REGION, PciDevice};
@@ -39,6 +40,8 @@ struct Model {
     bars: Mutex<BTreeMap<(u32, u64), u8>>,
     resets: AtomicUsize,
     gone: AtomicBool,
+    /// Whether the device refuses accesses to its configuration space, without being gone.
+    refuses: AtomicBool,
     intx: Arc<ModelIntx>,
     /// The guest's memory slots, and which of them are the device's.
     slots: OnceLock<(Slots, Range<u32>)>,
@@ -63,6 +66,7 @@ fn model() -> Arc<Model> {
         bars: Mutex::default(),
         resets: AtomicUsize::new(0),
         gone: AtomicBool::new(false),
+        refuses: AtomicBool::new(false),
         intx: Arc::new(ModelIntx::new("model")),
         slots: OnceLock::new(),
     })
@@ -97,6 +101,7 @@ impl PciDevice for Model {
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.check()?;
+        self.serves(region)?;
         for (at, byte) in (offset..).zip(data) {
             *byte = match region {
                 CONFIG_REGION => self.space.lock().unwrap()[at as usize],
@@ -108,6 +113,7 @@ impl PciDevice for Model {
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check()?;
+        self.serves(region)?;
         let turns_off = match (region, offset, data) {
             (CONFIG_REGION, 4, [command, ..]) => command & 2 == 0,
             (CONFIG_REGION, 0x54, [power, ..]) => power & 3 != 0,
@@ -143,8 +149,8 @@ impl PciDevice for Model {
         self.check()
     }
 
-    fn is_gone(&self, _: &io::Error) -> bool {
-        true
+    fn is_gone(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::NotConnected
     }
 }
 
@@ -152,6 +158,13 @@ impl Model {
     fn check(&self) -> io::Result<()> {
         match self.gone.load(Ordering::Relaxed) {
             true => Err(io::ErrorKind::NotConnected.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn serves(&self, region: u32) -> io::Result<()> {
+        match region == CONFIG_REGION && self.refuses.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::InvalidInput.into()),
             false => Ok(()),
         }
     }
@@ -378,6 +391,42 @@ fn a_reset_of_the_guests_is_one_of_the_device() {
     assert_eq!((bus.read(1, 4), bus.read(1, 0x10)), (OFF, [0; 4]));
     assert_eq!(bus.slots(), []);
     assert!(!bus.intx[0].save().disintx);
+}
+
+#[test]
+fn a_write_that_the_device_refuses_has_no_effect() {
+    let bus = Bus::new();
+    bus.intx[0].enable().unwrap();
+    bus.place(1, 0, 0xe000_0000);
+    // Memory decodes, and Interrupt Disable is set.
+    bus.write(1, 4, &[2, 4]);
+    assert!(bus.intx[0].save().disintx);
+    bus.models[0].refuses.store(true, Ordering::Relaxed);
+    bus.write(1, 4, &[2, 4]);
+    bus.models[0].refuses.store(false, Ordering::Relaxed);
+    assert_eq!(bus.read(1, 4), [2, 4], "the device has kept its command register");
+    assert!(
+        bus.intx[0].save().disintx,
+        "INTx is unmasked, and Interrupt Disable is set"
+    );
+    assert_eq!(bus.slots(), [(0xe000_0000, 0x1000)], "the BAR is still on");
+    assert_eq!(bus.ending.ended(), None);
+}
+
+#[test]
+fn memory_that_kvm_does_not_take_back_ends_the_machine() {
+    let ending = Ending::new().unwrap();
+    let set_memory = |region: kvm_userspace_memory_region| match region.memory_size {
+        0 => Err(vmm_sys_util::errno::Error::new(12)),
+        _ => Ok(()),
+    };
+    let windows = Windows::new(Box::new(set_memory), Arc::clone(&ending));
+    let device: Arc<dyn PciDevice> = model();
+    let mut bars = Bars::new([0; 6], [0x1000, 0, 0, 0, 0, 0]).unwrap();
+    bars.write(0, 0xe000_0000);
+    windows.decode(1, &device, bars.iter());
+    windows.decode(1, &device, [].into_iter());
+    assert_eq!(ending.ended(), Some(End::Failed), "the guest still reaches the device");
 }
 
 #[test]

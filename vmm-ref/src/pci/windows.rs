@@ -139,12 +139,16 @@ impl Windows {
         made.map(|(slot, _)| slot).collect()
     }
 
+    /// KVM can run out of memory here. The guest would keep what it must not reach, so the machine ends.
     fn remove(&self, slot: u32) {
-        // KVM removes any slot that exists.
-        let _ = (self.set_memory)(kvm_userspace_memory_region {
+        let removed = (self.set_memory)(kvm_userspace_memory_region {
             slot,
             ..Default::default()
         });
+        if let Err(errno) = removed {
+            let (step, source) = ("KVM_SET_USER_MEMORY_REGION (removing a BAR)", errno.into());
+            self.ending.fail(Error::System { step, source });
+        }
     }
 
     /// Calls `access` with what decodes all `size` bytes from `address` on: the device, the region and the offset in it.
