@@ -176,7 +176,7 @@ mod tests {
         ports.pio_write(PioAddress(PORT), 2, &[9; 4]);
         assert_eq!(read::<2>(&ports, DATA + 1), [0xff; 2]);
         assert_eq!(read::<4>(&ports, DATA), [0; 4]);
-        // A string instruction: more bytes than a register has.
+        // More bytes than a register has.
         assert_eq!(read::<8>(&ports, DATA), [0xff; 8]);
         // No enable bit, a register above 256, another bus, another function, no such device.
         for address in [

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ioevent::{IoeventBus, Space};
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
@@ -90,6 +91,7 @@ impl Exits {
         if let Controllers::User(chips) = &self.controllers {
             inject(vcpu, &chips.pic)?;
         }
+        let run: *const kvm_run = vcpu.get_kvm_run();
         let exit = match vcpu.run() {
             Ok(exit) => exit,
             // EAGAIN: a processor that waited for its start message has received it.
@@ -97,10 +99,19 @@ impl Exits {
             Err(error) => return Err(at("KVM_RUN")(error)),
         };
         match (exit, &self.controllers) {
-            (VcpuExit::IoIn(port, data), _) => match self.devices.pio_read(PioAddress(port), data) {
-                Ok(()) => Ok(()),
-                Err(_) => self.read_nothing("IoIn", port.into(), data),
-            },
+            (VcpuExit::IoIn(port, data), _) => {
+                // SAFETY: the processor's page is mapped while `vcpu` lives, and `data` is behind it.
+                let run = unsafe { &*run };
+                // SAFETY: the exit is one of a port, of which this is the field.
+                let size = unsafe { run.__bindgen_anon_1.io.size };
+                // KVM makes one exit of a string instruction, which reads the same port again and again.
+                data.chunks_mut(usize::from(size).max(1)).try_for_each(|data| {
+                    match self.devices.pio_read(PioAddress(port), data) {
+                        Ok(()) => Ok(()),
+                        Err(_) => self.read_nothing("IoIn", port.into(), data),
+                    }
+                })
+            }
             (VcpuExit::MmioRead(address, data), _) => match self.devices.mmio_read(MmioAddress(address), data) {
                 Ok(()) => Ok(()),
                 Err(_) => self.read_nothing("MmioRead", address, data),

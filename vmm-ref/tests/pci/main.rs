@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod msix;
 #[cfg(target_arch = "x86_64")]
+mod string_io;
+#[cfg(target_arch = "x86_64")]
 mod vfio_user;
 
 use std::process::ExitCode;
@@ -15,6 +17,6 @@ use testkit::harness::Suite;
 fn main() -> ExitCode {
     let suite = Suite::new("vmm-ref::pci");
     #[cfg(target_arch = "x86_64")]
-    let suite = msix::tests(vfio_user::tests(suite));
+    let suite = string_io::tests(msix::tests(vfio_user::tests(suite)));
     suite.run()
 }
