@@ -153,7 +153,10 @@ impl Msix {
         let (was, control) = (state.control, value & (ENABLE | MASK_ALL));
         state.control = control;
         let changed = match (was & ENABLE != 0, control & ENABLE != 0) {
-            (false, true) => self.enable(&mut state),
+            (false, true) => self.enable(&mut state).map_err(|error| Error::System {
+                step: "enabling MSI-X; use --msi off, or more open files (ulimit -n)",
+                source: io::Error::other(error),
+            }),
             (true, false) => self.disable(&mut state),
             (true, true) if was != control => {
                 (0..state.entries.len()).try_for_each(|vector| self.apply(&state, vector))
@@ -175,6 +178,12 @@ impl Msix {
             intx.enter_msi()?;
         }
         state.enabled += 1;
+        // One change for all: each one hands KVM the whole table.
+        let mut routing = self.interrupts.routing();
+        for vector in 0..state.entries.len() {
+            routing.set(self.gsi(vector), &[message(state, vector)])?;
+        }
+        routing.commit()?;
         let mut triggers = Vec::new();
         for vector in 0..state.entries.len() {
             let failed = |source| Error::System {
@@ -184,14 +193,13 @@ impl Msix {
             // Non-blocking, so that no signal of a device waits.
             let trigger = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(failed)?;
             triggers.push(trigger.try_clone().map_err(failed)?);
-            self.route(state, vector)?;
             state
                 .vectors
                 .push(self.interrupts.edge_irqfd_with(self.gsi(vector), trigger)?);
             self.apply(state, vector)?;
         }
         self.device.set_messages(&triggers).map_err(|source| Error::System {
-            step: "enabling MSI-X; use --msi off",
+            step: "VFIO_DEVICE_SET_IRQS",
             source,
         })
     }
@@ -229,14 +237,8 @@ impl Msix {
     }
 
     fn route(&self, state: &State, vector: usize) -> Result<()> {
-        let [low, high, data, _] = state.entries[vector];
-        let message = Route::Msi {
-            address: u64::from(high) << 32 | u64::from(low),
-            data,
-            device: None,
-        };
         let mut routing = self.interrupts.routing();
-        routing.set(self.gsi(vector), &[message])?;
+        routing.set(self.gsi(vector), &[message(state, vector)])?;
         routing.commit()?;
         Ok(())
     }
@@ -291,6 +293,16 @@ impl Msix {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The message of a vector, as the guest has written it.
+fn message(state: &State, vector: usize) -> Route {
+    let [low, high, data, _] = state.entries[vector];
+    Route::Msi {
+        address: u64::from(high) << 32 | u64::from(low),
+        data,
+        device: None,
     }
 }
 

@@ -23,6 +23,7 @@ pub fn tests(suite: Suite) -> Suite {
     suite
         .test("a_masked_vector_keeps_its_pending_bit", &needs, pending)
         .test("msix_replaces_intx_until_it_is_disabled", &needs, replaces_intx)
+        .test("a_device_with_all_vectors_is_served", &needs, all_vectors)
         .test("the_pages_of_the_table_are_no_memory_of_the_guest", &needs, traps)
 }
 
@@ -95,6 +96,10 @@ struct Card {
 impl Card {
     /// A device whose INTx is enabled, on a split irqchip with one vCPU.
     fn new() -> Self {
+        Self::with(VECTORS)
+    }
+
+    fn with(vectors: u16) -> Self {
         let kvm = open_kvm(Path::new(DEV_KVM)).unwrap();
         let vm = Arc::new(kvm.create_vm().unwrap());
         enable_split_irqchip(&vm, SPLIT_PINS).unwrap();
@@ -113,9 +118,9 @@ impl Card {
         intx.enable().unwrap();
         let capability = Capability {
             control: 0x82,
-            vectors: VECTORS,
+            vectors,
             table: (0, TABLE),
-            pending: (0, PENDING),
+            pending: (0, if vectors == VECTORS { PENDING } else { 0xa000 }),
         };
         let ending = Ending::new().unwrap();
         let (device, ends) = (Arc::<Model>::clone(&model), Arc::clone(&ending));
@@ -214,6 +219,21 @@ fn replaces_intx() {
         (VECTORS - 1, 0, 1)
     );
     assert!(card.model.intx.is_enabled());
+    assert_eq!(card.ending.ended(), None);
+}
+
+/// Every vector has three descriptors while it is enabled, and many processes may have 1024.
+fn all_vectors() {
+    let card = Card::with(256);
+    card.msix.set_control(ENABLE);
+    let failure = card.ending.take_failure().map(|error| error.to_string());
+    assert_eq!(failure, None);
+    assert_eq!(card.interrupts.routes().get(Gsi(FIRST.0 + 255)).len(), 1);
+    for vector in 0..256 {
+        card.store(TABLE + vector * 16, &[0xfee0_0000, 0, 0x41, 0]);
+    }
+    card.msix.set_control(0);
+    assert!(card.interrupts.routes().get(Gsi(FIRST.0 + 255)).is_empty());
     assert_eq!(card.ending.ended(), None);
 }
 
