@@ -12,9 +12,12 @@ use kvm_irqfd::{KvmInterrupts, Route, SPLIT_PINS, enable_split_irqchip};
 use testkit::harness::Suite;
 use testkit::need::Need;
 use vfio_intx::{Intx, ModelIntx, Relay};
+use vmm_ref::composition::options::Source;
+use vmm_ref::passthrough::path_changes::PathChanges;
 use vmm_ref::pci::device::{Area, BAR0_REGION, PciDevice};
 use vmm_ref::pci::msix::{Capability, Msix, WithMsix};
 use vmm_ref::vm::ending::Ending;
+use vmm_ref::vm::irqchip::Controllers;
 use vmm_ref::vm::kvm::{DEV_KVM, open_kvm};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,6 +27,7 @@ pub fn tests(suite: Suite) -> Suite {
         .test("a_masked_vector_keeps_its_pending_bit", &needs, pending)
         .test("msix_replaces_intx_until_it_is_disabled", &needs, replaces_intx)
         .test("a_device_with_all_vectors_is_served", &needs, all_vectors)
+        .test("a_path_changes_while_msix_is_enabled", &needs, changes_path)
         .test("the_pages_of_the_table_are_no_memory_of_the_guest", &needs, traps)
 }
 
@@ -88,7 +92,7 @@ struct Card {
     interrupts: KvmInterrupts,
     intx: Arc<Intx>,
     ending: Arc<Ending>,
-    _connection: Connection,
+    connection: Connection,
     /// It has nothing to carry here.
     _relay: Relay,
 }
@@ -140,7 +144,7 @@ impl Card {
             interrupts,
             intx,
             ending,
-            _connection: connection,
+            connection,
             _relay: relay,
         }
     }
@@ -234,6 +238,26 @@ fn all_vectors() {
     }
     card.msix.set_control(0);
     assert!(card.interrupts.routes().get(Gsi(FIRST.0 + 255)).is_empty());
+    assert_eq!(card.ending.ended(), None);
+}
+
+/// A card that shares its line with another one in INTx gets its changes of path while it uses MSI-X.
+fn changes_path() {
+    let card = Card::new();
+    let controllers = Controllers::split(card.interrupts.clone()).unwrap();
+    let source = controllers.source(Source::Irqfd, Gsi(20), "model".to_owned()).unwrap();
+    card.connection
+        .set_consumer(Some(controllers.line(Source::Irqfd, source, None)))
+        .unwrap();
+    let mut changes = PathChanges::new(&card.connection, 1).unwrap();
+    for count in 1..=20 {
+        card.msix.set_control(if count % 3 == 0 { 0 } else { ENABLE });
+        changes.change(&card.connection, count).unwrap();
+        assert_eq!(card.model.intx.is_enabled(), count % 3 == 0, "at {count}");
+        card.intx.set_disintx(count % 2 == 0).unwrap();
+        card.intx.reset(|| ()).unwrap();
+        assert_eq!(card.model.intx.is_enabled(), count % 3 == 0, "after a reset at {count}");
+    }
     assert_eq!(card.ending.ended(), None);
 }
 
