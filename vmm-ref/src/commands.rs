@@ -250,6 +250,15 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
     if arguments.device.is_empty() && (arguments.forward.is_some() || arguments.swap_every.is_some()) {
         return Err(Error::from(BootError::NothingToForward).into());
     }
+    let msi = given.msi == Some(Switch::On);
+    if msi
+        && !arguments
+            .device
+            .iter()
+            .any(|device| matches!(device, DeviceKind::Vfio(_)))
+    {
+        return Err(Error::from(BootError::NoMessages).into());
+    }
     let impossible = match (forward, irqchip) {
         (Forward::None, _) => Some(Impossible::NotForwarded),
         (Forward::Kernel, Irqchip::Split | Irqchip::User) => Some(Impossible::KernelLoopNeedsResample),
@@ -275,7 +284,7 @@ fn linux_command(kvm_device: &Path, kernel: &Path, arguments: &RunArgs, out: &mu
             devices: arguments.device.clone(),
             forward,
             share_irq: given.share_irq,
-            msi: given.msi == Some(Switch::On),
+            msi,
         },
         swap_every: arguments.swap_every,
     })?;

@@ -88,7 +88,9 @@ pub enum Impossible {
     #[error("--forward kernel needs a resample irqfd; use --irqchip kernel --source resample, or --forward relay")]
     KernelLoopNeedsResample,
     /// The split kick begins with an irqfd on a message.
-    #[error("--forward split-kick needs an irqfd on a message; use --irqchip split --source irqfd, or --forward relay")]
+    #[error(
+        "--forward split-kick needs an irqfd on a message; use --irqchip split without --source, or --forward relay"
+    )]
     SplitKickNeedsIrqfd,
     /// The relay never lowers the line. KVM samples a KVM_IRQ_LINE source before the relay hears of the EOI.
     #[error(

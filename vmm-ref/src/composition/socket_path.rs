@@ -39,7 +39,7 @@ impl FromStr for SocketPath {
         }
         if length > MOST {
             return Err(format!(
-                "a Unix socket's path has at most {MOST} bytes, and this has {length}"
+                "a Unix socket's path has at most {MOST} bytes, and this has {length}; use a shorter path, as /run/edu.sock"
             ));
         }
         let mut bytes = [0; MOST];

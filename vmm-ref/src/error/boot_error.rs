@@ -113,6 +113,9 @@ pub enum BootError {
         "--forward and --swap-every with --kernel are for PCI devices; use --device vfio:0000:00:0a.0, say, as well"
     )]
     NothingToForward,
+    /// MSI-X is a VFIO device's.
+    #[error("--msi on is for devices of VFIO; use --device vfio:0000:00:0a.0, say, or --msi off")]
+    NoMessages,
     /// The host's KVM emulates each instruction, and would need hours.
     #[error(
         "this host's KVM ({kvm}) runs a guest's instructions one by one in its emulator, {mips:.1} million a second: a stock \

@@ -102,7 +102,9 @@ fn memory(text: &str) -> Result<u64, String> {
     let size = number.parse::<u64>().map_err(|error| format!("{error}; {WAY_OUT}"))?;
     match size.checked_mul(unit) {
         Some(size) if (2 * MIB..=MAX).contains(&size) && size % 4096 == 0 => Ok(size),
-        Some(size) if (2 * MIB..=MAX).contains(&size) => Err("it is no multiple of 4K".to_owned()),
+        Some(size) if (2 * MIB..=MAX).contains(&size) => {
+            Err("it is no multiple of 4K; use a size such as 256M".to_owned())
+        }
         _ => Err(WAY_OUT.to_owned()),
     }
 }

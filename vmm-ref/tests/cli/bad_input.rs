@@ -83,7 +83,7 @@ pub fn command_lines() {
         ("run --device vfio:0000:00:02.0 --machine soft", "use --machine kvm"),
         (
             "run --device vfio:0000:00:02.0 --forward split-kick",
-            "use --irqchip split --source irqfd",
+            "use --irqchip split without --source",
         ),
         (
             "run --device vfio:0000:00:02.0 --irqchip split --forward kernel",

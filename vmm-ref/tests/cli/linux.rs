@@ -120,6 +120,16 @@ pub fn bad_input() {
             with(&(devices(9) + "--share-irq")),
             "9 --device: the guest's bus has room for 8 devices",
         ),
+        (with("--msi on"), "use --device vfio:0000:00:0a.0, say, or --msi off"),
+        (
+            with("--device vfio-user:/tmp/a --msi on"),
+            "--msi on is for devices of VFIO",
+        ),
+        (with("--memory 2049K"), "use a size such as 256M"),
+        (
+            with(&format!("--device vfio-user:/{}", "x".repeat(110))),
+            "use a shorter path",
+        ),
         (with("--forward relay"), "use --device vfio:0000:00:0a.0, say, as well"),
         (with("--swap-every 50"), "use --device vfio:0000:00:0a.0, say, as well"),
         (
@@ -132,7 +142,7 @@ pub fn bad_input() {
         ),
         (
             with("--device vfio-user:/tmp/a --forward split-kick"),
-            "use --irqchip split --source irqfd, or --forward relay",
+            "use --irqchip split without --source, or --forward relay",
         ),
         (
             with("--device vfio-user:/tmp/a --forward kernel --irqchip split"),
