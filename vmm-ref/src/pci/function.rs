@@ -32,7 +32,7 @@ const TYPE: u8 = 0x7f;
 pub struct Identity {
     /// Vendor and device ID, as lspci writes them.
     pub id: String,
-    /// The interrupt pin, 1 to 4; 0 for a function that has none.
+    /// The interrupt pin, 1; 0 for a function that has none.
     pub pin: u8,
     view: View,
     bars: Bars,

@@ -245,3 +245,27 @@ fn open(
         DeviceKind::Embedded | DeviceKind::Model => Err(Unusable::NotPci(device.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::config_space::{INTERRUPT_PIN, SIZE};
+    use crate::pci::view::View;
+
+    #[test]
+    fn devices_that_share_have_one_line_whatever_their_pins() {
+        let options = PciOptions {
+            devices: Vec::new(),
+            forward: Forward::Auto,
+            share_irq: true,
+            msi: false,
+        };
+        // Functions of one device of the host have different pins.
+        let lines = options.numbers().zip([1, 2, 3, 4]).map(|(number, pin)| {
+            let mut space = [0; SIZE];
+            space[usize::from(INTERRUPT_PIN)] = pin;
+            gsi(number, View::new(&space, false).pin).0
+        });
+        assert_eq!(lines.collect::<Vec<_>>(), [21; 4]);
+    }
+}

@@ -51,7 +51,7 @@ pub struct View {
     pub power_state: Option<u8>,
     /// Where the guest resets the function.
     pub resets: Vec<ResetBit>,
-    /// The interrupt pin, 1 to 4; 0 for a function that has none.
+    /// The interrupt pin, 1; 0 for a function that has none.
     pub pin: u8,
     /// MSI-X, if the guest sees it. Its control register is not the device's.
     pub msix: Option<Capability>,
@@ -67,7 +67,8 @@ impl View {
             writable: [false; SIZE],
             power_state: None,
             resets: Vec::new(),
-            pin: space[at(INTERRUPT_PIN)].min(4),
+            // A device of one function has INTA (PCI Local Bus Specification 3.0, 2.2.6), whatever it has on the host.
+            pin: space[at(INTERRUPT_PIN)].min(1),
             msix: None,
         };
         for (register, bytes) in [(COMMAND, 2), (STATUS, 2), (CACHE_LINE, 2), (INTERRUPT_LINE, 1)] {
@@ -263,7 +264,7 @@ mod tests {
         let view = View::new(&space(), false);
         assert_eq!((view.byte(0, 0x86), view.byte(8, 3)), (0x86, 3));
         assert_eq!(view.byte(0x0e, MULTI_FUNCTION), 0);
-        assert_eq!((view.byte(0x30, 0xff), view.byte(0x3d, 9), view.pin), (0, 2, 2));
+        assert_eq!((view.byte(0x30, 0xff), view.byte(0x3d, 9), view.pin), (0, 1, 1));
         assert_eq!(view.byte(6, 0x10), 0x10);
         let mut bare = space();
         bare[0x34] = 0;
