@@ -268,11 +268,11 @@ impl Msix {
         Some(bits.fold(0, |all: u32, bit: u32| all | bit))
     }
 
-    /// Writes a word of the table. Returns whether the table or the pending bits are there, which cannot be written.
-    fn write(&self, bar: u8, offset: u64, value: u32) -> bool {
-        let (table, pending) = (self.capability.table_bytes(), self.capability.pending_bytes());
+    /// Writes a word of the table. The pending bits cannot be written.
+    fn write(&self, bar: u8, offset: u64, value: u32) {
+        let table = self.capability.table_bytes();
         if bar != self.capability.table.0 || !table.contains(&offset) {
-            return bar == self.capability.pending.0 && pending.contains(&offset);
+            return;
         }
         let at = offset - table.start;
         let (vector, word) = ((at / ENTRY) as usize, (at % ENTRY / 4) as usize);
@@ -281,7 +281,6 @@ impl Msix {
         let applied = self.apply(&state, vector);
         drop(state);
         self.check(applied);
-        true
     }
 
     fn check(&self, outcome: Result<()>) {
@@ -332,10 +331,17 @@ impl WithMsix {
         Self { device, msix }
     }
 
-    /// Splits an access into the words of 32 bits that the table has; `None` for an access of another kind.
-    fn words(region: u32, offset: u64, size: usize) -> Option<(u8, Range<usize>)> {
-        let bar = u8::try_from(region.checked_sub(BAR0_REGION)?).ok()?;
-        (bar < 6 && offset % 4 == 0 && matches!(size, 4 | 8)).then_some((bar, 0..size / 4))
+    /// Whether an access reaches the table or the pending bits.
+    fn is_mine(&self, region: u32, offset: u64, size: usize) -> bool {
+        let capability = &self.msix.capability;
+        let places = [
+            (capability.table.0, capability.table_bytes()),
+            (capability.pending.0, capability.pending_bytes()),
+        ];
+        let end = offset.saturating_add(size as u64);
+        places.iter().any(|(bar, bytes)| {
+            region == BAR0_REGION + u32::from(*bar) && offset < bytes.end && bytes.start < end && *bar < 6
+        })
     }
 }
 
@@ -372,33 +378,46 @@ impl PciDevice for WithMsix {
         areas
     }
 
+    /// An access of another kind than of 4 or 8 aligned bytes is undefined, and reads ones.
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        if let Some((bar, words)) = Self::words(region, offset, data.len()) {
-            if self.msix.read(bar, offset).is_some() {
-                for (word, bytes) in words.zip(data.chunks_exact_mut(4)) {
-                    let value = self.msix.read(bar, offset + word as u64 * 4).unwrap_or(u32::MAX);
-                    bytes.copy_from_slice(&value.to_le_bytes());
-                }
-                return Ok(());
+        if !self.is_mine(region, offset, data.len()) {
+            return self.device.read(region, offset, data);
+        }
+        match (offset % 4, data.len()) {
+            (0, 4) => {
+                let value = self.msix.read((region - BAR0_REGION) as u8, offset);
+                data.copy_from_slice(&value.unwrap_or(u32::MAX).to_le_bytes());
+                Ok(())
+            }
+            (0, 8) => {
+                let (lower, upper) = data.split_at_mut(4);
+                self.read(region, offset, lower)?;
+                self.read(region, offset + 4, upper)
+            }
+            _ => {
+                data.fill(0xff);
+                Ok(())
             }
         }
-        self.device.read(region, offset, data)
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
-        if let Some((bar, words)) = Self::words(region, offset, data.len()) {
-            let values = data
-                .chunks_exact(4)
-                .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            let mut taken = false;
-            for (word, value) in words.zip(values) {
-                taken |= self.msix.write(bar, offset + word as u64 * 4, value);
-            }
-            if taken {
-                return Ok(());
-            }
+        if !self.is_mine(region, offset, data.len()) {
+            return self.device.write(region, offset, data);
         }
-        self.device.write(region, offset, data)
+        match (offset % 4, data) {
+            (0, &[b0, b1, b2, b3]) => {
+                let value = u32::from_le_bytes([b0, b1, b2, b3]);
+                self.msix.write((region - BAR0_REGION) as u8, offset, value);
+                Ok(())
+            }
+            (0, data) if data.len() == 8 => {
+                let (lower, upper) = data.split_at(4);
+                self.write(region, offset, lower)?;
+                self.write(region, offset + 4, upper)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn has_messages(&self) -> bool {

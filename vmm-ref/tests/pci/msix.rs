@@ -28,6 +28,7 @@ pub fn tests(suite: Suite) -> Suite {
         .test("msix_replaces_intx_until_it_is_disabled", &needs, replaces_intx)
         .test("a_device_with_all_vectors_is_served", &needs, all_vectors)
         .test("a_path_changes_while_msix_is_enabled", &needs, changes_path)
+        .test("no_access_to_the_table_reaches_the_devices", &needs, any_width)
         .test("the_pages_of_the_table_are_no_memory_of_the_guest", &needs, traps)
 }
 
@@ -43,6 +44,8 @@ const PENDING: u64 = 0x3000;
 struct Model {
     triggers: Mutex<Vec<EventFd>>,
     intx: Arc<ModelIntx>,
+    /// The offset and the size of each write.
+    written: Mutex<Vec<(u64, usize)>>,
 }
 
 impl PciDevice for Model {
@@ -66,7 +69,8 @@ impl PciDevice for Model {
         data.fill(0xaa);
         Ok(())
     }
-    fn write(&self, _: u32, _: u64, _: &[u8]) -> io::Result<()> {
+    fn write(&self, _: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.written.lock().unwrap().push((offset, data.len()));
         Ok(())
     }
     fn has_messages(&self) -> bool {
@@ -111,6 +115,7 @@ impl Card {
         let model = Arc::new(Model {
             triggers: Mutex::default(),
             intx: Arc::new(ModelIntx::new("model")),
+            written: Mutex::default(),
         });
         let (intx, relay) = Intx::new(model.interrupt()).unwrap();
         let intx = Arc::new(intx);
@@ -259,6 +264,32 @@ fn changes_path() {
         assert_eq!(card.model.intx.is_enabled(), count % 3 == 0, "after a reset at {count}");
     }
     assert_eq!(card.ending.ended(), None);
+}
+
+/// An access of another size than the table has, and one that begins in front of the table.
+fn any_width() {
+    let card = Card::new();
+    let read = |offset, size| {
+        let mut data = vec![0; size];
+        card.device.read(BAR0_REGION, offset, &mut data).unwrap();
+        data
+    };
+    let write = |offset, size| card.device.write(BAR0_REGION, offset, &vec![7; size]).unwrap();
+    assert_eq!(read(TABLE - 4, 8), [0xaa, 0xaa, 0xaa, 0xaa, 0, 0, 0, 0]);
+    write(TABLE - 4, 8);
+    assert_eq!(*card.model.written.lock().unwrap(), [(TABLE - 4, 4)]);
+    assert_eq!(card.load(TABLE), 0x0707_0707);
+    for (offset, size) in [
+        (TABLE + 12, 1),
+        (TABLE + 14, 2),
+        (TABLE + 2, 4),
+        (TABLE - 2, 4),
+        (PENDING, 1),
+    ] {
+        assert_eq!(read(offset, size), vec![0xff; size], "{size} at {offset:#x}");
+        write(offset, size);
+    }
+    assert_eq!(card.model.written.lock().unwrap().len(), 1);
 }
 
 fn traps() {
