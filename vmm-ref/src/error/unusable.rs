@@ -78,7 +78,7 @@ pub enum Unusable {
         reason: std::io::Error,
     },
     /// A vfio-user server answers, but cannot serve as the device.
-    #[error("vfio-user:{}: {step}: {reason}", path.display())]
+    #[error("vfio-user:{}: {step}: {reason}; start that server again, or use another one", path.display())]
     Server {
         /// The path of the socket.
         path: PathBuf,
@@ -131,4 +131,23 @@ pub enum Unusable {
         /// VFIO's error.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_breaks_the_protocol_has_a_way_out() {
+        let error = Unusable::Server {
+            path: "/run/edu.sock".into(),
+            step: "connect",
+            reason: "Protocol error".to_owned(),
+        };
+        assert!(
+            error
+                .to_string()
+                .ends_with("; start that server again, or use another one")
+        );
+    }
 }
