@@ -2,13 +2,15 @@
 //! The IOAPIC's pins on the irqfds and routes that the VMM has.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, EoiScope, Error, Gsi, Irqfds, LevelSource, Msi, MsiOutput, Result, SourceKey};
+use interrupt_core::{
+    Delivery, EoiScope, Error, EveryStep, Gsi, Irqfds, LevelSource, Msi, MsiOutput, Result, SourceKey,
+};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::sync::lock;
 
@@ -71,6 +73,8 @@ struct Wiring {
 struct Irqfd {
     trigger: Arc<OwnedFd>,
     bound: bool,
+    /// The source has gone, and the hypervisor has refused to end the binding.
+    gone: bool,
 }
 
 impl IrqfdPins {
@@ -85,6 +89,7 @@ impl IrqfdPins {
             let irqfd = Irqfd {
                 trigger: Arc::clone(&own),
                 bound: false,
+                gone: false,
             };
             let wiring = Wiring {
                 message: None,
@@ -128,6 +133,7 @@ impl IrqfdPins {
         let mut irqfd = Irqfd {
             trigger: Arc::clone(&source.trigger),
             bound: false,
+            gone: false,
         };
         let bound = irqfd.settle(&*self.irqfds, gsi, wiring.open);
         wiring.irqfds.push(irqfd);
@@ -175,9 +181,14 @@ impl Irqfd {
     fn bind(&self, irqfds: &dyn Irqfds, gsi: Gsi) -> io::Result<()> {
         // KVM would inject a pending count too, but from a work queue, after this has returned.
         let pending = take(&self.trigger)?;
-        if let Err(error) = irqfds.bind(self.trigger.as_fd(), gsi) {
-            return Err(if pending { signal(&self.trigger).err() } else { None }.unwrap_or(error));
+        // A hypervisor that panics has refused.
+        let mut steps = EveryStep::default();
+        let bound = steps.take(|| irqfds.bind(self.trigger.as_fd(), gsi));
+        if !matches!(bound, Some(Ok(()))) && pending {
+            signal(&self.trigger)?;
         }
+        steps.end();
+        bound.unwrap_or(Ok(()))?;
         // What was signalled since the read above was sent, but may be left in the counter.
         take(&self.trigger)?;
         if pending { signal(&self.trigger) } else { Ok(()) }
@@ -188,8 +199,11 @@ impl Wiring {
     /// Binds or unbinds all irqfds. Goes through all, and returns the first error.
     fn settle(&mut self, irqfds: &dyn Irqfds, gsi: Gsi, open: bool) -> Result<()> {
         self.open = open;
-        let settle = |settled: Result<()>, irqfd: &mut Irqfd| settled.and(irqfd.settle(irqfds, gsi, open));
-        self.irqfds.iter_mut().fold(Ok(()), settle)
+        let settle =
+            |settled: Result<()>, irqfd: &mut Irqfd| settled.and(irqfd.settle(irqfds, gsi, open && !irqfd.gone));
+        let settled = self.irqfds.iter_mut().fold(Ok(()), settle);
+        self.irqfds.retain(|irqfd| irqfd.bound || !irqfd.gone);
+        settled
     }
 }
 
@@ -282,8 +296,12 @@ impl Drop for IrqfdSource {
             let mut wiring = lock(&pin.wiring);
             let own = |irqfd: &Irqfd| Arc::ptr_eq(&irqfd.trigger, &self.trigger);
             if let Some(at) = wiring.irqfds.iter().position(own) {
-                // The hypervisor ends the binding with the eventfd, if it refuses to end the binding now.
-                drop(wiring.irqfds.remove(at).settle(&*self.pins.irqfds, gsi, false));
+                // If the hypervisor refuses, the next change of the pin tries it again: who holds a duplicate of the
+                // eventfd would go on signalling.
+                wiring.irqfds[at].gone = true;
+                if wiring.irqfds[at].settle(&*self.pins.irqfds, gsi, false).is_ok() {
+                    wiring.irqfds.remove(at);
+                }
             }
         }
     }
@@ -302,14 +320,23 @@ fn new_eventfd() -> io::Result<OwnedFd> {
 /// Adds 1. A counter that is full is signalled already.
 fn signal(eventfd: &OwnedFd) -> io::Result<()> {
     match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        // EINTR: the holder of a duplicate has made the eventfd blocking, and the write waited for room.
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// Takes the count, and says whether there was one.
+/// Takes the count, and says whether there was one. Does not wait, also when the holder of a duplicate has made the
+/// eventfd blocking.
 fn take(eventfd: &OwnedFd) -> io::Result<bool> {
-    match rustix::io::read(eventfd, &mut [0; 8]) {
+    // u64::MAX is "no offset": an eventfd has none.
+    let mut count = [0; 8];
+    match preadv2(
+        eventfd,
+        &mut [IoSliceMut::new(&mut count)],
+        u64::MAX,
+        ReadWriteFlags::NOWAIT,
+    ) {
         Ok(_) => Ok(true),
         Err(Errno::AGAIN) => Ok(false),
         Err(errno) => Err(errno.into()),

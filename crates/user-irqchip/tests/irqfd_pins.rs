@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use interrupt_core::forward::GuestLine;
 use interrupt_core::{Delivery, Gsi, Irqfds, LoweredBy, Msi, MsiOutput};
@@ -29,12 +30,17 @@ struct State {
     calls: Vec<&'static str>,
     /// The call of this name that comes next is refused.
     refuse: Option<&'static str>,
+    /// The call of this name that comes next panics.
+    panic: Option<&'static str>,
     /// A device signals while its eventfd is being bound. KVM sends that, and leaves the count.
     signal_in_bind: bool,
 }
 
 impl State {
     fn call(&mut self, call: &'static str) -> io::Result<()> {
+        if self.panic.take_if(|panicking| *panicking == call).is_some() {
+            panic!("the hypervisor's fault");
+        }
         if self.refuse.take_if(|refused| *refused == call).is_some() {
             return Err(io::Error::from_raw_os_error(12));
         }
@@ -43,9 +49,15 @@ impl State {
     }
 }
 
+impl Hypervisor {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Irqfds for Hypervisor {
     fn bind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.lock();
         state.call("bind")?;
         assert!(state.routes.contains_key(&gsi), "law 3: route, then assign");
         let duplicate = trigger.try_clone_to_owned()?;
@@ -61,7 +73,7 @@ impl Irqfds for Hypervisor {
     }
 
     fn unbind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.lock();
         state.call("unbind")?;
         let before = state.bound.len();
         state
@@ -72,7 +84,7 @@ impl Irqfds for Hypervisor {
     }
 
     fn route(&self, gsi: Gsi, message: Msi) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.lock();
         state.call("route")?;
         state.routes.insert(gsi, message);
         Ok(())
@@ -109,20 +121,20 @@ impl Rig {
     }
 
     fn calls(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.hypervisor.0.lock().unwrap().calls)
+        std::mem::take(&mut self.hypervisor.lock().calls)
     }
 
     fn refuse(&self, call: &'static str) {
-        self.hypervisor.0.lock().unwrap().refuse = Some(call);
+        self.hypervisor.lock().refuse = Some(call);
     }
 
     fn bound(&self) -> usize {
-        self.hypervisor.0.lock().unwrap().bound.len()
+        self.hypervisor.lock().bound.len()
     }
 
     /// What the hypervisor sends for the eventfds that are signalled: the data of each message.
     fn sent(&self) -> Vec<u32> {
-        let state = self.hypervisor.0.lock().unwrap();
+        let state = self.hypervisor.lock();
         let mut sent = Vec::new();
         for (_, gsi, eventfd) in &state.bound {
             let mut eventfd = File::from(eventfd.try_clone().unwrap());
@@ -165,7 +177,7 @@ fn the_pins_are_the_ioapics_output_and_ask_for_nothing_twice() {
         ioapic,
     } = rig;
     drop((device, ioapic, pins));
-    assert_eq!(hypervisor.0.lock().unwrap().bound.len(), 0);
+    assert_eq!(hypervisor.lock().bound.len(), 0);
 }
 
 #[test]
@@ -210,9 +222,9 @@ fn nothing_is_sent_twice_over_a_mask() {
         rig.set(LEVEL | 0x31);
         assert_eq!(rig.sent(), [0x8031]);
         rig.set(MASKED | LEVEL | 0x31);
-        rig.hypervisor.0.lock().unwrap().signal_in_bind = true;
+        rig.hypervisor.lock().signal_in_bind = true;
         rig.set(LEVEL | 0x31);
-        rig.hypervisor.0.lock().unwrap().signal_in_bind = false;
+        rig.hypervisor.lock().signal_in_bind = false;
         assert_eq!(rig.sent(), [0; 0]);
         rig.set(MASKED | LEVEL | 0x31);
     }
@@ -268,6 +280,52 @@ fn a_refusal_is_an_error_and_the_next_write_tries_again() {
     rig.pins.source(Gsi(24), "no pin").unwrap_err();
 }
 
+#[test]
+fn a_bind_that_panics_loses_no_signal() {
+    let rig = Rig::new();
+    let mut own = File::from(rig.pins.trigger(Gsi(5)).unwrap().try_clone_to_owned().unwrap());
+    own.write_all(&1u64.to_ne_bytes()).unwrap();
+    rig.hypervisor.lock().panic = Some("bind");
+    let unmask = std::panic::AssertUnwindSafe(|| rig.set(LEVEL | 0x31));
+    std::panic::catch_unwind(unmask).unwrap_err();
+    assert_eq!((rig.bound(), rig.sent()), (0, vec![]));
+    rig.set(LEVEL | 0x31);
+    assert_eq!((rig.bound(), rig.sent()), (1, vec![0x8031]));
+}
+
+/// A source that has gone is off with the next change of its pin, also when somebody keeps its eventfd open.
+#[test]
+fn an_unbind_that_is_refused_at_a_sources_end_is_tried_again() {
+    let rig = Rig::new();
+    rig.set(LEVEL | 0x31);
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    rig.refuse("unbind");
+    drop(source);
+    assert_eq!(rig.bound(), 2);
+    rig.set(MASKED | LEVEL | 0x31);
+    assert_eq!(rig.bound(), 0);
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.bound(), 1);
+}
+
+/// The flag is of the open file, which the process of a device shares.
+#[test]
+fn a_peer_that_makes_the_trigger_blocking_stops_no_vcpu() {
+    let rig = Rig::new();
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    let trigger = source.trigger().unwrap().try_clone_to_owned().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&trigger).unwrap();
+    rustix::fs::fcntl_setfl(&trigger, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        rig.set(LEVEL | 0x31);
+        source.force_deassert().unwrap();
+        rig.set(MASKED | LEVEL | 0x31);
+        done.send(rig.bound()).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(0));
+}
+
 /// KVM reads bits 14:8 of a destination elsewhere than the guest writes them (KVM_FEATURE_MSI_EXT_DEST_ID).
 #[test]
 fn a_wide_destination_is_as_kvm_takes_it() {
@@ -275,7 +333,7 @@ fn a_wide_destination_is_as_kvm_takes_it() {
     // Destination 0x1ab: bits 7:0 in 63:56, bits 14:8 in 55:49.
     rig.write(0x11 + 2 * 5, 0xab << 24 | 0x01 << 17);
     rig.set(LEVEL | 0x31);
-    let message = rig.hypervisor.0.lock().unwrap().routes[&Gsi(5)];
+    let message = rig.hypervisor.lock().routes[&Gsi(5)];
     assert_eq!(message.address, 0x0100_0000_0000 | 0xfeea_b000);
 }
 
