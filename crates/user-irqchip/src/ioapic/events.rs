@@ -70,7 +70,7 @@ impl Pulse {
         let delivery = self.source.assert()?;
         match delivery {
             // No processor took the message, so that it does not count.
-            Delivery::Delivered(0) => drop(self.exchange(event, self.now())),
+            Delivery::Delivered(0) => {}
             Delivery::Delivered(_) | Delivery::Unknown => self.end(event),
             // An edge is lost behind a mask, as on hardware.
             _ if self.line.pin().entry().trigger() == Trigger::Edge => self.end(event),
@@ -85,7 +85,8 @@ impl Pulse {
         if event == NONE {
             return;
         }
-        if event as Sent == self.line.pin().sent() {
+        // One ahead of the pin: the message on its way at the event was refused, and does not count.
+        if (event as Sent).wrapping_sub(self.line.pin().sent()) <= 1 {
             // An error leaves the event to the next one.
             drop(self.drive(event));
         } else {

@@ -254,9 +254,13 @@ impl PinState {
     }
 
     /// No processor took the message. A level waits; it is sent again when the level is driven again, at a write of the
-    /// entry, and at an EOI of its vector. Has no effect if another message has been sent since.
+    /// entry, and at an EOI of its vector. The message does not count as sent. Has no effect if another message has been
+    /// sent since.
     pub(super) fn refused(self, sent: Sent) -> Self {
-        self.with(REMOTE_IRR, self.has(REMOTE_IRR) && self.sent() != sent)
+        if self.sent() != sent {
+            return self;
+        }
+        Self(self.0.wrapping_sub(SEND)).with(REMOTE_IRR, false)
     }
 
     /// A saved state. The count of messages continues, so that a message on its way is not mistaken for a new message.

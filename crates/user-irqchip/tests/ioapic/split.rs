@@ -196,6 +196,79 @@ fn a_pulse_that_no_processor_takes_waits_and_a_masked_edge_is_lost() {
     assert_eq!((bench.sink.take(), bench.ioapic.levels()), (vec![], 0));
 }
 
+/// An output that refuses messages: by an error, by a panic, or because no processor takes them.
+#[derive(Debug, Default)]
+struct Refuses {
+    how: AtomicU32,
+    sent: AtomicU32,
+}
+
+impl MsiOutput for Refuses {
+    fn send_msi(&self, gsi: Gsi, _: Msi) -> Result<Delivery> {
+        match self.how.swap(0, Ordering::Relaxed) {
+            1 => Err(interrupt_core::Error::Os {
+                operation: "send",
+                gsi,
+                source: std::io::Error::from_raw_os_error(12),
+            }),
+            2 => panic!("the output's fault"),
+            3 => Ok(Delivery::Delivered(0)),
+            _ => {
+                self.sent.fetch_add(1, Ordering::Relaxed);
+                Ok(Delivery::Delivered(1))
+            }
+        }
+    }
+
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A message that was refused does not carry the event: at once, at the unmask, or at an EOI.
+#[test]
+fn a_pulse_whose_message_is_refused_is_carried_later() {
+    for how in 1..=3 {
+        for held in ["", "mask", "in service"] {
+            let output = Arc::new(Refuses::default());
+            let ioapic = Ioapic::builder().build(output.clone()).unwrap();
+            let set_low = |low: u64| {
+                ioapic.write(0x00, &[0x1a]);
+                ioapic.write(0x10, &(low | 0x31).to_le_bytes());
+            };
+            let refuse = || output.how.store(how, Ordering::Relaxed);
+            let may_panic = |act: &dyn Fn()| drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)));
+            let pulse = || drop(ioapic.pulse(Gsi(5)));
+            set_low(LEVEL);
+            match held {
+                "mask" => {
+                    set_low(MASKED | LEVEL);
+                    pulse();
+                    refuse();
+                    may_panic(&|| set_low(LEVEL));
+                }
+                "in service" => {
+                    pulse();
+                    pulse();
+                    refuse();
+                    may_panic(&|| ioapic.eoi(0x31));
+                    output.sent.store(0, Ordering::Relaxed);
+                }
+                _ => {
+                    refuse();
+                    may_panic(&pulse);
+                }
+            }
+            assert_eq!(output.sent.load(Ordering::Relaxed), 0);
+            // Another pin's, with the same vector.
+            ioapic.eoi(0x31);
+            assert_eq!(output.sent.load(Ordering::Relaxed), 1, "{how} {held}");
+            ioapic.eoi(0x31);
+            assert_eq!((output.sent.load(Ordering::Relaxed), ioapic.levels()), (1, 0));
+        }
+    }
+}
+
 /// A processor that serves the pin while its message is sent, and a second event that comes right after that.
 #[derive(Debug, Default)]
 struct ServesAtOnce {

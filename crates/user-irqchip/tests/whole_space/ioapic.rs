@@ -189,15 +189,25 @@ fn a_delay_ends_with_what_is_high() {
     });
 }
 
-/// A message that nobody took is not in service; one that was sent since is.
+/// A message that nobody took is not in service and does not count; one that was sent since is and does.
 #[test]
 fn a_refused_message_is_not_in_service() {
     for refused in [0, 0xffff] {
         holds(
             |state| (state.refused(refused), ()),
             |pin| {
-                let remote_irr = pin.remote_irr && pin.sent != refused;
-                (Fields { remote_irr, ..pin }, ())
+                if pin.sent != refused {
+                    return (pin, ());
+                }
+                let (remote_irr, sent) = (false, refused.wrapping_sub(1));
+                (
+                    Fields {
+                        remote_irr,
+                        sent,
+                        ..pin
+                    },
+                    (),
+                )
             },
         );
     }
