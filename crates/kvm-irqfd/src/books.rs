@@ -105,7 +105,8 @@ impl Books {
     /// [`Afterwards`].
     pub(crate) fn with<R>(&self, mut change: impl FnMut(&mut State) -> R) -> R {
         let (result, afterwards) = {
-            // The state is whole wherever a panic could come from: only std's collections are called under the lock.
+            // The state is whole wherever a panic could come from: only std's collections and the VMM's own way to set
+            // routes are called under the lock, and a change of routes ends as after a refusal when that one panics.
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let result = change(&mut state);
             (result, std::mem::take(&mut state.afterwards))

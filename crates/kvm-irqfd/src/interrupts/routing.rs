@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use interrupt_core::Gsi;
+use interrupt_core::{EveryStep, Gsi};
 
 use crate::books::{Books, State};
 use crate::error::{Error, Reason, Result};
@@ -137,13 +137,16 @@ fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Res
     let lines = moved.iter().filter_map(|gsi| state.lines.get(gsi)?.irq_line().cloned());
     let lines: Vec<_> = lines.collect();
     let (mut set, mut assigned) = (None, Ok(()));
+    // The VMM's own way to set routes may panic. It has refused then.
+    let mut steps = EveryStep::default();
     let low = while_low(&lines, &mut || {
         for gsi in &moved {
             if let Some(line) = state.lines.get_mut(gsi) {
                 line.deassign_all(assigner, *gsi);
             }
         }
-        let result = assigner.kernel.set_routing(&table);
+        let result = steps.take(|| assigner.kernel.set_routing(&table));
+        let result = result.unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
         if result.is_err() {
             put_back(state, before.take());
         }
@@ -155,6 +158,7 @@ fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Res
             assigned = std::mem::replace(&mut assigned, Ok(())).and(again);
         }
     });
+    steps.end();
     match set {
         // The levels would not be lowered, so that nothing was done.
         None => {
