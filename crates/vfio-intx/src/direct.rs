@@ -32,7 +32,15 @@ pub struct DirectIntx {
     // First: the connection lets go of both ends before INTx ends.
     connection: Connection,
     intx: Arc<Intx>,
-    line: Mutex<GuestLine>,
+    known: Mutex<Known>,
+}
+
+/// The line that INTx is on, as far as it is known: of two changes at once nobody knows which was the last.
+#[derive(Debug, Default)]
+struct Known {
+    line: Option<GuestLine>,
+    under_way: usize,
+    overlapped: bool,
 }
 
 impl DirectIntx {
@@ -49,7 +57,7 @@ impl DirectIntx {
         let direct = Self {
             connection,
             intx,
-            line: Mutex::new(line.clone()),
+            known: Mutex::default(),
         };
         direct.connect("connect", line)?;
         Ok(direct)
@@ -62,25 +70,46 @@ impl DirectIntx {
     /// [`Error::NoDirectPath`]: INTx stays on the line that it is on.
     pub fn set_line(&self, line: GuestLine) -> Result<()> {
         let has_failed = Producer::state(&*self.intx).failed.is_some();
-        if !has_failed && self.line().has_route_of(&line) {
+        if !has_failed && self.is_on(&line) {
             return Ok(());
         }
         self.connect("set the line of", line)
     }
 
     fn connect(&self, operation: &'static str, line: GuestLine) -> Result<()> {
+        {
+            let mut known = self.known();
+            known.overlapped |= known.under_way > 0;
+            known.under_way += 1;
+        }
         let connected = self.connection.set_consumer(Some(Arc::new(line.clone())));
-        connected.map_err(|source| Error::NoDirectPath {
+        let before = {
+            let mut known = self.known();
+            known.under_way -= 1;
+            if known.overlapped {
+                known.overlapped = known.under_way > 0;
+                known.line.take()
+            } else if connected.is_ok() {
+                known.line.replace(line)
+            } else {
+                None
+            }
+        };
+        drop(before);
+        connected.map(drop).map_err(|source| Error::NoDirectPath {
             operation,
             source: Box::new(source),
-        })?;
-        let before = std::mem::replace(&mut *self.line(), line);
-        drop(before);
-        Ok(())
+        })
     }
 
-    fn line(&self) -> MutexGuard<'_, GuestLine> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether this is where INTx is. The rewiring of a change that is under way costs less than a wrong answer.
+    fn is_on(&self, line: &GuestLine) -> bool {
+        let known = self.known();
+        known.under_way == 0 && known.line.as_ref().is_some_and(|on| on.has_route_of(line))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection, which explains the path.

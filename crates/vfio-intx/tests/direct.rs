@@ -105,3 +105,24 @@ fn what_only_a_relay_could_carry_is_refused() {
     assert_eq!(intx.enable().unwrap(), path, "it stays where it is");
     assert_eq!(intx.status().line.unwrap().0, Gsi(11));
 }
+
+/// Whichever of two changes at once is the last: the next one is on its line when it says so.
+#[test]
+fn a_line_that_is_set_beside_another_is_not_taken_for_set() {
+    let notifier = Arc::new(ManualNotifier::default());
+    let line = |gsi| GuestLine::split(source(gsi), notifier.clone());
+    let intx = DirectIntx::new(Arc::new(ModelIntx::new("model")), line(11)).unwrap();
+    intx.enable().unwrap();
+    for _ in 0..300 {
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                let (intx, line) = (&intx, &line);
+                scope.spawn(move || (0..20).for_each(|n| intx.set_line(line(12 + (first + n) % 2)).unwrap()));
+            }
+        });
+        for gsi in [12, 13] {
+            intx.set_line(line(gsi)).unwrap();
+            assert_eq!(intx.status().line.unwrap().0, Gsi(gsi));
+        }
+    }
+}
