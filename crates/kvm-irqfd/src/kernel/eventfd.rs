@@ -279,8 +279,8 @@ impl Drop for Claim {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
+    use std::path::{Path, PathBuf};
+    use std::sync::{Arc, OnceLock};
     use std::thread;
 
     use interrupt_core::{Listener, Listeners};
@@ -299,15 +299,15 @@ mod tests {
         let fd = EventFd::new(0).unwrap();
         let reader = fd.try_clone().unwrap();
         let trigger = Eventfd::adopt(fd, "test", Gsi(0)).unwrap();
-        let waits = Arc::new(AtomicBool::new(false));
-        let is_waiting = Arc::clone(&waits);
+        let started = Arc::new(OnceLock::new());
+        let task = Arc::clone(&started);
         let writer = thread::spawn(move || {
+            start(&task);
             let asserted = (0..20_000).try_for_each(|_| trigger.signal());
             trigger.write(u64::MAX - 1 - 20_000).unwrap();
-            waits.store(true, Ordering::Relaxed);
             asserted.and(trigger.write(1).map_err(io::Error::from))
         });
-        let freed = frees(&writer, &is_waiting);
+        let freed = frees(&writer, &started);
         // Frees a writer that waits all the same.
         drop(reader.read());
         writer.join().unwrap().unwrap();
@@ -324,20 +324,32 @@ mod tests {
         let _guard = listeners.subscribe(Gsi(0).into(), listener).unwrap();
         ioctl_fionbio(borrow(&peer), false).unwrap();
         peer.write(u64::MAX - 1).unwrap();
-        let vcpu = thread::spawn(move || listeners.notify(Gsi(0)));
-        let freed = frees(&vcpu, &AtomicBool::new(true));
+        let started = Arc::new(OnceLock::new());
+        let task = Arc::clone(&started);
+        let vcpu = thread::spawn(move || {
+            start(&task);
+            listeners.notify(Gsi(0))
+        });
+        let freed = frees(&vcpu, &started);
         peer.read().unwrap();
         assert_eq!((vcpu.join().unwrap().unwrap(), freed), (1, true));
     }
 
-    /// Whether signals free a thread that `waits`.
-    fn frees<T>(writer: &thread::JoinHandle<T>, waits: &AtomicBool) -> bool {
-        // The first of them may come before the write. Many have come during it when the last has.
-        let mut sent = 0;
-        while !writer.is_finished() && sent < 1000 {
+    /// Names the calling thread to [`frees`].
+    fn start(task: &OnceLock<PathBuf>) {
+        let path = fs::read_link("/proc/thread-self").unwrap();
+        task.set(Path::new("/proc").join(path)).unwrap();
+    }
+
+    /// Whether a signal frees a thread that waits.
+    fn frees<T>(writer: &thread::JoinHandle<T>, task: &OnceLock<PathBuf>) -> bool {
+        // A signal that comes while the thread runs, or before it has run, says nothing.
+        let mut waited = 0;
+        while !writer.is_finished() && waited < 1000 {
+            let stat = task.get().and_then(|task| fs::read_to_string(task.join("stat")).ok());
+            waited += u32::from(stat.is_some_and(|stat| stat.contains(") S ")));
             writer.kill(SIGRTMIN()).unwrap();
             thread::yield_now();
-            sent += u32::from(waits.load(Ordering::Relaxed));
         }
         writer.is_finished()
     }
