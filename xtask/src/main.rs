@@ -15,6 +15,7 @@ mod imports;
 mod kernels;
 mod lab;
 mod packages;
+mod pairs;
 mod patches;
 mod platforms;
 mod port;
@@ -54,7 +55,8 @@ enum Task {
     Bench(bench::Options),
     Lab(lab::Options),
     Upstream(upstream::Options),
-    Port(port::Options),
+    #[command(subcommand)]
+    Port(port::Port),
 }
 
 fn main() -> ExitCode {
@@ -66,7 +68,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => Ok(lab::run(&options)),
         Task::Upstream(options) => upstream::run(&options),
-        Task::Port(options) => port::run(&options),
+        Task::Port(port) => port::run(&port),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Series of patches, and the source trees that they are applied to.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::cargo::{array, metadata, text};
 
 /// The patches of a series, in their order.
 pub fn series(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -74,6 +77,18 @@ pub fn apply(patch: &Path, copy: &Path) -> Result<()> {
         bail!("{} does not apply to {}", patch.display(), copy.display());
     }
     Ok(())
+}
+
+/// The directory of each dependency's released source, by name and version, as `cargo metadata` with this option has them.
+pub fn released_sources(option: &str) -> Result<BTreeMap<(String, String), PathBuf>> {
+    let metadata = metadata(option)?;
+    array(&metadata, "packages")
+        .map(|package| {
+            let manifest = Path::new(text(package, "manifest_path")?);
+            let id = (text(package, "name")?.to_owned(), text(package, "version")?.to_owned());
+            Ok((id, manifest.parent().unwrap_or(manifest).to_owned()))
+        })
+        .collect()
 }
 
 /// A path as a string of a cargo configuration.
