@@ -89,6 +89,11 @@ testkit_gic_accesses:
     isb
     b       9f
     .balign 16
+    mrs     x0, ICC_IAR1_EL1
+    msr     ICC_EOIR1_EL1, x0
+    isb
+    b       9f
+    .balign 16
 9:  str     x0, [x2]
     b       0b
     .global testkit_gic_accesses_end
@@ -115,6 +120,7 @@ enum Access {
     Control,
     PriorityMask,
     Enable,
+    TakeAndEnd,
 }
 
 /// A VM with one vCPU and a GICv3. See the [module](self).
@@ -122,7 +128,7 @@ enum Access {
 #[derive(Debug)]
 pub struct GicMachine {
     vcpu: VcpuFd,
-    _memory: GuestMemoryMmap,
+    memory: GuestMemoryMmap,
     vm: Arc<VmFd>,
     entries: [u64; PINS],
     in_service: Vec<u64>,
@@ -161,7 +167,7 @@ impl GicMachine {
         make_gic(&vm);
         let mut machine = Self {
             vcpu,
-            _memory: memory,
+            memory,
             vm: Arc::new(vm),
             entries: [MASKED; PINS],
             in_service: Vec::new(),
@@ -204,6 +210,13 @@ impl GicMachine {
         self.access(Access::StoreLong, value, address);
     }
 
+    /// Bytes into the guest's memory, which the guest has not cached.
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory
+            .write_slice(bytes, GuestAddress(address))
+            .expect("guest memory");
+    }
+
     /// The guest's choice of EOImode 1: an EOI drops the priority, and [`deactivate`](Self::deactivate) ends the
     /// interrupt.
     pub fn set_eoi_mode_1(&mut self) {
@@ -223,6 +236,13 @@ impl GicMachine {
         }
         self.in_service.push(taken);
         Some(taken as u32)
+    }
+
+    /// Reads ICC_IAR1_EL1 and writes ICC_EOIR1_EL1 with no exit in between: the interrupt ID that the CPU took and
+    /// ended.
+    pub fn take_and_end(&mut self) -> Option<u32> {
+        let taken = self.access(Access::TakeAndEnd, 0, 0);
+        (taken != NONE).then_some(taken as u32)
     }
 
     /// The vector of the entry of the pin that the CPU takes.

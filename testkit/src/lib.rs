@@ -5,7 +5,8 @@
 //!   meet its needs
 //! * `machine`, `program`: a VM with one real-mode vCPU and the interrupt controllers a test asks for,
 //!   on x86_64
-//! * `gic_machine`: a VM with a vGIC and one vCPU that makes one access at a time, on aarch64
+//! * `gic_machine`, `gic_its`: a VM with a vGIC and one vCPU that makes one access at a time, and its driver of an ITS, on
+//!   aarch64
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
 //! * [`lab`]: the number of repetitions in the emulated PC
@@ -22,6 +23,8 @@
 pub mod alloc;
 pub mod conformance;
 pub mod counter;
+#[cfg(target_arch = "aarch64")]
+pub mod gic_its;
 #[cfg(target_arch = "aarch64")]
 pub mod gic_machine;
 pub mod harness;

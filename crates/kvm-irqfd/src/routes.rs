@@ -17,6 +17,9 @@ use crate::error::{Error, Reason, Result};
 #[cfg(target_arch = "aarch64")]
 pub const GIC_SPIS: u32 = 256 - 32;
 
+/// Why a message without a device id is refused on aarch64.
+pub(crate) const NO_DEVICE_ID: Reason = Reason::Route("an ITS needs the device id of a message");
+
 /// Where a GSI leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
@@ -173,7 +176,7 @@ impl Routes {
                 Route::Msi { .. } if routes.len() > 1 => return refuse("an MSI beside another route"),
                 // KVM takes the route, and then drops every message.
                 Route::Msi { device: None, .. } if cfg!(target_arch = "aarch64") => {
-                    return refuse("an ITS needs the device id of a message");
+                    return Err(Error::new("KVM_SET_GSI_ROUTING", gsi, NO_DEVICE_ID));
                 }
                 Route::Msi { .. } => {}
             }

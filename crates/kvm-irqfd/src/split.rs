@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Reason, Result};
 use crate::interrupts::KvmInterrupts;
 use crate::interrupts::routing;
-use crate::routes::Route;
+use crate::routes::{NO_DEVICE_ID, Route};
 
 /// Gives a VM the LAPICs in the kernel, and reserves GSIs 0 to `pins`-1 for a userspace IOAPIC: for those, and for no
 /// other, KVM raises KVM_EXIT_IOAPIC_EOI when a level-triggered vector is ended. Before the first vCPU is made.
@@ -76,6 +76,10 @@ fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Re
 /// GSI, where KVM looks for it at an EOI, and a message is sent by KVM_SIGNAL_MSI.
 impl MsiOutput for KvmInterrupts {
     fn send_msi(&self, gsi: Gsi, message: Msi) -> interrupt_core::Result<Delivery> {
+        const OPERATION: &str = "KVM_SIGNAL_MSI";
+        if cfg!(target_arch = "aarch64") {
+            return Err(Error::new(OPERATION, gsi, NO_DEVICE_ID).into_core(OPERATION, gsi));
+        }
         let message = message.for_kvm();
         let msi = kvm_msi {
             address_lo: message.address as u32,
@@ -88,7 +92,7 @@ impl MsiOutput for KvmInterrupts {
             Ok(taken) => Ok(Delivery::Delivered(taken.unsigned_abs())),
             // KVM returns -1, "nobody", where an error number belongs.
             Err(error) if error.errno() == Errno::PERM.raw_os_error() => Ok(Delivery::Delivered(0)),
-            Err(error) => Err(Error::os("KVM_SIGNAL_MSI", gsi, error).into_core("KVM_SIGNAL_MSI", gsi)),
+            Err(error) => Err(Error::os(OPERATION, gsi, error).into_core(OPERATION, gsi)),
         }
     }
 

@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt_core::{EoiNotifier, EoiScope, Gsi, LevelSource, Listener};
-use kvm_irqfd::{KvmInterrupts, Reason, Route, enable_split_irqchip};
-use testkit::gic_machine::GicMachine;
-use testkit::harness::Suite;
+use interrupt_core::{EoiNotifier, EoiScope, Gsi, LevelSource, Listener, Msi, MsiOutput};
+use kvm_bindings::{KVM_MSI_VALID_DEVID, kvm_msi};
+use kvm_irqfd::{GicV3, KvmInterrupts, Reason, Route, enable_split_irqchip};
+use testkit::gic_its::{FIRST_LPI, TRANSLATER};
+use testkit::gic_machine::{GicMachine, ITS};
+use testkit::harness::{Suite, differs};
+use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED};
 
 use crate::common::{GIC, eventfd, gic_machine, taken};
@@ -34,6 +37,9 @@ pub fn suite() -> Suite {
         .test("row_175_an_assertion_before_the_set_up_is_delivered", needs, row_175)
         .test("row_176_irq_line_drives_an_spi", needs, row_176)
         .test("row_177_what_a_gic_cannot_do_is_refused", needs, row_177)
+        .test("row_178_taken_and_ended_without_an_exit", needs, row_178)
+        .test("row_179_a_routed_message_is_an_lpi", needs, row_179)
+        .test("row_180_a_sent_message_is_an_lpi", needs, row_180)
 }
 
 /// A level source, and the eventfd that is told of its EOIs.
@@ -227,7 +233,7 @@ fn row_177() {
     drop(interrupts.edge_irqfd(GSI).unwrap());
 
     let message = |device| Route::Msi {
-        address: 0x809_0040,
+        address: TRANSLATER,
         data: 0,
         device,
     };
@@ -239,4 +245,119 @@ fn row_177() {
     drop(interrupts.edge_irqfd(Gsi(300)).unwrap());
     let error = interrupts.resample_source(Gsi(GIC.spis), "device").unwrap_err();
     assert!(matches!(error.reason, Reason::UnknownGsi), "{error}");
+}
+
+/// The guest takes the SPI and ends it, and no exit comes in between. Since 1c3b3cadcd69 ("GICv3: Add SPI tracking to
+/// handle asymmetric deactivation") KVM tells the EOI only of an SPI that was active at an exit: it does not see this
+/// one, the line stays high, and the SPI is delivered again.
+fn row_178() {
+    let (mut machine, interrupts) = set_up();
+    let line = Line::new(&interrupts);
+    machine.write_rte_low(PIN, SPI);
+    let mut untold = 0;
+    for round in 0..3 {
+        line.source.assert().unwrap();
+        arrives(&mut machine);
+        assert_eq!(machine.take_and_end(), Some(32 + PIN), "round {round}");
+        if line.n() == 0 {
+            untold += 1;
+            assert_eq!(
+                machine.accept(),
+                Some(VECTOR),
+                "round {round}: neither told nor delivered again"
+            );
+            machine.eoi();
+            assert_eq!(line.n(), 1, "round {round}: an exit came in between");
+        }
+        assert!(!machine.irr(PIN) && !machine.is_active(PIN), "round {round}");
+    }
+    if untold > 0 {
+        assert_eq!(Need::KernelAtLeast(6, 19).probe(), Ok(()), "told {untold} of 3 times");
+        differs("not told: the line stays high, and the handler runs again until an exit interrupts it");
+    }
+}
+
+const DEVICE: u32 = 8;
+const MESSAGES: Gsi = Gsi(300);
+
+/// A machine with an ITS, where event 0 of [`DEVICE`] is an LPI and event 1 is not mapped.
+fn set_up_its() -> (GicMachine, KvmInterrupts) {
+    let (mut machine, interrupts) = set_up();
+    drop(GicV3::its(machine.vm(), ITS).unwrap());
+    machine.map_lpi(DEVICE);
+    (machine, interrupts)
+}
+
+fn route(interrupts: &KvmInterrupts, data: u32) {
+    let device = Some(DEVICE);
+    let address = TRANSLATER;
+    let mut routing = interrupts.routing();
+    routing.set(MESSAGES, &[Route::Msi { address, data, device }]).unwrap();
+    routing.commit().unwrap();
+}
+
+fn acknowledge_within(machine: &mut GicMachine, limit: Duration) -> Option<u32> {
+    let patience = testkit::patience::Patience::new(limit);
+    loop {
+        let taken = machine.acknowledge();
+        if taken.is_some() || patience.is_over() {
+            return taken;
+        }
+    }
+}
+
+/// An irqfd on a message with a device id raises the LPI to which the ITS maps the message. The mask keeps what is
+/// signalled meanwhile, and an event that the guest has not mapped is dropped.
+fn row_179() {
+    let (mut machine, interrupts) = set_up_its();
+    route(&interrupts, 0);
+    let irqfd = interrupts.edge_irqfd(MESSAGES).unwrap();
+    for round in 0..3 {
+        irqfd.signal().unwrap();
+        assert_eq!(acknowledge_within(&mut machine, SOON), Some(FIRST_LPI), "round {round}");
+        machine.eoi();
+    }
+    irqfd.mask();
+    irqfd.signal().unwrap();
+    irqfd.signal().unwrap();
+    assert_eq!(acknowledge_within(&mut machine, LOOK), None, "masked");
+    irqfd.unmask().unwrap();
+    assert_eq!(acknowledge_within(&mut machine, SOON), Some(FIRST_LPI), "unmasked");
+    machine.eoi();
+
+    route(&interrupts, 1);
+    irqfd.signal().unwrap();
+    assert_eq!(acknowledge_within(&mut machine, LOOK), None, "event 1 is not mapped");
+    route(&interrupts, 0);
+    irqfd.signal().unwrap();
+    assert_eq!(acknowledge_within(&mut machine, SOON), Some(FIRST_LPI));
+    machine.eoi();
+    assert_eq!(acknowledge_within(&mut machine, LOOK), None);
+}
+
+/// KVM_SIGNAL_MSI raises the LPI before it returns, and answers 0 for an event that is not mapped. Without a device id
+/// it is refused: by KVM with EINVAL, and here by name.
+fn row_180() {
+    let (mut machine, interrupts) = set_up_its();
+    let message = |device: Option<u32>, data| kvm_msi {
+        address_lo: TRANSLATER as u32,
+        data,
+        flags: device.map_or(0, |_| KVM_MSI_VALID_DEVID),
+        devid: device.unwrap_or(0),
+        ..Default::default()
+    };
+    for round in 0..3 {
+        let sent = machine.vm().signal_msi(message(Some(DEVICE), 0)).unwrap();
+        assert_eq!(sent, 1, "round {round}");
+        assert_eq!(machine.acknowledge(), Some(FIRST_LPI), "round {round}");
+        machine.eoi();
+    }
+    assert_eq!(machine.vm().signal_msi(message(Some(DEVICE), 1)).unwrap(), 0);
+    let refused = machine.vm().signal_msi(message(None, 0)).unwrap_err();
+    assert_eq!(refused.errno(), libc::EINVAL);
+    let (address, data) = (TRANSLATER, 0);
+    let refused = interrupts.send_msi(MESSAGES, Msi { address, data }).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EINVAL));
+    assert!(refused.to_string().contains("device id"), "{refused}");
+    assert_eq!(machine.acknowledge(), None);
 }
