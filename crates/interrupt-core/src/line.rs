@@ -142,34 +142,27 @@ impl<P: Pin> Line<P> {
     /// # Errors
     /// As [`eoi`](Self::eoi).
     pub fn eoi_then<R>(&self, look: impl FnOnce(&mut P::State) -> R, then: impl FnOnce(R)) -> Result<()> {
+        let mut steps = EveryStep::default();
         let mut state = self.pin.lock();
         self.pin.wired_or(&mut state).eoi();
-        let lowered = self.settle(&mut state);
-        let or = self.pin.wired_or(&mut state);
-        if or.listeners.has_callbacks() {
-            let entries = Arc::clone(or.listeners.entries());
+        let mut lowered = self.settle(&mut state);
+        let listeners = &self.pin.wired_or(&mut state).listeners;
+        let told = if listeners.has_callbacks() {
+            let entries = Arc::clone(listeners.entries());
             drop(state);
-            let mut steps = EveryStep::default();
-            let lowered = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
+            // A callback meets the line low.
+            let finished = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
+            lowered = finished.unwrap_or(Ok(())).map(|()| None);
             let told = steps.take(|| tell_all(&entries, self.gsi, |_| true));
-            let mut state = self.pin.lock();
-            let told = told.map_or(Ok(()), |told| {
-                told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full)
-            });
-            let seen = look(&mut state);
-            drop(state);
-            steps.take(|| then(seen));
-            steps.end();
-            return lowered.unwrap_or(Ok(())).and(told);
-        }
-        // Eventfds are told under the lock, which saves a second one. Who is woken by an eventfd meets the line low.
-        let told = or
-            .listeners
-            .tell_eventfds(self.gsi)
-            .map(|full| or.counts.full_eventfds += full);
+            state = self.pin.lock();
+            told.unwrap_or(Ok(0))
+        } else {
+            // Under the lock, which saves a second one. Who is woken by an eventfd meets the line low.
+            listeners.tell_eventfds(self.gsi)
+        };
+        let told = told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full);
         let seen = look(&mut state);
         drop(state);
-        let mut steps = EveryStep::default();
         let lowered = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
         steps.take(|| then(seen));
         steps.end();
@@ -365,28 +358,27 @@ impl<P: Pin> Line<P> {
 
 impl<P: Pin> EoiNotifier for Line<P> {
     fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
-        // Checked before the entry is made too, because the entry makes the listener's eventfd non-blocking.
-        self.check_here("subscribe", subject, &lock(&self.contributions))?;
-        self.wired_or(|or| or.listeners.check_free(subject))?;
-        let entry = Entry::new(subject, listener)?;
-        // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
-        let contributions = lock(&self.contributions);
-        let here = self.check_here("subscribe", subject, &contributions);
-        let added = here.and_then(|()| self.wired_or(|or| or.listeners.add(&entry)));
-        drop(contributions);
+        let entry = Entry::new(subject, listener);
+        let added = {
+            // Held until the listener is in the list, so that a source that goes meanwhile ends the listener.
+            let contributions = lock(&self.contributions);
+            self.check_here("subscribe", subject, &contributions)?;
+            self.wired_or(|or| or.listeners.check_free(subject))?;
+            entry.prepare()?;
+            self.wired_or(|or| or.listeners.add(&entry))
+        };
         drop(added?);
         Ok(self.guard(entry))
     }
 
     fn exchange(&self, key: SourceKey, listener: Listener) -> Result<EoiGuard> {
-        let subject = key.into();
-        self.check_here("exchange", subject, &lock(&self.contributions))?;
-        let entry = Entry::new(subject, listener)?;
-        let contributions = lock(&self.contributions);
-        let here = self.check_here("exchange", subject, &contributions);
-        let exchanged = here.map(|()| self.wired_or(|or| or.listeners.exchange(&entry)));
-        drop(contributions);
-        let (old, replaced) = exchanged?;
+        let entry = Entry::new(key.into(), listener);
+        let (old, replaced) = {
+            let contributions = lock(&self.contributions);
+            self.check_here("exchange", key.into(), &contributions)?;
+            entry.prepare()?;
+            self.wired_or(|or| or.listeners.exchange(&entry))
+        };
         drop(replaced);
         if let Some(old) = old {
             old.end();

@@ -33,7 +33,8 @@ impl Listeners {
     /// * [`Error::Os`]: the listener's eventfd cannot be made non-blocking.
     pub fn subscribe(&self, subject: EoiScope, listener: Listener) -> Result<EoiGuard> {
         lock(&self.list).check_free(subject)?;
-        let entry = Entry::new(subject, listener)?;
+        let entry = Entry::new(subject, listener);
+        entry.prepare()?;
         let replaced = lock(&self.list).add(&entry)?;
         drop(replaced);
         let list = Arc::clone(&self.list);
@@ -110,10 +111,8 @@ impl ListenerList {
             .iter()
             .cloned()
             .partition(|old| old.subject == entry.subject);
-        let (old, replaced) = (
-            old.into_iter().next(),
-            self.replace(others.iter().chain([entry]).cloned().collect()),
-        );
+        let old = old.into_iter().next();
+        let replaced = self.replace(others.iter().chain([entry]).cloned().collect());
         if let Some(old) = &old {
             // An entry is exchanged once: it is not in the list after that.
             let _ = old.successor.set(Arc::clone(entry));
@@ -205,16 +204,20 @@ pub(crate) struct Entry {
 const ENDED: usize = 1 << (usize::BITS - 1);
 
 impl Entry {
-    pub(crate) fn new(subject: EoiScope, listener: Listener) -> Result<Arc<Self>> {
-        listener.prepare(subject.gsi())?;
-        Ok(Arc::new(Self {
+    pub(crate) fn new(subject: EoiScope, listener: Listener) -> Arc<Self> {
+        Arc::new(Self {
             subject,
             listener,
             calls: AtomicUsize::new(0),
             idle: Condvar::new(),
             idle_lock: Mutex::new(()),
             successor: OnceLock::new(),
-        }))
+        })
+    }
+
+    /// Readies the listener's eventfd: after the last check that can refuse it, because a refusal leaves it as it was.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        self.listener.prepare(self.subject.gsi())
     }
 
     /// Tells the listener, unless its subscription has ended.
@@ -330,7 +333,7 @@ mod tests {
     fn the_list_takes_one_listener_of_a_source() {
         let mut list = ListenerList::default();
         let subject = SourceKey::new(GSI).into();
-        let entry = || Entry::new(subject, Listener::callback(|_| {})).unwrap();
+        let entry = || Entry::new(subject, Listener::callback(|_| {}));
         drop(list.add(&entry()).unwrap());
         assert_eq!(list.add(&entry()).unwrap_err().errno(), Some(16));
     }
