@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use interrupt_core::{Delivery, EoiGuard, EoiScope, Gsi, Irqchip, Level, LevelSource, Listener};
@@ -21,10 +21,10 @@ use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::books::Books;
+use crate::books::{Binding, Books};
 use crate::chip::Chip;
-use crate::interrupts::routing::Routing;
-use crate::interrupts::source::{self, EdgeIrqfd};
+use crate::interrupts::routing::{Routing, set_pin};
+use crate::interrupts::source::{self, EdgeIrqfd, IrqLineSource};
 use crate::interrupts::subscribe::subscribe;
 use crate::kernel::Kernel;
 use crate::kernel::eventfd::{Eventfd, from_owned};
@@ -60,9 +60,22 @@ enum Op {
     Assert,
     Withdraw,
     Eoi,
+    /// Another thread makes a KVM_IRQ_LINE source, and drops one. Books and line have a lock each, so that anything can
+    /// come between the two steps of each.
+    Enter,
+    Join,
+    Leave,
+    Left,
+    /// The eventfd of a listener to a KVM_IRQ_LINE source takes no write any more.
+    BreakListener,
+    /// A level on the message of a userspace IOAPIC's pin.
+    Split,
+    /// The guest masks or unmasks that pin, and writes another message.
+    Pin(bool),
+    Message,
 }
 
-const OPS: [Op; 17] = [
+const OPS: [Op; 22] = [
     Op::Resample,
     Op::ResampleWithListener,
     Op::Line(A),
@@ -80,6 +93,25 @@ const OPS: [Op; 17] = [
     Op::Assert,
     Op::Withdraw,
     Op::Eoi,
+    Op::Enter,
+    Op::Join,
+    Op::Leave,
+    Op::Left,
+    Op::BreakListener,
+];
+
+/// On a split irqchip.
+const SPLIT_OPS: [Op; 10] = [
+    Op::Split,
+    Op::Edge,
+    Op::DropSource,
+    Op::Mask,
+    Op::Unmask,
+    Op::Assert,
+    Op::Withdraw,
+    Op::Pin(true),
+    Op::Pin(false),
+    Op::Message,
 ];
 
 /// KVM as far as the books can tell: facts of its line model, and a counter of the steps that it can refuse.
@@ -113,6 +145,11 @@ struct Assigned {
 }
 
 impl Script {
+    fn lock(&self) -> MutexGuard<'_, Kvm> {
+        // A check that fails while it looks leaves nothing half written.
+        self.kvm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refused(&self, errno: Errno) -> io::Result<()> {
         if self.step.fetch_add(1, Ordering::Relaxed) == self.refuse.load(Ordering::Relaxed) {
             return Err(errno.into());
@@ -122,7 +159,7 @@ impl Script {
 
     /// Lets KVM see what was written to triggers.
     fn pump(&self) {
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         let signalled = |irqfd: &&Assigned| crate::kernel::eventfd::take(irqfd.trigger.as_fd()).unwrap() > 0;
         let signalled: Vec<_> = kvm
             .irqfds
@@ -137,7 +174,7 @@ impl Script {
 
     /// The guest takes what is pending and ends it.
     fn eoi(&self, gsi: Gsi) {
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         kvm.resample.insert(gsi, false);
         kvm.pending.insert(gsi, false);
         for irqfd in kvm.irqfds.iter().filter(|irqfd| irqfd.gsi == gsi) {
@@ -150,7 +187,7 @@ impl Script {
 
     fn is_pending(&self, gsi: Gsi) -> bool {
         self.pump();
-        let kvm = self.kvm.lock().unwrap();
+        let kvm = self.lock();
         kvm.pending.get(&gsi) == Some(&true)
     }
 }
@@ -178,7 +215,7 @@ impl Kernel for Script {
 
     fn assign(&self, trigger: &EventFd, resamplefd: Option<&EventFd>, gsi: Gsi) -> io::Result<()> {
         self.refused(Errno::NOMEM)?;
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         let number = trigger.as_raw_fd();
         assert!(kvm.irqfds.iter().all(|other| other.number != number), "assigned twice");
         let dup = |fd: &EventFd| crate::kernel::eventfd::into_owned(fd.try_clone().unwrap());
@@ -199,7 +236,7 @@ impl Kernel for Script {
 
     fn deassign(&self, trigger: &EventFd, gsi: Gsi) {
         self.pump();
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         let number = trigger.as_raw_fd();
         kvm.irqfds.retain(|irqfd| (irqfd.number, irqfd.gsi) != (number, gsi));
         if !kvm
@@ -213,7 +250,7 @@ impl Kernel for Script {
 
     fn set_routing(&self, table: &KvmIrqRouting) -> io::Result<()> {
         self.refused(Errno::NOMEM)?;
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         let entries = table
             .as_slice()
             .iter()
@@ -239,7 +276,7 @@ impl Kernel for Script {
 
     fn set_irq_line(&self, gsi: Gsi, level: Level) -> io::Result<Delivery> {
         self.refused(Errno::IO)?;
-        let mut kvm = self.kvm.lock().unwrap();
+        let mut kvm = self.lock();
         let pin = kvm.pins[&gsi];
         kvm.user.insert(pin, level == Level::High);
         if level == Level::High {
@@ -251,35 +288,67 @@ impl Kernel for Script {
 
 enum Source {
     Level(Arc<dyn LevelSource>, bool),
+    Line(IrqLineSource, bool),
     Edge(EdgeIrqfd, bool),
 }
 
 impl Source {
     fn gsi(&self) -> Gsi {
         match self {
-            Source::Level(source, _) => source.gsi(),
             Source::Edge(edge, _) => edge.gsi(),
+            Source::Level(source, _) => source.gsi(),
+            Source::Line(source, _) => source.gsi(),
         }
+    }
+
+    /// The source, if it has a level.
+    fn level(&self) -> Option<&dyn LevelSource> {
+        match self {
+            Source::Level(source, _) => Some(&**source),
+            Source::Line(source, _) => Some(source),
+            Source::Edge(..) => None,
+        }
+    }
+
+    /// The source, if KVM_IRQ_LINE drives it.
+    fn line(&self) -> Option<&IrqLineSource> {
+        match self {
+            Source::Line(source, _) => Some(source),
+            Source::Level(..) | Source::Edge(..) => None,
+        }
+    }
+
+    /// What the owner wants: a level that is high, or an edge that is masked.
+    fn state(&mut self) -> &mut bool {
+        match self {
+            Source::Level(_, state) | Source::Line(_, state) | Source::Edge(_, state) => state,
+        }
+    }
+
+    fn is_high(&self) -> bool {
+        matches!(self, Source::Level(_, true) | Source::Line(_, true))
     }
 
     fn assert(&self) -> bool {
         match self {
-            Source::Level(source, _) => source.assert().is_ok(),
             Source::Edge(edge, _) => edge.signal().is_ok(),
+            Source::Level(source, _) => source.assert().is_ok(),
+            Source::Line(source, _) => source.assert().is_ok(),
         }
     }
 }
 
 /// What is told, and how often.
 enum Told {
-    Fd(OwnedFd),
+    /// And the number of the listener's own.
+    Fd(OwnedFd, i32),
     Callback(Arc<AtomicU32>),
 }
 
 impl Told {
     fn take(&self) -> u64 {
         match self {
-            Told::Fd(fd) => crate::kernel::eventfd::take(fd.as_fd()).unwrap(),
+            Told::Fd(fd, _) => crate::kernel::eventfd::take(fd.as_fd()).unwrap(),
             Told::Callback(calls) => calls.swap(0, Ordering::Relaxed).into(),
         }
     }
@@ -293,6 +362,16 @@ struct Run {
     /// The eventfd of the last listener by GSI.
     listener: OwnedFd,
     elsewhere: bool,
+    /// The sources of other threads that are in the books and not on their line: before, and after.
+    entered: Option<Box<dyn FnOnce(String) -> IrqLineSource>>,
+    left: Option<Binding>,
+    /// The key of a source whose listener cannot be told.
+    broken: Option<EoiScope>,
+    /// Whether the guest masks the pin of a userspace IOAPIC. `None` when KVM has refused to let the pin through: the
+    /// pin's next write tries again, and an irqfd's next signal.
+    pin: Option<bool>,
+    /// Whether the pin's message is the other one.
+    moved: bool,
     /// Whether the source that a callback owns was dropped, for each callback that was made.
     owned: Vec<std::sync::Weak<dyn LevelSource>>,
 }
@@ -302,16 +381,20 @@ fn new_eventfd() -> OwnedFd {
 }
 
 impl Run {
-    fn new(refuse: usize) -> Self {
+    fn new(irqchip: Irqchip, refuse: usize) -> Self {
         let script = Arc::new(Script::default());
         script.refuse.store(usize::MAX, Ordering::Relaxed);
         let kernel: Arc<dyn Kernel> = script.clone();
-        let books = Books::new(kernel, Irqchip::Kernel, 0, Routes::initial(Irqchip::Kernel), None).unwrap();
-        script.kvm.lock().unwrap().pins = (0..24).map(|pin| (Gsi(pin), pin)).collect();
-        // Listed before A, so that KVM tells A.
-        let mut routing = Routing::new(&books);
-        routing.set(B, &pin(A.0)).unwrap();
-        routing.commit().unwrap();
+        let books = Books::new(kernel, irqchip, 24, Routes::initial(irqchip), None).unwrap();
+        if irqchip == Irqchip::Split {
+            set_pin(&books, A, Some(message(0)), false).unwrap();
+        } else {
+            script.lock().pins = (0..24).map(|pin| (Gsi(pin), pin)).collect();
+            // Listed before A, so that KVM tells A.
+            let mut routing = Routing::new(&books);
+            routing.set(B, &pin(A.0)).unwrap();
+            routing.commit().unwrap();
+        }
         let step = script.step.load(Ordering::Relaxed);
         script.refuse.store(refuse.saturating_add(step), Ordering::Relaxed);
         script.step.store(step, Ordering::Relaxed);
@@ -322,6 +405,11 @@ impl Run {
             guards: Vec::new(),
             listener: new_eventfd(),
             elsewhere: false,
+            entered: None,
+            left: None,
+            broken: None,
+            pin: Some(false),
+            moved: false,
             owned: Vec::new(),
         }
     }
@@ -333,16 +421,25 @@ impl Run {
                 .iter()
                 .any(|s| matches!(s, Source::Edge(_, masked) if *masked == wanted))
         };
-        let level = |wanted: bool| matches!(self.sources.last(), Some(Source::Level(_, high)) if *high == wanted);
+        let level = |wanted: bool| {
+            let last = self.sources.last();
+            last.is_some_and(|last| last.level().is_some() && last.is_high() == wanted)
+        };
         match op {
             Op::DropSource => !self.sources.is_empty(),
             Op::DropGuard => !self.guards.is_empty(),
-            Op::KeyFd | Op::KeyCallback => matches!(self.sources.last(), Some(Source::Level(..))),
+            Op::KeyFd | Op::KeyCallback => level(false) || level(true),
             Op::Mask => edge(false),
             Op::Unmask => edge(true),
             Op::Assert => !self.sources.is_empty(),
             Op::Withdraw => level(true),
             Op::Eoi => !self.guards.is_empty() || !self.sources.is_empty(),
+            Op::Enter => self.entered.is_none(),
+            Op::Join => self.entered.is_some(),
+            Op::Leave => self.left.is_none() && self.sources.iter().any(|source| source.line().is_some()),
+            Op::Left => self.left.is_some(),
+            Op::BreakListener => self.broken.is_none() && self.listener_of_line().is_some(),
+            Op::Pin(masked) => self.pin != Some(masked),
             _ => true,
         }
     }
@@ -352,9 +449,9 @@ impl Run {
             Op::Resample => self.resample(None),
             Op::ResampleWithListener => self.resample(Some(from_owned(self.listener.try_clone().unwrap()))),
             Op::Line(gsi) => {
-                let made = source::irq_line(&self.books, gsi, "line".into());
-                self.sources
-                    .extend(made.ok().map(|source| Source::Level(source, false)));
+                let made = IrqLineSource::enter(&self.books, gsi);
+                let made = made.ok().map(|join| Source::Line(join("line".into()), false));
+                self.sources.extend(made);
             }
             Op::Edge => {
                 let trigger = Eventfd::new(&*self.script, A);
@@ -410,28 +507,78 @@ impl Run {
                 }
             }
             Op::Assert => {
-                if let Some(Source::Level(_, high)) = self.sources.last_mut() {
-                    *high = true;
-                }
-                if !self.sources.last().unwrap().assert() {
-                    if let Some(Source::Level(_, high)) = self.sources.last_mut() {
-                        *high = false;
-                    }
+                let last = self.sources.last_mut().unwrap();
+                let asserted = last.assert();
+                if last.level().is_some() {
+                    *last.state() = asserted;
                 }
             }
             Op::Withdraw => {
-                if let Some(Source::Level(source, high)) = self.sources.last_mut() {
-                    drop(source.force_deassert());
-                    *high = false;
-                }
+                let last = self.sources.last_mut().unwrap();
+                drop(last.level().map(LevelSource::force_deassert));
+                *last.state() = false;
             }
             Op::Eoi => {
                 self.script.pump();
                 self.script.eoi(A);
                 self.dispatch();
             }
+            Op::Enter => {
+                let entered = IrqLineSource::enter(&self.books, A);
+                self.entered = entered.ok().map(|join| Box::new(join) as _);
+            }
+            Op::Join => {
+                let join = self.entered.take().unwrap();
+                self.sources.push(Source::Line(join("late".into()), false));
+            }
+            Op::Leave => {
+                let at = self.sources.iter().position(|source| source.line().is_some());
+                if let Source::Line(IrqLineSource { source, binding }, _) = self.sources.remove(at.unwrap()) {
+                    drop(source);
+                    self.left = Some(binding);
+                }
+            }
+            Op::Left => self.left = None,
+            Op::BreakListener => {
+                let (scope, fd) = self.listener_of_line().unwrap();
+                let unwritable = std::fs::File::open("/dev/null").unwrap();
+                // SAFETY: the listener's own number, which is open while its guard is: it keeps its owner.
+                let mut theirs = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
+                rustix::io::dup2(&unwritable, &mut theirs).unwrap();
+                self.broken = Some(scope);
+            }
+            Op::Split => {
+                let trigger = Eventfd::new(&*self.script, A);
+                let made = trigger.and_then(|t| source::irqfd(&self.books, BindingKind::Split, A, "split".into(), t));
+                self.sources
+                    .extend(made.ok().map(|source| Source::Level(source, false)));
+            }
+            Op::Pin(masked) => self.write_pin(masked, self.moved),
+            Op::Message => self.write_pin(self.pin == Some(true), !self.moved),
         }
         self.script.pump();
+    }
+
+    /// The guest writes the entry of a userspace IOAPIC's pin, after it has taken what was pending.
+    fn write_pin(&mut self, masked: bool, moved: bool) {
+        self.script.pump();
+        self.script.lock().pending.clear();
+        let written = set_pin(&self.books, A, Some(message(moved.into())), masked);
+        self.moved = moved;
+        self.pin = (masked || written.is_ok()).then_some(masked);
+    }
+
+    /// The subject and the eventfd of the last listener of a KVM_IRQ_LINE source.
+    fn listener_of_line(&self) -> Option<(EoiScope, i32)> {
+        self.guards.iter().rev().find_map(|(guard, told)| match told {
+            Told::Fd(_, number) => {
+                let mut lines = self.sources.iter().filter_map(Source::line);
+                lines
+                    .any(|line| guard.subject() == line.key().into())
+                    .then_some((guard.subject(), *number))
+            }
+            Told::Callback(_) => None,
+        })
     }
 
     fn resample(&mut self, trigger: Option<EventFd>) {
@@ -445,14 +592,11 @@ impl Run {
     }
 
     fn key(&self) -> EoiScope {
-        match self.sources.last() {
-            Some(Source::Level(source, _)) => source.key().into(),
-            _ => unreachable!(),
-        }
+        self.sources.last().and_then(Source::level).unwrap().key().into()
     }
 
     fn listen_fd(&mut self, scope: EoiScope, fd: OwnedFd) {
-        let told = Told::Fd(fd.try_clone().unwrap());
+        let told = Told::Fd(fd.try_clone().unwrap(), fd.as_raw_fd());
         let guard = subscribe(&self.books, scope, Listener::fd(fd));
         self.guards.extend(guard.ok().map(|guard| (guard, told)));
     }
@@ -493,14 +637,10 @@ impl Run {
         self.script.refuse.store(usize::MAX, Ordering::Relaxed);
         // A pin that KVM_IRQ_LINE drives is the OR of its sources.
         if !failed {
-            let kvm = self.script.kvm.lock().unwrap();
+            let kvm = self.script.lock();
             for pin in [18, 19] {
-                let high = self.sources.iter().any(|source| match source {
-                    Source::Level(source, high) => {
-                        *high && source.trigger().is_none() && kvm.pins[&source.gsi()] == pin
-                    }
-                    Source::Edge(..) => false,
-                });
+                let mut lines = self.sources.iter().filter(|source| source.line().is_some());
+                let high = lines.any(|line| line.is_high() && kvm.pins[&line.gsi()] == pin);
                 assert_eq!(
                     kvm.user.get(&pin).copied().unwrap_or(false),
                     high,
@@ -516,6 +656,9 @@ impl Run {
         self.withdraw();
         self.script.eoi(A);
         assert!(!self.script.is_pending(A), "an interrupt that nobody raised");
+        if self.pin == Some(true) {
+            assert!(!self.script.is_pending(A), "the guest has masked the pin");
+        }
         // Each source works; asserting is what brings back an irqfd that KVM had refused.
         for n in 0..self.sources.len() {
             let gsi = self.sources[n].gsi();
@@ -526,10 +669,21 @@ impl Run {
                 assert!(!self.script.is_pending(gsi), "masked");
                 edge.unmask().unwrap();
             }
+            if self.pin != Some(false) {
+                assert!(
+                    self.pin.is_none() || !self.script.is_pending(gsi),
+                    "the guest has masked the pin"
+                );
+                set_pin(&self.books, A, Some(message(0)), false).unwrap();
+                self.pin = Some(false);
+            }
             assert!(self.script.is_pending(gsi), "source {n} does not reach the guest");
             self.others_come_and_go(n);
             self.forget_at_an_unmask(n);
             assert_eq!(self.refused(gsi), 0);
+            if self.books.irqchip == Irqchip::Kernel {
+                self.take_a_listener(n);
+            }
             self.hear(gsi, |_| false);
             self.withdraw();
         }
@@ -537,7 +691,7 @@ impl Run {
 
     fn withdraw(&self) {
         for source in &self.sources {
-            if let Source::Level(source, _) = source {
+            if let Some(source) = source.level() {
                 source.force_deassert().unwrap();
             }
         }
@@ -546,22 +700,15 @@ impl Run {
 
     /// No other source takes the level of a KVM_IRQ_LINE source away.
     fn others_come_and_go(&self, n: usize) {
-        let Source::Level(source, _) = &self.sources[n] else {
+        let Some(source) = self.sources[n].line() else {
             return;
         };
-        if source.trigger().is_some() {
-            return;
+        let lines = self.sources.iter().filter_map(Source::line);
+        for other in lines.filter(|other| other.key() != source.key()) {
+            other.assert().unwrap();
+            other.deassert().unwrap();
         }
-        for other in &self.sources {
-            match other {
-                Source::Level(other, _) if other.trigger().is_none() && other.key() != source.key() => {
-                    other.assert().unwrap();
-                    other.deassert().unwrap();
-                }
-                _ => {}
-            }
-        }
-        let kvm = self.script.kvm.lock().unwrap();
+        let kvm = self.script.lock();
         assert!(
             kvm.user[&kvm.pins[&source.gsi()]],
             "another source took the level of source {n}"
@@ -570,18 +717,28 @@ impl Run {
 
     /// An unmask with a resampler on the line (since Linux 6.3): KVM forgets the level and asks for it.
     fn forget_at_an_unmask(&self, n: usize) {
-        let Source::Level(source, _) = &self.sources[n] else {
+        let Some(source) = self.sources[n].line() else {
             return;
         };
-        let of_line = source.trigger().is_none();
         let resampler = |irqfd: &Assigned| irqfd.gsi == source.gsi() && irqfd.resamplefd.is_some();
-        if of_line && self.script.kvm.lock().unwrap().irqfds.iter().any(resampler) {
+        if self.script.lock().irqfds.iter().any(resampler) {
             self.script.eoi(source.gsi());
             self.dispatch();
             assert!(
                 self.script.is_pending(source.gsi()),
                 "row 63: the level is driven again"
             );
+        }
+    }
+
+    /// A source that lives is in the books, where a listener finds it. Where KVM tells another GSI, none is taken.
+    fn take_a_listener(&mut self, n: usize) {
+        let Some(source) = self.sources[n].level() else { return };
+        let (scope, fd) = (source.key().into(), new_eventfd());
+        let told = Told::Fd(fd.try_clone().unwrap(), fd.as_raw_fd());
+        match subscribe(&self.books, scope, Listener::fd(fd)) {
+            Ok(guard) => self.guards.push((guard, told)),
+            Err(error) => assert_ne!(error.errno(), Some(Errno::NOENT.raw_os_error()), "source {n}: {error}"),
         }
     }
 
@@ -604,11 +761,12 @@ impl Run {
             let gone = match guard.subject() {
                 EoiScope::Gsi(_) => false,
                 // The guard of a source that has gone guards nothing.
-                EoiScope::Source(key) => !self.sources.iter().any(|source| match source {
-                    Source::Level(source, _) => source.key() == key,
-                    Source::Edge(..) => false,
-                }),
+                EoiScope::Source(key) => {
+                    let mut levels = self.sources.iter().filter_map(Source::level);
+                    !levels.any(|source| source.key() == key)
+                }
             };
+            let gone = gone || self.broken == Some(guard.subject());
             if guard.subject().gsi() == gsi && !gone && !excused(self) {
                 assert!(told.take() > 0, "listener {n} of {} is not told", guard.subject());
             }
@@ -620,13 +778,14 @@ impl Run {
         if sources_first {
             self.sources.clear();
         }
+        (self.entered, self.left) = (None, None);
         self.guards.clear();
         self.sources.clear();
         for owned in &self.owned {
             assert!(owned.upgrade().is_none(), "a callback is left");
         }
         assert!(self.books.with(|state| state.lines.is_empty()), "a line is left");
-        let kvm = self.script.kvm.lock().unwrap();
+        let kvm = self.script.lock();
         assert!(kvm.irqfds.is_empty(), "an irqfd is left");
         assert!(
             !kvm.user.values().chain(kvm.resample.values()).any(|high| *high),
@@ -642,11 +801,19 @@ fn pin(pin: u32) -> [Route; 1] {
     }]
 }
 
+fn message(destination: u64) -> Route {
+    Route::Msi {
+        address: 0xfee0_0000 | destination << 12,
+        data: 0x8031,
+        device: None,
+    }
+}
+
 /// Runs one sequence with one step refused. Returns whether the sequence has that step, and `None` if it cannot be run.
-fn explore(ops: &[Op], refuse: usize) -> Option<bool> {
+fn explore(irqchip: Irqchip, ops: &[Op], refuse: usize) -> Option<bool> {
     let lowest_fd = || new_eventfd().as_raw_fd();
     let before = lowest_fd();
-    let mut run = Run::new(refuse);
+    let mut run = Run::new(irqchip, refuse);
     let first = run.script.step.load(Ordering::Relaxed);
     for op in ops {
         if !run.applies(*op) {
@@ -657,10 +824,10 @@ fn explore(ops: &[Op], refuse: usize) -> Option<bool> {
             continue;
         }
         run.forget();
-        run.script.kvm.lock().unwrap().lowered = false;
+        run.script.lock().lowered = false;
         run.run(*op);
         // A line that was taken down with all its irqfds: KVM keeps one assertion for all, so that each is asked.
-        if run.script.kvm.lock().unwrap().lowered {
+        if run.script.lock().lowered {
             run.assert_told(A, |run| run.refused(A) > 0);
         }
     }
@@ -673,6 +840,16 @@ fn explore(ops: &[Op], refuse: usize) -> Option<bool> {
 
 #[test]
 fn every_sequence_with_every_step_refused() {
+    search(Irqchip::Kernel, &[&[], &[Op::Line(A), Op::Enter]], &OPS);
+}
+
+#[test]
+fn every_sequence_on_a_split_irqchip() {
+    search(Irqchip::Split, &[&[], &[Op::Split], &[Op::Edge]], &SPLIT_OPS);
+}
+
+/// Tries every sequence of operations that begins with one of `starts`.
+fn search(irqchip: Irqchip, starts: &'static [&'static [Op]], all: &'static [Op]) {
     let depth = std::env::var("KVM_IRQFD_EXPLORE_DEPTH").map_or(DEPTH, |depth| depth.parse().unwrap());
     let (progress, seen) = channel();
     let current = Arc::new(Mutex::new(String::new()));
@@ -682,19 +859,19 @@ fn every_sequence_with_every_step_refused() {
         // meanwhile.
         unsafe { unshare_unsafe(UnshareFlags::FILES) }.unwrap();
         let (mut sequences, mut runs) = (0, 0);
-        let mut left = vec![vec![]];
-        while let Some(ops) = left.pop() {
+        let mut left: Vec<_> = starts.iter().map(|start| (start.to_vec(), depth)).collect();
+        while let Some((ops, depth)) = left.pop() {
             let mut refuse = usize::MAX;
             loop {
                 *at.lock().unwrap() = format!("{ops:?}, step {refuse} refused");
-                match explore(&ops, refuse) {
+                match explore(irqchip, &ops, refuse) {
                     None => break,
                     Some(_) if refuse == usize::MAX => {
                         sequences += 1;
                         refuse = 0;
-                        if ops.len() < depth {
-                            let longer = |op: &Op| ops.iter().copied().chain([*op]).collect::<Vec<_>>();
-                            left.extend(OPS.iter().map(longer));
+                        if depth > 0 {
+                            let longer = |op: &Op| (ops.iter().copied().chain([*op]).collect(), depth - 1);
+                            left.extend(all.iter().map(longer));
                         }
                     }
                     Some(true) => refuse += 1,

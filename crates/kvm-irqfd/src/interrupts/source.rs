@@ -91,17 +91,27 @@ fn signal(binding: &Binding, trigger: &Eventfd, how: fn(&Eventfd) -> io::Result<
 
 /// A level source over KVM_IRQ_LINE: synchronous, without the work-queue hop of an irqfd, and lowered by the device
 /// alone.
-struct IrqLineSource {
+pub(crate) struct IrqLineSource {
     // First: the source ends its assertion before the books let go of the line.
-    source: LineSource<IrqLinePin>,
-    binding: Binding,
+    pub(crate) source: LineSource<IrqLinePin>,
+    pub(crate) binding: Binding,
+}
+
+impl IrqLineSource {
+    /// Enters a source in the books. The source comes to its line when the result is called with a label: books and line
+    /// have a lock each.
+    pub(crate) fn enter(books: &Arc<Books>, gsi: Gsi) -> Result<impl FnOnce(String) -> Self + use<>> {
+        let (line, token) = books.add_line_source(gsi)?;
+        let binding = Binding::new(books, gsi, token);
+        Ok(move |label| Self {
+            source: line.source(label, LoweredBy::Device),
+            binding,
+        })
+    }
 }
 
 pub(crate) fn irq_line(books: &Arc<Books>, gsi: Gsi, label: String) -> Result<Arc<dyn LevelSource>> {
-    let (line, token) = books.add_line_source(gsi)?;
-    let binding = Binding::new(books, gsi, token);
-    let source = line.source(label, LoweredBy::Device);
-    Ok(Arc::new(IrqLineSource { source, binding }))
+    Ok(Arc::new(IrqLineSource::enter(books, gsi)?(label)))
 }
 
 impl LevelSource for IrqLineSource {
