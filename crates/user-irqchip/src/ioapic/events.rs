@@ -67,13 +67,19 @@ impl Pulse {
 
     /// Sends the event's message, or leaves the line high until the message can be sent.
     fn drive(&self, event: u64) -> Result<Delivery> {
-        let delivery = self.source.assert()?;
+        let is_edge = self.line.pin().entry().trigger() == Trigger::Edge;
+        let mut delivery = self.source.assert()?;
+        if is_edge && delivery == Delivery::Coalesced {
+            // An event waited when the guest made this pin an edge pin, so the line has to fall first.
+            self.source.deassert()?;
+            delivery = self.source.assert()?;
+        }
         match delivery {
             // No processor took the message, so that it does not count.
             Delivery::Delivered(0) => {}
             Delivery::Delivered(_) | Delivery::Unknown => self.end(event),
             // An edge is lost behind a mask, as on hardware.
-            _ if self.line.pin().entry().trigger() == Trigger::Edge => self.end(event),
+            _ if is_edge => self.end(event),
             Delivery::Coalesced | Delivery::Pending => {}
         }
         Ok(delivery)

@@ -69,6 +69,21 @@ fn row_139_a_level_from_before_keeps_no_edge_back() {
     assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)]);
 }
 
+/// Row 139: an event that waited on a level pin in service, which has become an edge pin.
+#[test]
+fn row_139_an_event_from_before_keeps_no_edge_back() {
+    let bench = Bench::new();
+    bench.set_low(5, LEVEL | 0x31);
+    bench.ioapic.pulse(Gsi(5)).unwrap();
+    bench.ioapic.pulse(Gsi(5)).unwrap();
+    bench.set_low(5, 0x31);
+    bench.sink.take();
+    for _ in 0..2 {
+        bench.ioapic.pulse(Gsi(5)).unwrap();
+        assert_eq!(bench.sink.take(), [Told::Sent(5, 0x31)]);
+    }
+}
+
 /// Row 135: KVM before 6.2 forgets the CPU that owes the EOI when the route of an interrupt in service changes. The old
 /// destination stays until the EOI, which comes by it; the next interrupt goes to the new one.
 #[test]
