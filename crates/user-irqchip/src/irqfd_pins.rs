@@ -21,6 +21,10 @@ use crate::sync::lock;
 /// A pin that the guest masks has its irqfds taken off, and what is signalled meanwhile waits in the eventfds (law 16).
 /// A pin that is masked keeps its route.
 ///
+/// An irqfd does not say whether a processor took its message. A level-triggered message of the IOAPIC that goes to a
+/// local APIC that is absent or disabled leaves the entry in service (remote IRR) until the guest makes the entry
+/// edge-triggered, as Linux does when it starts. An output that is told, as KVM_SIGNAL_MSI tells, has no such entries.
+///
 /// ```
 /// use std::io;
 /// use std::os::fd::BorrowedFd;

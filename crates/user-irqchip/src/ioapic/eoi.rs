@@ -8,6 +8,7 @@ use interrupt_core::{EveryStep, Line};
 
 use super::Ioapic;
 use super::pin::{IoapicPin, Locked};
+use super::pin_state::AfterEoi;
 
 /// The time that the hook of [`IoapicBuilder::on_delayed_eoi`](super::IoapicBuilder::on_delayed_eoi) is given, as in
 /// Linux.
@@ -61,15 +62,20 @@ impl Ioapic {
         let hook = self.on_delayed_eoi.as_ref();
         let look = |pin: &mut Locked| pin.step(|state| state.end(vector, hook.is_some()));
         let told = line.eoi_then(look, |after| {
-            let delayed = line.pin().ended(after);
+            let mut steps = EveryStep::default();
+            let delayed = steps.take(|| line.pin().ended(after)) == Some(true);
+            if after == AfterEoi::Program {
+                // An irqfd on the pin's GSI may have signalled by the old message, whose EOI KVM before 6.2 does not tell.
+                let told = steps.take(|| line.resample_gsi()).unwrap_or(Ok(()));
+                self.shared.counters.listener_errors.count_error(told);
+            }
             if let (true, Some(hook)) = (delayed, hook) {
-                let mut steps = EveryStep::default();
                 if steps.take(|| hook(EOI_DELAY)).is_none() {
                     // Nobody has started a timer.
                     line.pin().delay_over();
                 }
-                steps.end();
             }
+            steps.end();
         });
         self.shared.counters.listener_errors.count_error(told);
     }

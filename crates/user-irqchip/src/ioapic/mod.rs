@@ -161,7 +161,9 @@ impl fmt::Debug for IoapicBuilder {
 ///
 /// # A new destination
 /// When the guest moves an entry to another processor while its interrupt is in service, the output is told at the EOI.
-/// KVM before 6.2 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI.
+/// KVM before 6.2 forgets an interrupt in service whose route goes to another CPU, and never reports its EOI. The
+/// listeners of the GSI are told once more after that, because a signal that went to the processor without this chip may
+/// have gone by the old message.
 ///
 /// # Locks
 /// An assertion, an EOI and a message take only the lock of their line, and allocate nothing. Writes of entries go one

@@ -112,6 +112,25 @@ fn row_135_a_new_destination_waits_for_the_eoi() {
     }
 }
 
+/// Row 135: an irqfd on the pin's GSI has signalled by the old message, which this chip never saw, and KVM before 6.2 does
+/// not tell of that interrupt's EOI. The listeners of the GSI state their level by the new message.
+#[test]
+fn row_135_listeners_of_the_gsi_are_told_of_the_new_destination() {
+    let bench = Bench::new();
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    let (told, _guard) = count(&bench);
+    bench.set_entry(5, LEVEL | 0x31);
+    device.assert().unwrap();
+    bench.set_entry(5, TO_CPU_1 | LEVEL | 0x31);
+    told.store(0, Ordering::Relaxed);
+    bench.ioapic.eoi(0x31);
+    assert_eq!(
+        told.load(Ordering::Relaxed),
+        2,
+        "of the EOI, and of the new destination"
+    );
+}
+
 /// Row 135: another vector is another interrupt, whose route is needed at once.
 #[test]
 fn row_135_a_new_vector_does_not_wait() {
