@@ -31,7 +31,7 @@ use crate::kernel::eventfd::{Eventfd, from_owned};
 use crate::kind::BindingKind;
 use crate::routes::{Route, Routes};
 
-/// How many operations by default: a few seconds. One more takes some twenty times as long.
+/// How many operations by default: some 10 seconds. One more takes some twenty times as long.
 const DEPTH: usize = 3;
 
 /// The line under test; another GSI that is routed to the same pin; the line of what callbacks own.

@@ -23,7 +23,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, IrqfdPins};
 
-/// How many operations by default: a few seconds. One more takes some ten times as long.
+/// How many operations by default: some 15 seconds. One more takes ten times as long.
 const DEPTH: usize = 3;
 
 const GSI: Gsi = Gsi(0);

@@ -7,9 +7,8 @@
 //! asks anything of INTx, the world runs on, and [`claims`] says what has to hold. `IRQ_TEST_DEPTH` sets the depth of the
 //! sequences in which requests fail; 3 takes several minutes.
 //!
-//! The guest's controller is a model here, so that these lie outside of the search. Each has tests of its own: an unmask of
-//! a pin whose message was lost (row 134), an edge pin (rows 133 and 139), a restored level (row 140), a listener that
-//! cannot be told or panics (rows 143 and 148), and sources that come and go beside a listener of the GSI (row 136).
+//! The guest's controller is a model here. The explorers of user-irqchip and of kvm-irqfd search the real ones.
+//! "What the explorers find" in `docs/conformance.md` has what each of them is known to find.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod claims;
