@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::cargo::Workspace;
 use crate::tally::Tally;
-use crate::{consumers, dependencies, features, packages, platforms};
+use crate::{consumers, dependencies, features, packages, platforms, vmms};
 
 /// Runs all checks and prints the summary.
 pub fn run() -> Result<ExitCode> {
@@ -16,12 +16,14 @@ pub fn run() -> Result<ExitCode> {
     Ok(tally.exit_code())
 }
 
-/// Runs all checks: dependencies, features, packages, the oldest compiler and aarch64, and the consumers.
+/// Runs all checks: dependencies, features, packages, the oldest compiler and aarch64, the consumers, and the versions of
+/// other VMMs.
 pub fn check(workspace: &Workspace) -> Result<Tally> {
     let mut tally = dependencies::run(workspace)?;
     tally.add(features::run(workspace));
     tally.add(packages::run());
     tally.add(platforms::run(workspace));
     tally.add(consumers::run(workspace)?);
+    tally.add(vmms::run(workspace)?);
     Ok(tally)
 }

@@ -14,13 +14,14 @@ use crate::tally::Tally;
 
 /// Crates whose types appear in public signatures, or in values that a VMM passes between crates. Two versions of such
 /// a crate have two types of one name.
-const PUBLIC_TYPES: [&str; 10] = [
+pub const PUBLIC_TYPES: [&str; 11] = [
     "event-manager",
     "interrupt-core",
     "kvm-bindings",
     "kvm-ioctls",
     "vfio-bindings",
     "vfio-ioctls",
+    "vfio_user",
     "vm-device",
     "vm-memory",
     "vm-superio",

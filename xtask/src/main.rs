@@ -26,6 +26,7 @@ mod tally;
 mod test;
 mod tree;
 mod upstream;
+mod vmms;
 
 use std::process::ExitCode;
 
@@ -42,8 +43,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Test(test::Options),
-    /// Check what adopters rely on: dependencies, features, the oldest compiler, aarch64, and the packages of
-    /// consumers/
+    /// Check what adopters rely on: dependencies, features, the oldest compiler, aarch64, the packages of consumers/,
+    /// and the versions of other VMMs
     ///
     /// It is a part of `cargo xtask test`.
     Adoption,
