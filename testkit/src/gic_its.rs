@@ -4,7 +4,8 @@
 //! Registers, commands and tables are those of the GIC architecture specification, ARM IHI 0069, chapters 5 and 12. KVM's
 //! tables have pages of 64 KiB (arch/arm64/kvm/vgic/vgic-its.c).
 
-use crate::gic_machine::{GicMachine, ITS, REDISTRIBUTOR};
+use crate::gic::{ITS, REDISTRIBUTOR};
+use crate::gic_machine::GicMachine;
 
 /// Where a device writes its messages: GITS_TRANSLATER.
 pub const TRANSLATER: u64 = ITS + 0x1_0040;

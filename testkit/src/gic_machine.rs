@@ -21,16 +21,11 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::gic::{DISTRIBUTOR, make_gic};
 use crate::need::Need;
 use crate::patience::Patience;
 use crate::rig::{LEVEL, MASKED, REMOTE_IRR};
 
-/// Guest-physical address of the distributor.
-pub const DISTRIBUTOR: u64 = 0x800_0000;
-/// Guest-physical address of the redistributor.
-pub const REDISTRIBUTOR: u64 = 0x80a_0000;
-/// Guest-physical address for an ITS.
-pub const ITS: u64 = 0x808_0000;
 /// Bytes of memory from guest-physical address 0.
 pub const MEMORY: u64 = 0x10_0000;
 
@@ -40,7 +35,7 @@ const EXIT: u64 = 0x900_0000;
 /// What ICC_IAR1_EL1 reads as when no interrupt is pending.
 const NONE: u64 = 1023;
 /// Interrupt ID of pin 0.
-const FIRST_SPI: u32 = 32;
+pub(crate) const FIRST_SPI: u32 = 32;
 const PINS: usize = 64;
 
 // Each access ends with a store of x0 to the address in x2, which is an exit. The next run begins with the branch to the
@@ -94,6 +89,9 @@ testkit_gic_accesses:
     isb
     b       9f
     .balign 16
+    wfi                                 // goes on when an interrupt is pending, although none is taken
+    b       9f
+    .balign 16
 9:  str     x0, [x2]
     b       0b
     .global testkit_gic_accesses_end
@@ -121,6 +119,7 @@ enum Access {
     PriorityMask,
     Enable,
     TakeAndEnd,
+    Wait,
 }
 
 /// A VM with one vCPU and a GICv3. See the [module](self).
@@ -174,6 +173,13 @@ impl GicMachine {
         };
         machine.set_register(2, EXIT);
         machine.set(core_register(std::mem::offset_of!(user_pt_regs, pc)), CODE);
+        machine
+    }
+
+    /// A machine with a GIC that is turned on.
+    pub fn full() -> Self {
+        let mut machine = Self::new(|vm| make_gic(vm).expect("a GICv3"));
+        machine.turn_on();
         machine
     }
 
@@ -245,6 +251,11 @@ impl GicMachine {
         (taken != NONE).then_some(taken as u32)
     }
 
+    /// Sleeps until an interrupt is pending.
+    pub fn wait(&mut self) {
+        self.access(Access::Wait, 0, 0);
+    }
+
     /// The vector of the entry of the pin that the CPU takes.
     pub fn accept(&mut self) -> Option<u8> {
         let pin = self.acknowledge()? - FIRST_SPI;
@@ -266,6 +277,11 @@ impl GicMachine {
     pub fn eoi(&mut self) {
         let last = self.in_service.pop().expect("an interrupt is in service");
         self.access(Access::End, last, 0);
+    }
+
+    /// As [`write_rte_low`](Self::write_rte_low).
+    pub fn set_rte(&mut self, pin: u32, entry: u64) {
+        self.write_rte_low(pin, entry as u32);
     }
 
     /// Sets up the SPI of a pin as an entry of an IOAPIC says; nothing is touched that stays as it is.

@@ -5,8 +5,9 @@
 //!   meet its needs
 //! * `machine`, `program`: a VM with one real-mode vCPU and the interrupt controllers a test asks for,
 //!   on x86_64
-//! * `gic_machine`, `gic_its`: a VM with a vGIC and one vCPU that makes one access at a time, and its driver of an ITS, on
-//!   aarch64
+//! * `gic`, `gic_machine`, `gic_its`: a VM with a vGIC, one vCPU that makes one access at a time, and its driver of an
+//!   ITS, on aarch64
+//! * [`responder`]: a guest that ends each interrupt
 //! * [`ioctl`]: bare ioctls with arbitrary arguments
 //! * [`counter`]: eventfd counters, read without a sleep
 //! * [`lab`]: the number of repetitions in the emulated PC
@@ -24,6 +25,8 @@ pub mod alloc;
 pub mod conformance;
 pub mod counter;
 #[cfg(target_arch = "aarch64")]
+pub mod gic;
+#[cfg(target_arch = "aarch64")]
 pub mod gic_its;
 #[cfg(target_arch = "aarch64")]
 pub mod gic_machine;
@@ -40,6 +43,6 @@ pub mod process;
 #[cfg(target_arch = "x86_64")]
 pub mod program;
 pub mod progress;
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(target_arch = "aarch64", path = "gic_responder.rs")]
 pub mod responder;
 pub mod rig;

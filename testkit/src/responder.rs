@@ -12,19 +12,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::machine::{Machine, PicChip};
 use crate::program::{DATA, EXIT_PORT, PROGRAM, assemble};
 
-/// Whether the guest's handler ends its interrupt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handler {
-    /// The handler writes OCW2: a round trip.
-    Ends,
-    /// The handler returns without OCW2: the negative control, in which no resample may happen.
-    DoesNotEnd,
-}
-
 /// A guest in a thread of its own, with some level-triggered inputs of the first 8259 open. The guest spins between
 /// interrupts. A drop ends the guest.
 pub struct Responder {
-    vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     guest: Option<JoinHandle<()>>,
 }
@@ -35,7 +25,7 @@ const VECTOR_BASE: u8 = 0x20;
 
 impl Responder {
     /// Prepares a guest whose 8259 has these IRQs (0 to 7) open; `before` is run on its VM before it starts.
-    pub fn start<T>(irqs: &[u8], handler: Handler, before: impl FnOnce(&Arc<VmFd>) -> T) -> (Self, T) {
+    pub fn start<T>(irqs: &[u8], before: impl FnOnce(&Arc<VmFd>) -> T) -> (Self, T) {
         let mut machine = Machine::full();
         let lines = irqs.iter().fold(0, |lines, irq| lines | 1 << irq);
         machine.set_lvt0_extint(true);
@@ -51,11 +41,9 @@ impl Responder {
             a.out(i32::from(EXIT_PORT), al)
         });
         let handler = assemble(HANDLER, |a| {
-            if handler == Handler::Ends {
-                // OCW2: non-specific EOI.
-                a.mov(al, 0x20)?;
-                a.out(0x20, al)?;
-            }
+            // OCW2: non-specific EOI.
+            a.mov(al, 0x20)?;
+            a.out(0x20, al)?;
             a.iret()
         });
         machine.load(PROGRAM, &idle);
@@ -63,22 +51,16 @@ impl Responder {
         for irq in irqs {
             machine.set_handler(VECTOR_BASE + irq, HANDLER);
         }
-        let (vm, memory) = (machine.vm().clone(), machine.memory().clone());
-        let made = before(&vm);
+        let memory = machine.memory().clone();
+        let made = before(machine.vm());
         let guest = thread::Builder::new().name("guest".into()).spawn(move || {
             machine.run(PROGRAM);
         });
         let responder = Self {
-            vm,
             memory,
             guest: Some(guest.expect("a thread for the guest")),
         };
         (responder, made)
-    }
-
-    /// The guest's VM.
-    pub fn vm(&self) -> &Arc<VmFd> {
-        &self.vm
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a round trip costs in steady state: no allocation, and the system calls of a loop written by hand, all of them
-//! counted. A guest answers each interrupt with the EOI of its 8259 and does nothing else.
+//! counted. A guest answers each interrupt with the EOI of its 8259 or its GIC and does nothing else.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use testkit::alloc::{CountingAllocator, allocations_on_this_thread};
 use testkit::harness::Suite;
 use testkit::need::Need;
-use testkit::responder::{Handler, Responder};
+use testkit::responder::Responder;
 
 #[path = "common/syscalls.rs"]
 mod syscalls;
@@ -31,7 +31,11 @@ fn main() -> ExitCode {
         traced(&what);
         return ExitCode::SUCCESS;
     }
-    let needs = [Need::GenuinePicEoi, Need::Host("ptrace of a child", can_trace)];
+    #[cfg(target_arch = "aarch64")]
+    let guest = Need::FullIrqchip;
+    #[cfg(target_arch = "x86_64")]
+    let guest = Need::GenuinePicEoi;
+    let needs = [guest, Need::Host("ptrace of a child", can_trace)];
     Suite::new("kvm-irqfd::cost")
         .serial()
         .test("a_round_trip_is_one_write_and_one_read", &needs, || {
@@ -89,9 +93,7 @@ fn traced(what: &str) {
         mark();
         return;
     }
-    let (_guest, interrupts) = Responder::start(&[GSI.0 as u8], Handler::Ends, |vm| {
-        KvmInterrupts::new(vm.clone()).unwrap()
-    });
+    let (_guest, interrupts) = Responder::start(&[GSI.0 as u8], |vm| KvmInterrupts::new(vm.clone()).unwrap());
     match what {
         "block" => by_eventfd(&interrupts, WaitMode::Block),
         "spin" => by_eventfd(&interrupts, WaitMode::Spin),

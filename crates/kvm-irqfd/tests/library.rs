@@ -12,28 +12,28 @@ use std::time::{Duration, Instant};
 use interrupt_core::forward::GuestLine;
 use interrupt_core::forward::{DeviceIrq, EventfdId, ForwardIrq, Path, Registry};
 use interrupt_core::testing::RecordingProducer;
-use interrupt_core::{Delivery, EoiGuard, EoiNotifier, EoiScope, Gsi, Irqchip, LevelSource, Listener, SourceKey};
-use kvm_irqfd::{
-    BindingKind, Chip, Committed, Error, HostForwarded, KvmInterrupts, KvmVfio, MAX_ROUTES, Reason, Route,
-};
+#[cfg(target_arch = "x86_64")]
+use interrupt_core::{Delivery, Irqchip};
+use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, SourceKey};
+use kvm_irqfd::{BindingKind, Committed, Error, HostForwarded, KvmInterrupts, KvmVfio, MAX_ROUTES, Reason, Route};
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
 use testkit::harness::Suite;
-use testkit::machine::Machine;
 use testkit::need::Need;
 use testkit::process::fds;
 use testkit::rig::{LEVEL, MASKED};
 
 mod common;
-use common::{eventfd, taken, vmm_eventfd};
+use common::{ACCEPT, FREE, MESSAGE, Machine, PINS, eventfd, full, is_high, taken, to_pin, vmm_eventfd};
 
 const FULL: &[Need] = &[Need::FullIrqchip];
-const ACCEPT: &[Need] = &[Need::AcceptMode];
+#[cfg(target_arch = "x86_64")]
 const ACCEPT_6_3: &[Need] = &[Need::AcceptMode, Need::KernelAtLeast(6, 3)];
 
 /// A pin that no 8259 shares, and another one.
 const PIN: u32 = 18;
 const OTHER: u32 = 19;
 const GSI: Gsi = Gsi(PIN);
+const NEXT: Gsi = Gsi(FREE.0 + 1);
 const VECTOR: u8 = 0x51;
 const ENTRY: u64 = LEVEL | VECTOR as u64;
 
@@ -41,12 +41,6 @@ fn main() -> ExitCode {
     // Serial, because fds are counted.
     let suite = Suite::new("kvm-irqfd::library")
         .serial()
-        .test(
-            "irqchip_is_found_by_trying",
-            &[Need::FullIrqchip, Need::SplitIrqchip],
-            irqchip_is_found_by_trying,
-        )
-        .test("row_2_no_irqchip", &[Need::Kvm], row_2_no_irqchip)
         .test(
             "the_kernel_does_not_forward",
             &[Need::FullIrqchip],
@@ -56,11 +50,6 @@ fn main() -> ExitCode {
             "a_registry_goes_on_to_the_next_path_and_says_why",
             &[Need::FullIrqchip],
             no_host_forward_in_a_registry,
-        )
-        .test(
-            "row_3_split_irqchip_takes_edges_on_msi_only",
-            &[Need::SplitIrqchip],
-            row_3_split_irqchip,
         )
         .test("row_5_and_6_not_an_eventfd", FULL, row_5_and_6_not_an_eventfd)
         .test("row_7_trigger_is_bound_once", FULL, row_7_trigger_is_bound_once)
@@ -92,20 +81,8 @@ fn main() -> ExitCode {
             ACCEPT,
             row_46_notifier_added_while_in_service,
         )
-        .test("row_50_delivery_of_an_irq_line", ACCEPT, row_50_delivery_of_an_irq_line)
-        .test(
-            "row_63_a_level_on_irq_line_survives_unmask",
-            ACCEPT_6_3,
-            row_63_a_level_survives_unmask,
-        )
-        .test("row_64_no_phantom_after_an_unmask", ACCEPT_6_3, row_64_no_phantom)
         .test("row_65_mixed_uses_are_refused", FULL, row_65_mixed_uses_are_refused)
         .test("row_67_rerouted_while_asserted", ACCEPT, row_67_rerouted_while_asserted)
-        .test(
-            "row_67_irq_line_rerouted_while_asserted",
-            ACCEPT,
-            row_67_irq_line_rerouted,
-        )
         .test(
             "row_69_and_70_lines_without_an_eoi",
             FULL,
@@ -131,17 +108,37 @@ fn main() -> ExitCode {
         .test("sharing_by_1_2_and_8", ACCEPT, sharing)
         .test("withdrawing_lowers_one_of_two", ACCEPT, withdrawing_lowers_one_of_two)
         .test("teardown_in_both_orders_at_each_state", ACCEPT, teardown)
-        .test("edge_irqfd_on_an_msi", ACCEPT, edge_irqfd_on_an_msi)
         .test("what_happens_is_counted_and_told", FULL, counted_and_told);
+    // What a GIC does in the place of these is in tests/gic.rs, or it has no such flaw.
+    #[cfg(target_arch = "x86_64")]
+    let suite = suite
+        .test(
+            "irqchip_is_found_by_trying",
+            &[Need::FullIrqchip, Need::SplitIrqchip],
+            irqchip_is_found_by_trying,
+        )
+        .test("row_2_no_irqchip", &[Need::Kvm], row_2_no_irqchip)
+        .test(
+            "row_3_split_irqchip_takes_edges_on_msi_only",
+            &[Need::SplitIrqchip],
+            row_3_split_irqchip,
+        )
+        .test("row_50_delivery_of_an_irq_line", ACCEPT, row_50_delivery_of_an_irq_line)
+        .test(
+            "row_63_a_level_on_irq_line_survives_unmask",
+            ACCEPT_6_3,
+            row_63_a_level_survives_unmask,
+        )
+        .test("row_64_no_phantom_after_an_unmask", ACCEPT_6_3, row_64_no_phantom)
+        .test(
+            "row_67_irq_line_rerouted_while_asserted",
+            ACCEPT,
+            row_67_irq_line_rerouted,
+        )
+        .test("edge_irqfd_on_an_msi", ACCEPT, edge_irqfd_on_an_msi);
     #[cfg(feature = "event-manager")]
     let suite = suite.test("an_event_manager_dispatches", ACCEPT, an_event_manager_dispatches);
     suite.run()
-}
-
-fn full() -> (Machine, KvmInterrupts) {
-    let machine = Machine::full();
-    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
-    (machine, interrupts)
 }
 
 /// The real KVM-VFIO device, of which there is one for each VM. If a kernel comes to have the attribute this fails, and
@@ -250,19 +247,6 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn ioapic(pin: u32) -> Route {
-    Route::Pin {
-        chip: Chip::Ioapic,
-        pin,
-    }
-}
-
-const MSI: Route = Route::Msi {
-    address: 0xFEE0_0000,
-    data: 0x61,
-    device: None,
-};
-
 /// The backend's own error behind one of interrupt-core's.
 fn backend(error: interrupt_core::Error) -> Error {
     match error {
@@ -271,6 +255,7 @@ fn backend(error: interrupt_core::Error) -> Error {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn irqchip_is_found_by_trying() {
     for found in [Irqchip::User, Irqchip::Split, Irqchip::Kernel] {
         let machine = Machine::builder().irqchip(found).build().unwrap();
@@ -280,6 +265,7 @@ fn irqchip_is_found_by_trying() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn row_2_no_irqchip() {
     let machine = Machine::builder().irqchip(Irqchip::User).build().unwrap();
     let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
@@ -302,11 +288,12 @@ fn row_2_no_irqchip() {
     assert_eq!(error.errno(), Some(22));
 }
 
+#[cfg(target_arch = "x86_64")]
 fn row_3_split_irqchip() {
     let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
     let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
     let mut routing = interrupts.routing();
-    routing.set(GSI, &[MSI]).unwrap();
+    routing.set(GSI, &[MESSAGE]).unwrap();
     routing.commit().unwrap();
     assert!(matches!(
         interrupts.resample_source(GSI, "device"),
@@ -390,7 +377,7 @@ fn row_8_trigger_is_bound_once_in_all_vms() {
 
 fn row_13_unknown_gsi() {
     let (_machine, interrupts) = full();
-    for gsi in [24, 5000, u32::MAX].map(Gsi) {
+    for gsi in [PINS, 5000, u32::MAX].map(Gsi) {
         assert!(matches!(
             interrupts.resample_source(gsi, "device"),
             Err(Error {
@@ -435,7 +422,7 @@ fn row_19_nobody_listens() {
         source.assert().unwrap();
         assert_eq!(accept(&mut machine), Some(VECTOR));
         machine.eoi();
-        assert!(!machine.ioapic_irr(PIN), "the EOI lowers the line all the same");
+        assert!(!is_high(&mut machine, PIN), "the EOI lowers the line all the same");
     }
     assert_quiet(&mut machine);
 }
@@ -518,20 +505,20 @@ fn a_refusal_leaves_no_fd() {
     let before = (fds(), interrupts.routes());
     for _ in 0..10 {
         interrupts.resample_source(Gsi(OTHER), "device").unwrap_err();
-        interrupts.resample_source(Gsi(77), "device").unwrap_err();
+        interrupts.resample_source(Gsi(FREE.0 + 37), "device").unwrap_err();
         interrupts.irq_line_source(Gsi(OTHER), "device").unwrap_err();
         interrupts.edge_irqfd(GSI).unwrap_err();
         interrupts
             .subscribe(source.key().into(), Listener::callback(|_| {}))
             .unwrap_err();
         interrupts
-            .subscribe(Gsi(77).into(), Listener::callback(|_| {}))
+            .subscribe(Gsi(FREE.0 + 37).into(), Listener::callback(|_| {}))
             .unwrap_err();
         interrupts
             .subscribe(SourceKey::new(GSI).into(), Listener::fd(eventfd()))
             .unwrap_err();
         let mut routing = interrupts.routing();
-        routing.set(GSI, &[MSI]).unwrap();
+        routing.set(GSI, &[MESSAGE]).unwrap();
         routing.commit().unwrap_err();
     }
     assert_eq!((fds(), interrupts.routes()), before);
@@ -554,8 +541,14 @@ fn a_line_has_two_fds() {
 fn row_46_notifier_added_while_in_service() {
     let (mut machine, interrupts) = full();
     let source = interrupts.irq_line_source(GSI, "device").unwrap();
-    for entry in [ENTRY, u64::from(VECTOR)] {
-        machine.set_rte(PIN, entry);
+    // An edge of a GIC is not told.
+    let entries: &[u64] = if cfg!(target_arch = "aarch64") {
+        &[ENTRY]
+    } else {
+        &[ENTRY, VECTOR as u64]
+    };
+    for entry in entries {
+        machine.set_rte(PIN, *entry);
         source.assert().unwrap();
         assert_eq!(accept(&mut machine), Some(VECTOR));
         let told = Arc::new(AtomicU32::new(0));
@@ -575,6 +568,7 @@ fn row_46_notifier_added_while_in_service() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn row_50_delivery_of_an_irq_line() {
     let (mut machine, interrupts) = full();
     let (a, b) = (
@@ -589,14 +583,15 @@ fn row_50_delivery_of_an_irq_line() {
     assert_eq!(b.assert().unwrap(), Delivery::Coalesced, "the line is high already");
     assert_eq!(accept(&mut machine), Some(VECTOR));
     a.deassert().unwrap();
-    assert!(machine.ioapic_irr(PIN), "b still asserts");
+    assert!(is_high(&mut machine, PIN), "b still asserts");
     b.deassert().unwrap();
-    assert!(!machine.ioapic_irr(PIN));
+    assert!(!is_high(&mut machine, PIN));
     assert_eq!(b.assert().unwrap(), Delivery::Pending, "in service");
     drop(b);
-    assert!(!machine.ioapic_irr(PIN), "a source that goes withdraws its level");
+    assert!(!is_high(&mut machine, PIN), "a source that goes withdraws its level");
 }
 
+#[cfg(target_arch = "x86_64")]
 /// The kernel forgets a level that KVM_IRQ_LINE holds when a pin with a resampler is unmasked; `dispatch` states it
 /// again.
 fn row_63_a_level_survives_unmask() {
@@ -619,6 +614,7 @@ fn row_63_a_level_survives_unmask() {
     assert_quiet(&mut machine);
 }
 
+#[cfg(target_arch = "x86_64")]
 /// KVM keeps the assertion of a resample irqfd after an unmask that dropped it, and a KVM_IRQ_LINE(0) brings it back.
 /// The assertion goes with the source that made it, also while a listener keeps a resampler on the GSI.
 fn row_64_no_phantom() {
@@ -627,10 +623,10 @@ fn row_64_no_phantom() {
     let _guard = interrupts.subscribe(GSI.into(), Listener::callback(|_| {})).unwrap();
     let device = interrupts.resample_source(GSI, "device").unwrap();
     device.assert().unwrap();
-    eventually("the line rises", || machine.ioapic_irr(PIN));
+    eventually("the line rises", || is_high(&mut machine, PIN));
     machine.set_rte(PIN, ENTRY);
     assert!(
-        !machine.ioapic_irr(PIN),
+        !is_high(&mut machine, PIN),
         "the unmask drops what is pending; else this test shows nothing"
     );
     dispatch(&interrupts);
@@ -647,7 +643,7 @@ fn row_64_no_phantom() {
     dispatch(&interrupts);
     source.deassert().unwrap();
     assert_quiet(&mut machine);
-    assert!(!machine.ioapic_irr(PIN));
+    assert!(!is_high(&mut machine, PIN));
 }
 
 fn row_65_mixed_uses_are_refused() {
@@ -687,7 +683,8 @@ fn row_65_mixed_uses_are_refused() {
         BindingKind::Edge,
         BindingKind::IrqLine,
     );
-    let _listener = interrupts.subscribe(GSI.into(), Listener::fd(eventfd())).unwrap();
+    let listener = interrupts.subscribe(GSI.into(), Listener::fd(eventfd()));
+    assert_eq!(listener.is_err(), cfg!(target_arch = "aarch64"), "{listener:?}");
 }
 
 fn row_67_rerouted_while_asserted() {
@@ -696,12 +693,12 @@ fn row_67_rerouted_while_asserted() {
     machine.set_rte(OTHER, LEVEL | 0x52);
     let device = Device::new(&interrupts, GSI);
     device.assert();
-    eventually("the line rises", || machine.ioapic_irr(PIN));
+    eventually("the line rises", || is_high(&mut machine, PIN));
     let mut routing = interrupts.routing();
-    routing.set(GSI, &[ioapic(OTHER)]).unwrap();
+    routing.set(GSI, &[to_pin(OTHER)]).unwrap();
     routing.set(Gsi(OTHER), &[]).unwrap();
     assert_eq!(routing.commit().unwrap(), Committed::Changed);
-    assert!(!machine.ioapic_irr(PIN), "the old pin is low");
+    assert!(!is_high(&mut machine, PIN), "the old pin is low");
     assert_eq!(device.n(), 1, "the device is asked to state its level");
     device.assert();
     assert_eq!(accept(&mut machine), Some(0x52));
@@ -711,17 +708,18 @@ fn row_67_rerouted_while_asserted() {
     assert_quiet(&mut machine);
 }
 
+#[cfg(target_arch = "x86_64")]
 fn row_67_irq_line_rerouted() {
     let (mut machine, interrupts) = full();
     machine.set_rte(PIN, ENTRY | MASKED);
     machine.set_rte(OTHER, LEVEL | 0x52);
     let source = interrupts.irq_line_source(GSI, "device").unwrap();
     source.assert().unwrap();
-    assert!(machine.ioapic_irr(PIN));
+    assert!(is_high(&mut machine, PIN));
     let mut routing = interrupts.routing();
-    routing.set(GSI, &[ioapic(OTHER)]).unwrap();
+    routing.set(GSI, &[to_pin(OTHER)]).unwrap();
     routing.commit().unwrap();
-    assert!(!machine.ioapic_irr(PIN), "the old pin is low");
+    assert!(!is_high(&mut machine, PIN), "the old pin is low");
     assert_eq!(
         accept(&mut machine),
         Some(0x52),
@@ -736,59 +734,66 @@ fn row_67_irq_line_rerouted() {
 fn row_69_and_70_lines_without_an_eoi() {
     let (_machine, interrupts) = full();
     let mut routing = interrupts.routing();
-    routing.set(Gsi(40), &[ioapic(PIN)]).unwrap();
-    routing.set(Gsi(41), &[MSI]).unwrap();
+    routing.set(FREE, &[to_pin(PIN)]).unwrap();
+    routing.set(NEXT, &[MESSAGE]).unwrap();
     routing.commit().unwrap();
     let error = interrupts.resample_source(GSI, "device").unwrap_err();
-    let by_40 = Reason::ShadowedPin {
-        chip: Chip::Ioapic,
-        pin: PIN,
-        by: Gsi(40),
+    let Route::Pin { chip, pin } = to_pin(PIN) else {
+        panic!("a pin");
     };
-    assert_eq!(error.to_string(), format!("KVM_IRQFD on {GSI}: {by_40}"));
+    let by_another = Reason::ShadowedPin { chip, pin, by: FREE };
+    assert_eq!(error.to_string(), format!("KVM_IRQFD on {GSI}: {by_another}"));
     assert!(matches!(
-        interrupts.resample_source(Gsi(41), "device"),
+        interrupts.resample_source(NEXT, "device"),
         Err(Error {
             reason: Reason::MsiRoute,
             ..
         })
     ));
     assert!(matches!(
-        interrupts.irq_line_source(Gsi(41), "device"),
+        interrupts.irq_line_source(NEXT, "device"),
         Err(Error {
             reason: Reason::MsiRoute,
             ..
         })
     ));
-    let _last = interrupts.resample_source(Gsi(40), "device").unwrap();
+    let _last = interrupts.resample_source(FREE, "device").unwrap();
     // The other way about: a change that would shadow, or cut off, a line that is in use.
-    for (gsi, routes) in [(Gsi(50), vec![ioapic(PIN)]), (Gsi(40), vec![MSI]), (Gsi(40), vec![])] {
+    for (gsi, routes) in [
+        (Gsi(FREE.0 + 10), vec![to_pin(PIN)]),
+        (FREE, vec![MESSAGE]),
+        (FREE, vec![]),
+    ] {
         let mut routing = interrupts.routing();
         routing.set(gsi, &routes).unwrap();
         let error = routing.commit().unwrap_err();
         assert_eq!(error.errno(), Some(22), "{error}");
     }
-    assert_eq!(interrupts.routes().get(Gsi(40)), [ioapic(PIN)]);
+    assert_eq!(interrupts.routes().get(FREE), [to_pin(PIN)]);
 }
 
 fn row_71_full_table_in_one_commit() {
     let (_machine, interrupts) = full();
     let _source = interrupts.resample_source(GSI, "device").unwrap();
-    let first = interrupts.routes().len() - 24;
+    let first = interrupts.routes().len() - PINS as usize;
     let fill = |end: usize| {
         let mut routing = interrupts.routing();
-        for gsi in 24..end as u32 {
-            routing.set(Gsi(gsi), &[MSI]).unwrap();
+        for gsi in PINS..end as u32 {
+            routing.set(Gsi(gsi), &[MESSAGE]).unwrap();
         }
         routing.commit()
     };
-    let one_more = fill(MAX_ROUTES - first + 1).unwrap_err();
-    assert_eq!(one_more.errno(), Some(28), "{one_more}");
+    // On a GIC each GSI has one route, so that the GSIs end before the table is full.
+    #[cfg(target_arch = "x86_64")]
+    {
+        let one_more = fill(MAX_ROUTES - first + 1).unwrap_err();
+        assert_eq!(one_more.errno(), Some(28), "{one_more}");
+    }
     assert_eq!(fill(MAX_ROUTES - first).unwrap(), Committed::Changed);
     assert_eq!(interrupts.routes().len(), MAX_ROUTES);
     // The same again is no change.
     let mut routing = interrupts.routing();
-    routing.set(Gsi(100), &[MSI]).unwrap();
+    routing.set(FREE, &[MESSAGE]).unwrap();
     assert_eq!(routing.commit().unwrap(), Committed::Unchanged);
 }
 
@@ -799,8 +804,8 @@ fn a_refused_table_changes_nothing() {
     let device = Device::new(&interrupts, GSI);
     let before = interrupts.routes();
     let mut routing = interrupts.routing();
-    routing.set(GSI, &[ioapic(OTHER)]).unwrap();
-    routing.set(Gsi(OTHER), &[ioapic(OTHER)]).unwrap();
+    routing.set(GSI, &[to_pin(OTHER)]).unwrap();
+    routing.set(Gsi(OTHER), &[to_pin(OTHER)]).unwrap();
     // GSI 19 is listed after GSI 18 for the same pin.
     assert!(matches!(
         routing.commit(),
@@ -811,7 +816,7 @@ fn a_refused_table_changes_nothing() {
     ));
     assert_eq!(interrupts.routes(), before);
     device.assert();
-    eventually("the line still works", || machine.remote_irr(PIN));
+    eventually("the line still works", || is_high(&mut machine, PIN));
 }
 
 fn row_75_one_listener_by_key() {
@@ -882,7 +887,7 @@ fn row_76_line_is_low_when_told() {
     for _ in 0..10 {
         assert_eq!(accept(&mut machine), Some(VECTOR));
         machine.eoi();
-        assert!(!machine.ioapic_irr(PIN), "low, and nobody has been told yet");
+        assert!(!is_high(&mut machine, PIN), "low, and nobody has been told yet");
         assert_eq!(dispatch(&interrupts), 1);
     }
     assert_eq!(rounds.load(Ordering::Relaxed), 10);
@@ -997,14 +1002,14 @@ fn binding_a_listener_keeps_the_level() {
     machine.set_rte(PIN, ENTRY | MASKED);
     let source = interrupts.resample_source(GSI, "device").unwrap();
     source.assert().unwrap();
-    eventually("the line rises", || machine.ioapic_irr(PIN));
+    eventually("the line rises", || is_high(&mut machine, PIN));
     for _ in 0..10 {
         let told = eventfd();
         let guard = listen(&interrupts, source.key().into(), &told).unwrap();
-        assert!(machine.ioapic_irr(PIN), "still high");
+        assert!(is_high(&mut machine, PIN), "still high");
         assert_eq!(taken(&told), 0, "nothing has happened to tell of");
         drop(guard);
-        assert!(machine.ioapic_irr(PIN), "still high");
+        assert!(is_high(&mut machine, PIN), "still high");
     }
     let told = eventfd();
     let _guard = listen(&interrupts, source.key().into(), &told).unwrap();
@@ -1061,15 +1066,15 @@ fn withdrawing_lowers_one_of_two() {
     machine.set_rte(PIN, ENTRY | MASKED);
     let (a, b) = (Device::new(&interrupts, GSI), Device::new(&interrupts, GSI));
     a.assert();
-    eventually("the line rises", || machine.ioapic_irr(PIN));
+    eventually("the line rises", || is_high(&mut machine, PIN));
     a.source.as_ref().unwrap().force_deassert().unwrap();
-    assert!(!machine.ioapic_irr(PIN), "low at once");
+    assert!(!is_high(&mut machine, PIN), "low at once");
     assert_eq!(b.n(), 1, "KVM keeps one assertion for both, so b is asked");
     a.n();
     a.assert();
-    eventually("the line rises", || machine.ioapic_irr(PIN));
+    eventually("the line rises", || is_high(&mut machine, PIN));
     drop(a);
-    assert!(!machine.ioapic_irr(PIN), "a source that goes withdraws its level");
+    assert!(!is_high(&mut machine, PIN), "a source that goes withdraws its level");
     assert_eq!(b.n(), 1);
     machine.set_rte(PIN, ENTRY);
     assert_quiet(&mut machine);
@@ -1088,7 +1093,7 @@ fn teardown() {
                 let mut device = Device::new(&interrupts, GSI);
                 if state > 0 {
                     device.assert();
-                    eventually("the line rises", || machine.ioapic_irr(PIN));
+                    eventually("the line rises", || is_high(&mut machine, PIN));
                 }
                 if state > 1 {
                     assert_eq!(accept(&mut machine), Some(VECTOR), "{case}");
@@ -1103,7 +1108,7 @@ fn teardown() {
                     device.guard = None;
                     device.source = None;
                 }
-                assert!(!machine.ioapic_irr(PIN), "{case}: the line is low");
+                assert!(!is_high(&mut machine, PIN), "{case}: the line is low");
                 if state == 2 {
                     machine.eoi();
                 }
@@ -1126,12 +1131,13 @@ fn teardown() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn edge_irqfd_on_an_msi() {
     let (mut machine, interrupts) = full();
     let mut routing = interrupts.routing();
-    routing.set(Gsi(40), &[MSI]).unwrap();
+    routing.set(FREE, &[MESSAGE]).unwrap();
     routing.commit().unwrap();
-    let msi = interrupts.edge_irqfd(Gsi(40)).unwrap();
+    let msi = interrupts.edge_irqfd(FREE).unwrap();
     msi.signal().unwrap();
     assert_eq!(accept(&mut machine), Some(0x61));
     machine.eoi();
@@ -1142,7 +1148,7 @@ fn edge_irqfd_on_an_msi() {
         data: 0x62,
         device: None,
     };
-    routing.set(Gsi(40), &[moved]).unwrap();
+    routing.set(FREE, &[moved]).unwrap();
     assert_eq!(routing.commit().unwrap(), Committed::Changed);
     msi.signal().unwrap();
     assert_eq!(accept(&mut machine), Some(0x62));

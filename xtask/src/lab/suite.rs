@@ -33,7 +33,7 @@ const X86_64: Suite = &[
 
 /// The same in the arm64 machine.
 const AARCH64: Suite = &[
-    ("kvm-irqfd", &["conformance", "gic"]),
+    ("kvm-irqfd", &["conformance", "cost", "failures", "gic", "library"]),
     ("vfio-intx", &["edu"]),
     ("vmm-ref", &["passthrough"]),
 ];

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Eventfds for the tests.
+//! What the tests share: eventfds, and the machine of either architecture.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test target uses its own part")]
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use interrupt_core::Gsi;
+use kvm_irqfd::{Chip, KvmInterrupts, Route};
+
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+#[cfg(target_arch = "aarch64")]
+pub use testkit::gic_machine::GicMachine as Machine;
+#[cfg(target_arch = "x86_64")]
+pub use testkit::machine::Machine;
+use testkit::need::Need;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A non-blocking eventfd with nothing pending.
@@ -51,6 +59,52 @@ pub fn gic_machine() -> testkit::gic_machine::GicMachine {
 #[cfg(target_arch = "aarch64")]
 pub const GIC: kvm_irqfd::GicV3 = kvm_irqfd::GicV3 {
     spis: kvm_irqfd::GIC_SPIS,
-    distributor: testkit::gic_machine::DISTRIBUTOR,
-    redistributors: testkit::gic_machine::REDISTRIBUTOR,
+    distributor: testkit::gic::DISTRIBUTOR,
+    redistributors: testkit::gic::REDISTRIBUTOR,
 };
+
+/// What a test needs in which the guest takes interrupts.
+#[cfg(target_arch = "aarch64")]
+pub const ACCEPT: &[Need] = &[Need::FullIrqchip];
+#[cfg(target_arch = "x86_64")]
+pub const ACCEPT: &[Need] = &[Need::AcceptMode];
+
+/// The GSIs that lead to a pin from the beginning.
+#[cfg(target_arch = "aarch64")]
+pub const PINS: u32 = kvm_irqfd::GIC_SPIS;
+#[cfg(target_arch = "x86_64")]
+pub const PINS: u32 = testkit::machine::IOAPIC_PINS;
+
+/// A GSI that leads nowhere at first, as do those that follow it.
+pub const FREE: Gsi = Gsi(PINS + 16);
+
+/// The route to a pin.
+pub fn to_pin(pin: u32) -> Route {
+    #[cfg(target_arch = "aarch64")]
+    let chip = Chip::Gic;
+    #[cfg(target_arch = "x86_64")]
+    let chip = Chip::Ioapic;
+    Route::Pin { chip, pin }
+}
+
+/// The route to a message.
+pub const MESSAGE: Route = Route::Msi {
+    address: 0xFEE0_0000,
+    data: 0x61,
+    device: if cfg!(target_arch = "aarch64") { Some(8) } else { None },
+};
+
+/// A machine with its controllers in the kernel.
+pub fn full() -> (Machine, KvmInterrupts) {
+    let machine = Machine::full();
+    let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
+    (machine, interrupts)
+}
+
+/// Whether a pin's line is high.
+pub fn is_high(machine: &mut Machine, pin: u32) -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return machine.irr(pin);
+    #[cfg(target_arch = "x86_64")]
+    machine.ioapic_irr(pin)
+}
