@@ -275,7 +275,7 @@ impl State {
         if silent && cfg!(target_arch = "aarch64") && !self.routes.leads_to_msi(gsi) {
             return refuse(Reason::EdgeSpi);
         }
-        self.check_route(gsi, kind, kind != BindingKind::Notify)
+        self.check_route(gsi, kind, Some(kind).filter(|kind| *kind != BindingKind::Notify))
     }
 
     /// Whether a GSI is used in this way.
@@ -291,17 +291,17 @@ impl State {
             }
             let drives = line.drivers().next();
             if line.has_resampler() {
-                self.check_route(gsi, BindingKind::Resample, drives.is_some())?;
+                self.check_route(gsi, BindingKind::Resample, drives)?;
             } else if let Some(kind) = drives {
-                self.check_route(gsi, kind, true)?;
+                self.check_route(gsi, kind, drives)?;
             }
         }
         Ok(())
     }
 
     /// Whether a GSI leads to where a use of this kind needs it: to a pin, to a pin whose EOIs KVM reports to this GSI,
-    /// and to no pin that another GSI drives (law 2).
-    fn check_route(&self, gsi: Gsi, kind: BindingKind, drives: bool) -> Result<()> {
+    /// and to no pin that another GSI drives (law 2). `drives` is what asserts there, if anything does.
+    fn check_route(&self, gsi: Gsi, kind: BindingKind, drives: Option<BindingKind>) -> Result<()> {
         let refuse = |reason| Err(Error::new(OPERATION, gsi, reason));
         if self.routes.is_unrouted(gsi) {
             return refuse(Reason::UnknownGsi);
@@ -322,8 +322,12 @@ impl State {
                     .is_some_and(|line| line.drivers().next().is_some())
             };
             let mut others = self.routes.all_to(chip, pin).filter(|other| *other != gsi);
-            if let Some(by) = others.find(driven).filter(|_| drives) {
+            if let Some(by) = others.find(driven).filter(|_| drives.is_some()) {
                 return refuse(Reason::SharedPin { chip, pin, by });
+            }
+            // On arm64 KVM_IRQ_LINE takes the number of an SPI and looks at no route.
+            if cfg!(target_arch = "aarch64") && drives == Some(BindingKind::IrqLine) && pin != gsi.0 {
+                return refuse(Reason::Route("KVM_IRQ_LINE drives the SPI of its own number only"));
             }
         }
         Ok(())

@@ -234,7 +234,8 @@ impl KvmInterrupts {
     /// # Errors
     /// See [`Reason`](crate::Reason):
     /// * `NoIrqchip`, `SplitIrqchip`: the VM has no pins in the kernel.
-    /// * `UnknownGsi`, `MsiRoute`: the GSI leads to no pin.
+    /// * `UnknownGsi`, `MsiRoute`: the GSI leads to no pin. `Route`: it leads to an SPI of another number (aarch64), and
+    ///   KVM_IRQ_LINE would drive the SPI of the GSI's own number.
     /// * `MixedUse`: the GSI has irqfds that assert it. `SharedPin`: another GSI drives the pin.
     /// * `Os`: the system refused the irqfd that a listener of the GSI makes necessary.
     pub fn irq_line_source(&self, gsi: Gsi, label: impl Into<String>) -> Result<Arc<dyn LevelSource>> {

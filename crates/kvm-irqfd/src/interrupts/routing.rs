@@ -74,7 +74,7 @@ impl<'a> Routing<'a> {
     /// * [`Reason::TableFull`]: the table would have too many entries. Nothing has changed.
     /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is
     ///   in use would lead nowhere, would not report its EOIs any more, or would drive a pin that another line drives.
-    ///   Nothing has changed.
+    ///   [`Reason::Route`]: a line of KVM_IRQ_LINE would lead to an SPI of another number (aarch64). Nothing has changed.
     /// * [`Reason::Os`]: KVM refused the table, or a level would not be lowered. The old table holds.
     /// * [`Reason::Refused`]: the table that holds is the new one, if `operation` is not KVM_SET_GSI_ROUTING, but KVM
     ///   refused to take a line back.

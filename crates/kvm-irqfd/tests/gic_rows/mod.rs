@@ -14,7 +14,7 @@ use testkit::harness::{Suite, differs};
 use testkit::need::Need;
 use testkit::rig::{LEVEL, MASKED};
 
-use crate::common::{GIC, eventfd, gic_machine, taken};
+use crate::common::{GIC, eventfd, gic_machine, taken, to_pin};
 
 const PIN: u32 = 18;
 const GSI: Gsi = Gsi(PIN);
@@ -213,8 +213,9 @@ fn row_176() {
     assert_eq!(machine.acknowledge(), None);
 }
 
-/// Refused with a reason: a split GIC, a listener beside an edge irqfd in either order, a message without a device id,
-/// and an SPI that the GIC does not have.
+/// Refused with a reason: a split GIC, a listener beside an edge irqfd in either order, a message without a device id, an
+/// SPI that the GIC does not have, and KVM_IRQ_LINE on a GSI that leads to an SPI of another number, in either order:
+/// KVM_IRQ_LINE follows no route.
 fn row_177() {
     let (machine, interrupts) = set_up();
     let error = enable_split_irqchip(machine.vm(), 24).unwrap_err();
@@ -246,6 +247,22 @@ fn row_177() {
     drop(interrupts.edge_irqfd(Gsi(300)).unwrap());
     let error = interrupts.resample_source(Gsi(GIC.spis), "device").unwrap_err();
     assert!(matches!(error.reason, Reason::UnknownGsi), "{error}");
+
+    let other = [to_pin(PIN + 1)];
+    let lead_elsewhere = || {
+        let mut routing = interrupts.routing();
+        routing.set(Gsi(PIN + 1), &[]).unwrap();
+        routing.set(GSI, &other).unwrap();
+        routing.commit()
+    };
+    let line = interrupts.irq_line_source(GSI, "device").unwrap();
+    let error = lead_elsewhere().unwrap_err();
+    assert!(matches!(error.reason, Reason::Route(_)), "{error}");
+    drop(line);
+    lead_elsewhere().unwrap();
+    let error = interrupts.irq_line_source(GSI, "device").map(drop).unwrap_err();
+    assert!(matches!(error.reason, Reason::Route(_)), "{error}");
+    drop(interrupts.resample_source(GSI, "device").unwrap());
 }
 
 /// The guest takes the SPI and ends it, and no exit comes in between. Since 1c3b3cadcd69 ("GICv3: Add SPI tracking to
