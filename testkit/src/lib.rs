@@ -12,6 +12,7 @@
 //! * [`counter`]: eventfd counters, read without a sleep
 //! * [`lab`]: the number of repetitions in the emulated PC
 //! * [`alloc`], [`process`]: heap allocations, open fds and system calls, counted
+//! * [`seccomp`]: a thread that may make few system calls, as a VMM's vCPU
 //!
 //! These parts are for tests: they panic when the machine does not behave as a test needs.
 #![allow(
@@ -46,3 +47,4 @@ pub mod progress;
 #[cfg_attr(target_arch = "aarch64", path = "gic_responder.rs")]
 pub mod responder;
 pub mod rig;
+pub mod seccomp;
