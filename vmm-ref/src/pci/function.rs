@@ -39,6 +39,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The number of bytes of memory that all BARs decode together.
+    pub fn memory(&self) -> u64 {
+        let memory = self.bars.iter().filter(|bar| bar.space == Space::Memory);
+        memory.fold(0, |sum: u64, bar| sum.saturating_add(bar.size))
+    }
+
     /// MSI-X of the device, if the guest sees it.
     pub fn msix(&self) -> Option<Capability> {
         self.view.msix
@@ -209,10 +215,14 @@ impl Function {
         // After the reset of a device of VFIO its command register is what it was before.
         self.check(self.device.write(CONFIG_REGION, COMMAND.into(), &[0, 0]));
         match self.intx.upgrade().map(|intx| intx.reset(|| self.device.reset())) {
-            Some(Ok(reset)) => self.check(reset),
+            // The guest would go on with a device that is not reset.
+            Some(Ok(Err(source))) => {
+                let step = "the reset of its device that the guest asked for";
+                self.ending.fail(Error::System { step, source });
+            }
             Some(Err(error)) => self.ending.fail(Error::Intx(error)),
-            // The machine ends.
-            None => {}
+            // Without INTx the machine ends.
+            Some(Ok(Ok(()))) | None => {}
         }
         self.follow(state);
     }

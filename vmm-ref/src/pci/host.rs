@@ -33,6 +33,11 @@ use crate::vm::irqchip::{Controllers, occupied};
 /// The GSI of the first vector of MSI-X, after the pins of the IOAPIC.
 const FIRST_VECTOR: Gsi = Gsi(SPLIT_PINS);
 
+const MIB: u64 = 1 << 20;
+
+/// The bytes of the bus's memory window.
+const WINDOW: u64 = *MEMORY_WINDOW.end() - *MEMORY_WINDOW.start() + 1;
+
 /// The devices that a guest gets.
 #[derive(Clone, Debug)]
 pub struct PciOptions {
@@ -141,7 +146,7 @@ impl PciHost {
         let (mut functions, mut cards) = (BTreeMap::from([(0, bridge)]), Vec::new());
         let (mut container, vfio) = (Container::default(), machine.controllers.kvm_vfio());
         let mut lines: BTreeMap<Gsi, Arc<LineEois>> = BTreeMap::new();
-        let mut vector = FIRST_VECTOR;
+        let (mut vector, mut room) = (FIRST_VECTOR, WINDOW);
         for (number, wanted) in options.numbers().zip(&options.devices) {
             let device = open(wanted, &mut container, machine.memory)?;
             let unfit = |reason| Unusable::Unfit {
@@ -154,6 +159,7 @@ impl PciHost {
                     "it has no INTx pin (Interrupt Pin is 0 in its configuration space); use a device that has one";
                 return Err(unfit(reason.to_owned()).into());
             }
+            room = without(room, identity.memory()).map_err(unfit)?;
             device.reset().map_err(|error| unfit(format!("reset: {error}")))?;
             let (name, id) = (device.label().to_owned(), identity.id.clone());
             let gsi = gsi(number, identity.pin);
@@ -215,10 +221,22 @@ impl PciHost {
         let (first, last) = (*IO_WINDOW.start() as u16, *IO_WINDOW.end() as u16);
         let range = PioRange::new(PioAddress(first), last - first + 1).map_err(occupied)?;
         devices.register_pio(range, io).map_err(occupied)?;
-        let size = MEMORY_WINDOW.end() - MEMORY_WINDOW.start() + 1;
-        let range = MmioRange::new(MmioAddress(*MEMORY_WINDOW.start()), size).map_err(occupied)?;
+        let range = MmioRange::new(MmioAddress(*MEMORY_WINDOW.start()), WINDOW).map_err(occupied)?;
         devices.register_mmio(range, memory).map_err(occupied)
     }
+}
+
+/// The room that is left for BARs when those of a device, which decode `memory` bytes, have their place. A guest places
+/// BARs by their sizes, the largest first, and so without holes: the window begins at a multiple of any size that fits.
+fn without(room: u64, memory: u64) -> std::result::Result<u64, String> {
+    room.checked_sub(memory).ok_or_else(|| {
+        format!(
+            "its BARs decode {} MiB of memory, of which the guest's bus has {} MiB left; use a device with smaller BARs, or \
+             fewer devices",
+            memory.div_ceil(MIB),
+            room / MIB
+        )
+    })
 }
 
 /// The kind of source by which a device's interrupt drives its line: the one that the best path needs.
@@ -251,6 +269,17 @@ mod tests {
     use super::*;
     use crate::pci::config_space::{INTERRUPT_PIN, SIZE};
     use crate::pci::view::View;
+
+    #[test]
+    fn a_bar_without_room_is_refused() {
+        let room = without(WINDOW, 256 * MIB).unwrap();
+        assert_eq!(without(room, 236 * MIB), Ok(0));
+        for memory in [256 * MIB, 8 << 30, u64::MAX] {
+            let refused = without(room, memory).unwrap_err();
+            let (asked, left) = (format!(" {} MiB", memory.div_ceil(MIB)), " 236 MiB left; use");
+            assert!(refused.contains(&asked) && refused.contains(left), "{refused}");
+        }
+    }
 
     #[test]
     fn devices_that_share_have_one_line_whatever_their_pins() {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use interrupt_core::forward::{DeviceInterrupt, DeviceIrq};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -40,11 +43,13 @@ struct Model {
     bars: Mutex<BTreeMap<(u32, u64), u8>>,
     resets: AtomicUsize,
     gone: AtomicBool,
-    /// Whether the device refuses accesses to its configuration space, without being gone.
+    /// Whether the device refuses accesses to its configuration space and resets, without being gone.
     refuses: AtomicBool,
     intx: Arc<ModelIntx>,
     /// The guest's memory slots, and which of them are the device's.
     slots: OnceLock<(Slots, Range<u32>)>,
+    /// With it, a store to a BAR says that it has begun, and ends when it is told to.
+    gate: OnceLock<(Sender<()>, Mutex<Receiver<()>>)>,
 }
 
 fn model() -> Arc<Model> {
@@ -69,6 +74,7 @@ fn model() -> Arc<Model> {
         refuses: AtomicBool::new(false),
         intx: Arc::new(ModelIntx::new("model")),
         slots: OnceLock::new(),
+        gate: OnceLock::new(),
     })
 }
 
@@ -127,6 +133,10 @@ impl PciDevice for Model {
                 "a guest reaches what is turned off"
             );
         }
+        if let Some((begun, go_on)) = self.gate.get().filter(|_| region != CONFIG_REGION) {
+            begun.send(()).unwrap();
+            go_on.lock().unwrap().recv().unwrap();
+        }
         for (at, byte) in (offset..).zip(data) {
             match region {
                 CONFIG_REGION => self.space.lock().unwrap()[at as usize] = *byte,
@@ -146,7 +156,8 @@ impl PciDevice for Model {
 
     fn reset(&self) -> io::Result<()> {
         self.resets.fetch_add(1, Ordering::Relaxed);
-        self.check()
+        self.check()?;
+        self.serves(CONFIG_REGION)
     }
 
     fn is_gone(&self, error: &io::Error) -> bool {
@@ -329,6 +340,28 @@ fn what_is_no_memory_of_the_guest_exits_to_the_device() {
 }
 
 #[test]
+fn no_store_reaches_a_device_that_is_turned_off() {
+    let bus = &Bus::new();
+    bus.place(1, 1, 0xe000_0000);
+    bus.write(1, 4, &IO_AND_MEMORY);
+    thread::scope(|scope| {
+        let ((begun, has_begun), (go_on, wait), (off, is_off)) = (channel(), channel(), channel());
+        bus.models[0].gate.set((begun, Mutex::new(wait))).unwrap();
+        scope.spawn(|| bus.store(0xe000_0000, 1));
+        has_begun.recv().unwrap();
+        scope.spawn(move || {
+            bus.write(1, 4, &OFF);
+            off.send(()).unwrap();
+        });
+        // Without the wait for the store this takes microseconds.
+        let during = is_off.recv_timeout(Duration::from_millis(200));
+        assert_eq!(during, Err(RecvTimeoutError::Timeout), "a store is on its way");
+        go_on.send(()).unwrap();
+        is_off.recv().unwrap();
+    });
+}
+
+#[test]
 fn a_bar_over_another_one_does_not_decode_until_that_one_has_moved() {
     let bus = Bus::new();
     bus.place(1, 0, 0xe000_0000);
@@ -391,6 +424,14 @@ fn a_reset_of_the_guests_is_one_of_the_device() {
     assert_eq!((bus.read(1, 4), bus.read(1, 0x10)), (OFF, [0; 4]));
     assert_eq!(bus.slots(), []);
     assert!(!bus.intx[0].save().disintx);
+}
+
+#[test]
+fn a_reset_that_fails_ends_the_machine() {
+    let bus = Bus::new();
+    bus.models[0].refuses.store(true, Ordering::Relaxed);
+    bus.write(1, FLR, &[0, 0x80]);
+    assert_eq!(bus.ending.ended(), Some(End::Failed));
 }
 
 #[test]

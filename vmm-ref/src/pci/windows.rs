@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
@@ -65,8 +65,8 @@ impl Decoder {
 pub struct Windows {
     set_memory: SetMemory,
     ending: Arc<Ending>,
-    /// In the order in which they came. Where two overlap the first one decodes.
-    decoders: Mutex<Vec<Decoder>>,
+    /// In the order in which they came. Where two overlap the first one decodes. Read while an access is made.
+    decoders: RwLock<Vec<Decoder>>,
 }
 
 impl Windows {
@@ -75,16 +75,17 @@ impl Windows {
         Self {
             set_memory,
             ending,
-            decoders: Mutex::default(),
+            decoders: RwLock::default(),
         }
     }
 
     /// From now on `bars` are what the function decodes, and nothing else. A BAR that is where it was is not touched.
     ///
-    /// When this returns, no access of the guest reaches the BARs that are gone through a memory slot.
+    /// When this returns, no access of the guest reaches the BARs that are gone: the memory slots are removed, and trapped
+    /// accesses are completed.
     pub fn decode<'a>(&self, function: u8, device: &Arc<dyn PciDevice>, bars: impl Iterator<Item = &'a Bar>) {
         let wanted: Vec<_> = bars.filter_map(|bar| Some((*bar, bar.range()?))).collect();
-        let mut decoders = self.lock();
+        let mut decoders = self.change();
         decoders.retain(|old| {
             let stays = old.function != function || wanted.iter().any(|(bar, range)| old.is(function, bar, *range));
             if !stays {
@@ -160,20 +161,19 @@ impl Windows {
         size: usize,
         access: impl FnOnce(&dyn PciDevice, u32, u64) -> io::Result<()>,
     ) -> bool {
-        let target = self.lock().iter().find_map(|decoder| {
-            let last = address.checked_add(size as u64)?.checked_sub(1)?;
-            let decodes =
-                decoder.active && decoder.bar.space == space && decoder.first <= address && last <= decoder.last;
-            let region = BAR0_REGION + u32::from(decoder.bar.number);
-            decodes.then(|| (Arc::clone(&decoder.device), region, address - decoder.first))
+        let decoders = self.look();
+        let target = decoders.iter().find(|decoder| {
+            let last = address.checked_add(size as u64).and_then(|end| end.checked_sub(1));
+            let ends_within = last.is_some_and(|last| last <= decoder.last);
+            decoder.active && decoder.bar.space == space && decoder.first <= address && ends_within
         });
-        let Some((device, region, offset)) = target else {
+        let Some(decoder) = target else {
             return false;
         };
-        let outcome = access(&*device, region, offset);
-        outcome
+        let region = BAR0_REGION + u32::from(decoder.bar.number);
+        access(&*decoder.device, region, address - decoder.first)
             .map_err(|source| {
-                if device.is_gone(&source) {
+                if decoder.device.is_gone(&source) {
                     let step = "the guest's access to its device";
                     self.ending.fail(Error::System { step, source });
                 }
@@ -196,9 +196,13 @@ impl Windows {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Decoder>> {
-        // Nothing under the lock panics.
-        self.decoders.lock().unwrap_or_else(PoisonError::into_inner)
+    // Nothing under the lock panics.
+    fn look(&self) -> RwLockReadGuard<'_, Vec<Decoder>> {
+        self.decoders.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Vec<Decoder>> {
+        self.decoders.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -225,7 +229,7 @@ impl DevicePio for Windows {
 impl fmt::Debug for Windows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Windows")
-            .field("decoders", &*self.lock())
+            .field("decoders", &*self.look())
             .finish_non_exhaustive()
     }
 }

@@ -73,7 +73,7 @@ pub trait PciDevice: fmt::Debug + Send + Sync {
     /// Resets the device. A device that cannot be reset is left as it is.
     ///
     /// # Errors
-    /// That of the server or of the connection to it.
+    /// Why the reset failed: the host's error, that of the server or of the connection to it.
     fn reset(&self) -> io::Result<()>;
 
     /// Whether an error of an access means that the device has gone for good. Any other error is that of one access.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use vfio_intx::irq_set::INTX;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioRegionInfoCap};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl;
 
 use super::{Area, BAR0_REGION, PciDevice};
 use crate::composition::pci_address::PciAddress;
@@ -96,6 +97,27 @@ impl Vfio {
     }
 }
 
+mod request {
+    use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
+    use vmm_sys_util::ioctl_io_nr;
+
+    ioctl_io_nr!(VFIO_DEVICE_RESET, VFIO_TYPE.into(), VFIO_BASE + 11);
+}
+
+/// Resets the device that the file is; one that the host has no way to reset (EINVAL) is left as it is. vfio-ioctls drops
+/// the error.
+fn reset(device: RawFd) -> io::Result<()> {
+    const EINVAL: i32 = 22;
+    // SAFETY: the request has no argument.
+    if unsafe { ioctl(&device, request::VFIO_DEVICE_RESET()) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(EINVAL) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// The parts of a region that can be mapped and given to a guest: offset and size, whole pages.
 fn mappable(device: &VfioDevice, region: u32) -> Vec<(u64, usize)> {
     let size = device.get_region_size(region);
@@ -174,12 +196,23 @@ impl PciDevice for Vfio {
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.device.reset();
-        Ok(())
+        reset(self.device.as_raw_fd())
     }
 
     /// A device that was pulled reads ones, as on hardware.
     fn is_gone(&self, _: &io::Error) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_that_fails_says_why() {
+        const ENOTTY: i32 = 25;
+        let no_device = File::open("/dev/null").unwrap();
+        assert_eq!(reset(no_device.as_raw_fd()).unwrap_err().raw_os_error(), Some(ENOTTY));
     }
 }
