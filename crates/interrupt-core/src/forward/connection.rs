@@ -343,7 +343,6 @@ impl State {
         }
         self.look();
         self.note_change(before);
-        self.discard((producer, consumer));
         outcome
     }
 
@@ -452,7 +451,6 @@ impl State {
         let _ = consumer.stop();
         self.unwind(Some(path), &*producer, &*consumer);
         self.note_change(Some(path));
-        self.discard((producer, consumer));
     }
 
     /// Notices that the producer has changed the path by itself, because the one that it was told to take has failed.
