@@ -508,7 +508,7 @@ mod tests {
         b.assert().unwrap();
         a.deassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High]);
-        b.deassert().unwrap();
+        b.force_deassert().unwrap();
         assert_eq!(line.pin().levels(), [Level::High, Level::Low]);
     }
 
@@ -521,6 +521,7 @@ mod tests {
         );
         disk.assert().unwrap();
         disk.assert().unwrap();
+        assert_eq!(line.counts().reasserted, 0);
         net.assert().unwrap();
         line.eoi().unwrap();
         disk.assert().unwrap(); // again, after the EOI that lowered it

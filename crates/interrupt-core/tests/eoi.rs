@@ -12,7 +12,8 @@ use std::thread;
 
 use interrupt_core::testing::RecordingPin;
 use interrupt_core::{
-    EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, LoweredBy, SourceKey,
+    EoiGuard, EoiNotifier, EoiScope, Error, Gsi, Level, LevelSource, Line, LineSource, Listener, Listeners, LoweredBy,
+    SourceKey,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -215,6 +216,22 @@ fn a_refused_subscription_leaves_the_eventfd_blocking() {
         let flags = rustix::fs::fcntl_getfl(&told).unwrap();
         assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "{subject}");
     }
+}
+
+/// The same of a list without a line, which makes the eventfd of a listener that it takes non-blocking.
+#[test]
+fn a_list_makes_the_eventfd_that_it_takes_non_blocking() {
+    let listeners = Listeners::new();
+    let key = line().source("device", LoweredBy::Eoi).key();
+    let told = [(); 2].map(|()| eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    let [first, second] = told.each_ref().map(|fd| Listener::fd(fd.try_clone().unwrap()));
+    let _guard = listeners.subscribe(key.into(), first).unwrap();
+    listeners.subscribe(key.into(), second).unwrap_err();
+    let flags = told.map(|fd| rustix::fs::fcntl_getfl(&fd).unwrap());
+    assert_eq!(
+        flags.map(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK)),
+        [true, false]
+    );
 }
 
 /// A callback that owns its source and its guard goes with the guard, and not under a lock.

@@ -4,10 +4,13 @@
 use std::sync::Arc;
 
 use interrupt_core::Gsi;
-use interrupt_core::forward::{DeviceIrq, Error, EventfdId, ForwardIrq, Path, Policy, Registration, Registry};
+use interrupt_core::forward::{
+    DeviceIrq, Error, EventfdId, ForwardIrq, Path, Policy, Producer, Registration, Registry,
+};
 use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
 
 use super::World;
+use super::reentrant::Acting;
 
 const DEVICE: i32 = 30;
 const INTX: u32 = 0;
@@ -66,6 +69,51 @@ fn row_128_masked_or_active_is_eagain_and_unforward_works_at_any_time() {
         world.registry.unforward(&request).unwrap();
         assert_eq!(world.path(), Some(Path::Relay));
         world.producer.set_now(false, false);
+    }
+}
+
+/// An interrupt that would not go to the relay is asked for the relay all the same, and is not taken for forwarded.
+#[test]
+fn row_128_an_unforward_that_fails_is_an_error() {
+    let (world, _producer, consumer) = explicit();
+    let request = ForwardIrq::new(DEVICE, INTX, 0, &GSI);
+    world.registry.forward(&request).unwrap();
+    world.producer.refuse(0, 1);
+    assert_eq!(world.registry.unforward(&request).unwrap_err().errno(), Some(5));
+    assert_eq!(world.path(), Some(Path::KernelLoop), "it would not be stopped");
+    world.producer.set_now(true, false);
+    assert_eq!(world.registry.forward(&request).unwrap_err().errno(), Some(11));
+    world.producer.set_now(false, false);
+    world.registry.forward(&request).unwrap();
+    // Nor is one that has lost its line.
+    drop(consumer);
+    world.producer.set_now(true, false);
+    assert_eq!(world.registry.forward(&request).unwrap_err().errno(), Some(11));
+}
+
+/// The second interrupt is masked while the first is being forwarded.
+#[test]
+fn row_128_each_is_looked_at_again_when_its_turn_comes() {
+    let registry = Registry::new(Policy::Explicit);
+    let second = Arc::new(RecordingProducer::new("vector 1"));
+    let first = Acting::new("connect");
+    first.inner.set_info(|info| info.irq = irq(MSIX, 0));
+    second.set_info(|info| info.irq = irq(MSIX, 1));
+    let producers: [Arc<dyn Producer>; 2] = [first.clone(), second.clone()];
+    let ends = (100..).map(EventfdId).zip(producers).zip(24..);
+    let registrations = ends.map(|((id, producer), gsi)| {
+        let line = Arc::new(RecordingConsumer::new(gsi));
+        (
+            registry.add_producer(id, producer).unwrap(),
+            registry.add_consumer(id, line).unwrap(),
+        )
+    });
+    let _registrations: Vec<_> = registrations.collect();
+    first.acts(move || second.set_now(true, false));
+    let both = ForwardIrq::new(DEVICE, MSIX, 0, &[Gsi(24), Gsi(25)]);
+    assert_eq!(registry.forward(&both).unwrap_err().errno(), Some(11));
+    for id in [100, 101] {
+        assert_eq!(registry.connection(EventfdId(id)).unwrap().path(), Some(Path::Relay));
     }
 }
 

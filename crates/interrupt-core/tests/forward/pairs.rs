@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use interrupt_core::Irqchip;
-use interrupt_core::forward::{Connection, Error, EventfdId, Path, Registry};
-use interrupt_core::testing::{RecordingConsumer, RecordingProducer};
+use interrupt_core::forward::{Connection, Error, EventfdId, GuestLine, Path, Producer, Registry};
+use interrupt_core::testing::{ManualNotifier, RecordingConsumer, RecordingProducer, RecordingSource};
+use interrupt_core::{Gsi, Irqchip};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{ID, World};
@@ -378,4 +379,65 @@ fn a_connection_without_ends_is_forgotten() {
     assert_eq!(world.registry.explain().len(), 1);
     drop(consumer);
     assert!(world.registry.connection(ID).is_err() && world.registry.explain().is_empty());
+}
+
+/// A path that stays because its end would not be stopped is not set up once more.
+#[test]
+fn a_refused_stop_changes_nothing() {
+    let (world, _producer, _consumer) = World::connected();
+    world.producer.refuse(0, 1);
+    world.connection().restrict(Some(Path::Relay)).unwrap_err();
+    assert_eq!(world.path(), Some(Path::KernelLoop));
+    assert_eq!(world.journal.take(), ["p.stop", "p.start"]);
+}
+
+/// Neither the new line nor the old one has a path any more: the producer is not left stopped.
+#[test]
+fn a_producer_that_loses_both_lines_is_not_left_stopped() {
+    let device = Arc::new(RecordingProducer::new("device"));
+    device.set_info(|info| info.relay = false);
+    let (old, new) = (
+        Arc::new(RecordingConsumer::new(11)),
+        Arc::new(RecordingConsumer::new(12)),
+    );
+    let connection = Connection::new(device.clone());
+    connection.set_consumer(Some(old.clone())).unwrap();
+    for line in [&old, &new] {
+        line.set_info(|info| info.trigger = false);
+    }
+    connection.set_consumer(Some(new)).unwrap_err();
+    assert_eq!((connection.path(), old.path(), device.state().path), (None, None, None));
+    assert!(!device.is_stopped() && !old.is_stopped());
+}
+
+#[test]
+fn an_explanation_counts_the_time_from_the_last_change() {
+    let made = Instant::now();
+    let connection = Connection::new(Arc::new(RecordingProducer::new("device")));
+    while made.elapsed() < Duration::from_millis(20) {}
+    let changed = Instant::now();
+    connection
+        .set_consumer(Some(Arc::new(RecordingConsumer::new(11))))
+        .unwrap();
+    let elapsed = connection.explain().elapsed;
+    assert!(elapsed <= changed.elapsed(), "{elapsed:?}");
+}
+
+#[test]
+fn a_line_is_another_one_in_each_of_its_parts() {
+    let source = || Arc::new(RecordingSource::new(Gsi(11)));
+    let (one, notifier) = (source(), Arc::new(ManualNotifier::default()));
+    let line = GuestLine::kernel(one.clone(), notifier.clone());
+    assert!(line.is(&line.clone()));
+    let relayed = |reason| GuestLine::relay(one.clone(), notifier.clone(), reason);
+    assert_eq!(relayed("a test").relay_only().map(AsRef::as_ref), Some("a test"));
+    for other in [
+        GuestLine::kernel(source(), notifier.clone()),
+        GuestLine::kernel(one.clone(), Arc::new(ManualNotifier::default())),
+        GuestLine::split(one.clone(), notifier.clone()),
+        relayed("a test"),
+    ] {
+        assert!(!line.is(&other) && !other.is(&line), "{other:?}");
+    }
+    assert!(!relayed("a test").is(&relayed("another")));
 }

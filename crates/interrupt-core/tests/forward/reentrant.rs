@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Ends that use the connection from within their own methods, or own what does when they are dropped (law 14).
 
+use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
+use interrupt_core::Gsi;
 use interrupt_core::forward::{
     Connection, Consumer, ConsumerInfo, Error, EventfdId, GuestLine, Path, Producer, ProducerInfo, ProducerState,
     Registration, Registry,
@@ -19,15 +22,15 @@ use super::ID;
 type Act = Box<dyn FnMut() + Send>;
 
 /// A producer that does something within one of its methods, and again when it is dropped.
-struct Acting {
-    inner: RecordingProducer,
+pub struct Acting {
+    pub inner: RecordingProducer,
     at: &'static str,
     act: Mutex<Option<Act>>,
     on_drop: Mutex<Option<Act>>,
 }
 
 impl Acting {
-    fn new(at: &'static str) -> Arc<Self> {
+    pub fn new(at: &'static str) -> Arc<Self> {
         Arc::new(Self {
             inner: RecordingProducer::new("acting"),
             at,
@@ -36,7 +39,7 @@ impl Acting {
         })
     }
 
-    fn acts(&self, act: impl FnMut() + Send + 'static) {
+    pub fn acts(&self, act: impl FnMut() + Send + 'static) {
         *self.act.lock().unwrap() = Some(Box::new(act));
     }
 
@@ -60,8 +63,8 @@ impl Drop for Acting {
     }
 }
 
-impl std::fmt::Debug for Acting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Acting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("acting")
     }
 }
@@ -216,7 +219,7 @@ fn an_end_that_owns_the_registry_is_dropped_without_a_lock() {
 #[test]
 fn a_line_that_is_replaced_is_dropped_without_a_lock() {
     #[derive(Debug)]
-    struct Owner(RecordingConsumer, std::sync::Weak<Connection>, Arc<AtomicUsize>);
+    struct Owner(RecordingConsumer, Weak<Connection>, Arc<AtomicUsize>);
     impl Drop for Owner {
         fn drop(&mut self) {
             if let Some(connection) = self.1.upgrade() {
@@ -246,7 +249,8 @@ fn a_line_that_is_replaced_is_dropped_without_a_lock() {
         }
     }
     ends("the drop of a line", || {
-        let connection = Arc::new(Connection::new(Arc::new(RecordingProducer::new("device"))));
+        let device = Arc::new(RecordingProducer::new("device"));
+        let connection = Arc::new(Connection::new(device.clone()));
         let dropped = Arc::new(AtomicUsize::new(0));
         let line = |fails: bool| {
             let inner = RecordingConsumer::new(11);
@@ -255,7 +259,17 @@ fn a_line_that_is_replaced_is_dropped_without_a_lock() {
             }
             Some(Arc::new(Owner(inner, Arc::downgrade(&connection), Arc::clone(&dropped))) as Arc<dyn Consumer>)
         };
+        // Refused, and there is no old line.
+        connection.set_consumer(line(true)).unwrap_err();
+        assert_eq!(dropped.swap(0, Ordering::Relaxed), 1);
         connection.set_consumer(line(false)).unwrap();
+        // The old line has lost its path.
+        device.set_info(|info| (info.relay, info.interrupt.unmask_fd) = (false, false));
+        connection.changed().unwrap_err();
+        assert_eq!(connection.path(), None);
+        device.set_info(|info| (info.relay, info.interrupt.unmask_fd) = (true, true));
+        connection.set_consumer(line(false)).unwrap();
+        assert_eq!(dropped.swap(0, Ordering::Relaxed), 1);
         connection.set_consumer(line(false)).unwrap();
         assert_eq!(dropped.load(Ordering::Relaxed), 1);
         // The new line refuses: the old one is taken up again.
@@ -267,6 +281,94 @@ fn a_line_that_is_replaced_is_dropped_without_a_lock() {
         connection.set_consumer(None).unwrap();
         assert_eq!((dropped.load(Ordering::Relaxed), connection.path()), (3, None));
     });
+}
+
+/// What an end's error carries, which uses the connection when it is dropped.
+#[derive(Debug)]
+struct Carried(Weak<Connection>, Arc<AtomicUsize>);
+
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the end's error")
+    }
+}
+
+impl std::error::Error for Carried {}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.upgrade() {
+            assert!(connection.explain().producer.is_some(), "under its lock");
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A line that fails once, in one of its methods, with an error that carries something.
+#[derive(Debug)]
+struct Failing(RecordingConsumer, &'static str, Mutex<Option<Carried>>);
+
+impl Failing {
+    fn fail(&self, at: &str) -> interrupt_core::Result<()> {
+        let carried = (at == self.1).then(|| self.2.lock().unwrap().take()).flatten();
+        carried.map_or(Ok(()), |carried| {
+            Err(interrupt_core::Error::Os {
+                operation: "test",
+                gsi: Gsi(11),
+                source: io::Error::other(carried),
+            })
+        })
+    }
+}
+
+impl Consumer for Failing {
+    fn line(&self) -> &GuestLine {
+        self.0.line()
+    }
+    fn info(&self) -> ConsumerInfo {
+        self.0.info()
+    }
+    fn stop(&self) -> interrupt_core::Result<()> {
+        self.fail("stop").and_then(|()| self.0.stop())
+    }
+    fn connect(&self, path: Path, producer: &dyn Producer) -> interrupt_core::Result<()> {
+        self.fail("connect").and_then(|()| self.0.connect(path, producer))
+    }
+    fn disconnect(&self, path: Path) {
+        self.0.disconnect(path);
+    }
+    fn start(&self) -> interrupt_core::Result<()> {
+        self.0.start()
+    }
+}
+
+/// The explanation keeps an error until the next decision, which lets go of it without a lock.
+#[test]
+fn the_error_of_an_end_is_dropped_without_a_lock() {
+    for at in ["stop", "connect"] {
+        let device = Arc::new(RecordingProducer::new("device"));
+        let connection = Arc::new(Connection::new(device.clone()));
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let line = Arc::new(Failing(RecordingConsumer::new(11), at, Mutex::default()));
+        connection.set_consumer(Some(line.clone())).unwrap();
+        *line.2.lock().unwrap() = Some(Carried(Arc::downgrade(&connection), Arc::clone(&dropped)));
+        if at == "stop" {
+            // The device does not go on either.
+            device.refuse(1, 1);
+            drop(
+                connection
+                    .set_consumer(Some(Arc::new(RecordingConsumer::new(12))))
+                    .unwrap_err(),
+            );
+        } else {
+            device.set_info(|info| info.interrupt.unmask_fd = false);
+            drop(connection.changed());
+        }
+        assert_eq!(dropped.load(Ordering::Relaxed), 0, "{at}");
+        device.set_info(|info| info.interrupt.unmask_fd = true);
+        connection.changed().unwrap();
+        assert_eq!(dropped.load(Ordering::Relaxed), 1, "{at}");
+    }
 }
 
 /// Row 148: a method of an end panics. Neither end stays stopped, and the next decision connects them.
