@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cargo::{Workspace, array, cargo, metadata, text};
+use crate::compiler::{AARCH64, Compiler, OLDEST};
 use crate::dependencies::PUBLIC_TYPES;
 use crate::patches::toml_string;
 use crate::tally::Tally;
@@ -77,6 +78,7 @@ type Column = BTreeMap<String, String>;
 /// Resolves and compiles for each VMM, and compares the table with the document's.
 pub fn run(workspace: &Workspace) -> Result<Tally> {
     println!("\n     The crates beside the versions of other VMMs");
+    let compiler = Compiler::provide(workspace.target());
     let mut tally = Tally::default();
     let mut columns = Vec::new();
     for vmm in &VMMS {
@@ -87,7 +89,12 @@ pub fn run(workspace: &Workspace) -> Result<Tally> {
         }
         columns.push(package.resolve(workspace)?);
         let name = format!("every crate and feature beside the versions of {}", vmm.name);
-        tally.one("vmms", &name, package.check());
+        tally.one("vmms", &name, package.check(None));
+        let name = format!("{name}, for {AARCH64}");
+        match &compiler {
+            Ok(compiler) => tally.one("vmms", &name, package.check(Some(compiler))),
+            Err(error) => tally.skip(&name, &format!("no rustc {OLDEST}: {error:#}")),
+        }
     }
     if columns.len() == VMMS.len() {
         let document = workspace.root().join("docs/adopting.md");
@@ -184,13 +191,18 @@ impl<'a> Package<'a> {
         }
     }
 
-    fn check(&self) -> Result<(), String> {
-        let status = cargo()
+    /// Compiles for this machine, or for aarch64 with that compiler.
+    fn check(&self, aarch64: Option<&Compiler>) -> Result<(), String> {
+        let mut command = cargo();
+        command
             .args(["check", "--quiet"])
             .current_dir(&self.directory)
-            .env("CARGO_TARGET_DIR", &self.target)
-            .status();
-        match status {
+            .env("CARGO_TARGET_DIR", &self.target);
+        if let Some(compiler) = aarch64 {
+            compiler.here(&mut command).map_err(|error| format!("{error:#}"))?;
+            command.args(["--target", AARCH64]);
+        }
+        match command.status() {
             Ok(status) if status.success() => Ok(()),
             Ok(_) => Err("it does not build".to_owned()),
             Err(error) => Err(format!("cannot run cargo: {error}")),
@@ -204,7 +216,7 @@ impl<'a> Package<'a> {
     /// The manifest of the VMM's dependencies, with `operator` before each version.
     fn manifest(&self, operator: &str) -> String {
         let mut manifest = format!(
-            "[package]\nname = \"{}\"\nedition = \"2024\"\n[workspace]\n[dependencies]\n",
+            "[package]\nname = \"{}\"\nedition = \"2024\"\nrust-version = \"{OLDEST}\"\n[workspace]\n[dependencies]\n",
             self.name()
         );
         for (name, versions) in self.vmm.locked {

@@ -2,11 +2,13 @@
 //! The split irqchip: LAPICs in the kernel, the IOAPIC in userspace, and what passes between them.
 
 use interrupt_core::{Delivery, Gsi, Msi, MsiOutput};
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, kvm_enable_cap, kvm_msi};
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::kvm_enable_cap;
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, kvm_msi};
 use kvm_ioctls::VmFd;
 use rustix::io::Errno;
 
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Result};
 use crate::interrupts::KvmInterrupts;
 use crate::interrupts::routing;
 use crate::routes::{NO_DEVICE_ID, Route};
@@ -18,11 +20,8 @@ use crate::routes::{NO_DEVICE_ID, Route};
 /// [`Reason::Os`](crate::Reason::Os): EINVAL when KVM has no split irqchip or takes no such number of pins, EEXIST when
 /// there is an irqchip already. [`Reason::GicIsWhole`](crate::Reason::GicIsWhole) on aarch64.
 pub fn enable_split_irqchip(vm: &VmFd, pins: u32) -> Result<()> {
-    const OPERATION: &str = "KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)";
-    if cfg!(target_arch = "aarch64") {
-        return Err(Error::of_vm(OPERATION, Reason::GicIsWhole));
-    }
-    enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(pins), OPERATION)
+    let operation = "KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)";
+    enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(pins), operation)
 }
 
 /// Whether a guest can keep its LAPIC's EOIs from being broadcast to the IOAPIC (directed EOI, bit 12 of the spurious
@@ -40,8 +39,8 @@ pub enum EoiBroadcast {
 /// and then ignores it, which gives interrupt storms with guests that rely on suppression. After
 /// [`enable_split_irqchip`] and before the first vCPU.
 ///
-/// `false` is the answer of a kernel from before early 2026, and of an irqchip that is all in the kernel, which cannot
-/// be made suppressible. The VM is then as it was: the userspace IOAPIC should be one of version 0x11.
+/// `false` is the answer of a kernel from before early 2026, of a GIC, and of an irqchip that is all in the kernel, which
+/// cannot be made suppressible. The VM is then as it was: the userspace IOAPIC should be one of version 0x11.
 ///
 /// The other flags of KVM_CAP_X2APIC_API stay as they are, since KVM adds the new flags to those it has.
 ///
@@ -63,6 +62,13 @@ pub fn set_eoi_broadcast(vm: &VmFd, broadcast: EoiBroadcast) -> Result<bool> {
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn enable_cap(_: &VmFd, _: u32, _: u64, operation: &'static str) -> Result<()> {
+    Err(Error::of_vm(operation, crate::Reason::GicIsWhole))
+}
+
+/// On x86_64 alone: kvm-ioctls before 0.25.1 does not have the call on aarch64.
+#[cfg(target_arch = "x86_64")]
 fn enable_cap(vm: &VmFd, cap: u32, argument: u64, operation: &'static str) -> Result<()> {
     let mut cap = kvm_enable_cap {
         cap,
