@@ -94,6 +94,11 @@ impl Carrier for PulseRelay {
             return (AtEoi::Nothing, lowered);
         }
         let asserted = self.wires.take(RelayStep::Assert, &**line, || line.assert());
+        if matches!(asserted, Ok(Delivery::Pending | Delivery::Coalesced)) {
+            // Nothing was sent: the pin is masked, and the next notification is that of the unmask, or another interrupt
+            // is in service.
+            self.again.store(true, Ordering::Relaxed);
+        }
         (AtEoi::Nothing, asserted.and(lowered))
     }
 
@@ -172,6 +177,68 @@ mod tests {
         relay.open(source.clone()).unwrap();
         relay.on_trigger().unwrap();
         assert_eq!(source.asserts(), 1);
+        assert!(!relay.has_unserved_pulse());
+    }
+
+    /// A line whose pin the guest masks and unmasks.
+    #[derive(Debug)]
+    struct Masked {
+        source: RecordingSource,
+        is_masked: AtomicBool,
+    }
+
+    impl LevelSource for Masked {
+        fn key(&self) -> SourceKey {
+            self.source.key()
+        }
+
+        fn label(&self) -> &str {
+            self.source.label()
+        }
+
+        fn assert(&self) -> interrupt_core::Result<Delivery> {
+            self.source.assert()?;
+            Ok(match self.is_masked.load(Ordering::Relaxed) {
+                true => Delivery::Pending,
+                false => Delivery::Delivered(1),
+            })
+        }
+
+        fn deassert(&self) -> interrupt_core::Result<()> {
+            self.source.deassert()
+        }
+
+        fn force_deassert(&self) -> interrupt_core::Result<()> {
+            self.source.force_deassert()
+        }
+
+        fn trigger(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    /// The guest masks the pin, serves the device, ends the interrupt and unmasks the pin. The device pulses after it was
+    /// served.
+    #[test]
+    fn a_pulse_behind_a_mask_outlives_the_eoi() {
+        let (relay, device) = (PulseRelay::new().unwrap(), LevelDevice::new());
+        let line = Arc::new(Masked {
+            source: RecordingSource::new(Gsi(5)),
+            is_masked: AtomicBool::new(false),
+        });
+        let told = |level| {
+            eventfd::signal(&relay.wires.eoi).unwrap();
+            relay.on_eoi(&device).1.unwrap();
+            assert_eq!(line.source.level(), level);
+        };
+        relay.open(line.clone()).unwrap();
+        line.is_masked.store(true, Ordering::Relaxed);
+        eventfd::signal(&relay.wires.trigger).unwrap();
+        relay.on_trigger().unwrap();
+        told(Level::High); // the EOI
+        line.is_masked.store(false, Ordering::Relaxed);
+        told(Level::High); // the unmask
+        told(Level::Low); //  the EOI of the pulse
         assert!(!relay.has_unserved_pulse());
     }
 
