@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use interrupt_core::{Delivery, EoiNotifier as _, Gsi, Listener, LoweredBy, Msi, MsiOutput};
+use interrupt_core::{Delivery, EoiNotifier as _, Gsi, Listener, LoweredBy, Msi, MsiOutput, PinMask};
 use rustix::event::EventfdFlags;
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -190,7 +190,7 @@ impl MsiOutput for Taker {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> interrupt_core::Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> interrupt_core::Result<()> {
         Ok(())
     }
 }
@@ -210,7 +210,7 @@ impl MsiOutput for Irqfd {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> interrupt_core::Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> interrupt_core::Result<()> {
         Ok(())
     }
 }

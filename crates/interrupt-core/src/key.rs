@@ -58,6 +58,10 @@ impl EoiScope {
             Self::Gsi(gsi) => *gsi,
         }
     }
+
+    pub(crate) fn is_gsi(self) -> bool {
+        matches!(self, Self::Gsi(_))
+    }
 }
 
 impl From<SourceKey> for EoiScope {

@@ -112,7 +112,7 @@ pub use key::{EoiScope, SourceKey};
 pub use level::{Delivery, Level, LoweredBy};
 pub use level_interrupt::{InterruptCounts, LevelInterrupt};
 pub use line::{Line, LineInput, LineSource};
-pub use msi::{Msi, MsiOutput};
+pub use msi::{Msi, MsiOutput, PinMask};
 pub use pin::Pin;
 pub use source::LevelSource;
 pub use wired_or::{LineCounts, WiredOr};

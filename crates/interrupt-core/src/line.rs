@@ -212,9 +212,10 @@ impl<P: Pin> Line<P> {
     /// # Errors
     /// A listener's eventfd could not be written. All were told.
     pub fn resample_gsi(&self) -> Result<()> {
-        let is_meant = |subject| matches!(subject, EoiScope::Gsi(_));
-        let entries = self.wired_or(|or| or.listeners.entries_if_any(is_meant));
-        entries.map_or(Ok(()), |entries| tell_all(&entries, self.gsi, is_meant).map(drop))
+        let entries = self.wired_or(|or| or.listeners.entries_if_any(EoiScope::is_gsi));
+        entries.map_or(Ok(()), |entries| {
+            tell_all(&entries, self.gsi, EoiScope::is_gsi).map(drop)
+        })
     }
 
     /// Runs `change` with the pin low and the sources waiting, then drives the line's level: for a change of where the pin

@@ -36,6 +36,27 @@ impl fmt::Display for Msi {
     }
 }
 
+/// Whether a guest lets the interrupts of a pin through, and what becomes of the signals that others left for the pin
+/// behind the mask (an irqfd on the pin's GSI).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinMask {
+    /// The guest masks the pin: the signals wait.
+    Masked,
+    /// The guest lets the pin through: the signals that have waited are sent.
+    Unmasked,
+    /// The guest lets the pin through, and the IOAPIC asks the listeners of the GSI for their levels after the call, also
+    /// after an error. The signals of devices that signal again when they are asked are dropped: their levels may have
+    /// ended behind the mask.
+    Asked,
+}
+
+impl PinMask {
+    /// Whether the guest masks the pin.
+    pub fn is_masked(self) -> bool {
+        self == Self::Masked
+    }
+}
+
 /// Where a userspace IOAPIC sends its messages: the kernel's local APICs on a split irqchip, or a model of local APICs.
 ///
 /// The trait is in this crate, so that a hypervisor's backend can implement the trait without knowing the IOAPIC. `gsi` is
@@ -56,11 +77,11 @@ pub trait MsiOutput: fmt::Debug + Send + Sync {
     /// interrupt that comes up meanwhile waits. This must not access the IOAPIC's registers, and must not end an interrupt.
     ///
     /// A masked pin keeps the message that it had, because the interrupt in service was sent by that message. The IOAPIC
-    /// sends nothing for a masked pin in any case: `masked` is for an output that lets others send the pin's message without
-    /// the IOAPIC (an irqfd on the pin's GSI). Such an output holds those others back while `masked` is set.
+    /// sends nothing for a masked pin in any case: `mask` is for an output that lets others send the pin's message without
+    /// the IOAPIC (an irqfd on the pin's GSI). Such an output holds those others back behind the mask, see [`PinMask`].
     ///
     /// # Errors
-    /// The error that kept the pin from being programmed. The pin then sends nothing until its entry is written again and
-    /// this succeeds.
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()>;
+    /// The error that kept the pin from being programmed. The pin then sends nothing until this succeeds: the IOAPIC calls
+    /// it again at the next assertion on the pin, and at the next write of its entry.
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()>;
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::eoi::ListenerList;
-use crate::key::SourceKey;
+use crate::key::{EoiScope, SourceKey};
 use crate::level::{Level, LoweredBy};
 
 /// The line's part of a [`Pin`](crate::Pin)'s state: which sources assert, and who is told of an EOI. Only the
@@ -122,12 +122,12 @@ impl WiredOr {
 
     /// Whether the line has neither a source nor a listener.
     pub fn is_unused(&self) -> bool {
-        self.sources == 0 && !self.has_listeners()
+        self.sources == 0 && self.listeners.entries().is_empty()
     }
 
-    /// Whether the line has a listener.
-    pub fn has_listeners(&self) -> bool {
-        !self.listeners.entries().is_empty()
+    /// Whether [`Line::resample_gsi`](crate::Line::resample_gsi) has a listener to tell.
+    pub fn has_listeners_of_gsi(&self) -> bool {
+        self.listeners.has(EoiScope::is_gsi)
     }
 
     /// The mark of this contribution while it asserts. For a source that an EOI lowers, it is another one after each EOI, so

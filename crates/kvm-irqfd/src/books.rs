@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -36,8 +35,6 @@ pub(crate) struct State {
     pub(crate) lines: BTreeMap<Gsi, GsiLine>,
     /// The pins of a userspace IOAPIC that the guest has unmasked; as many as are reserved for it.
     unmasked: Vec<bool>,
-    /// The eventfds that were bound by [`Irqfds`](interrupt_core::Irqfds): the token of each, by GSI and descriptor.
-    pub(crate) bound: BTreeMap<(Gsi, RawFd), u64>,
     next_token: u64,
     pub(crate) afterwards: Afterwards,
 }
@@ -93,7 +90,6 @@ impl Books {
                 owned,
                 lines: BTreeMap::new(),
                 unmasked: vec![false; pins],
-                bound: BTreeMap::new(),
                 next_token: 0,
                 afterwards: Afterwards::default(),
             }),

@@ -98,9 +98,6 @@ pub enum Reason {
     /// The GSI is not one of those that [`KvmInterrupts::beside`](crate::KvmInterrupts::beside) was given. EINVAL.
     #[error("the GSI belongs to another owner of the VM's interrupts")]
     NotOwned,
-    /// The eventfd is not bound to the GSI, so that there is nothing to unbind. EINVAL.
-    #[error("the eventfd is not bound to the GSI")]
-    NotBound,
     /// The fd is not an eventfd. EINVAL.
     #[error("the fd is not an eventfd")]
     NotEventfd,

@@ -62,7 +62,6 @@ mod explorer;
 #[cfg(target_arch = "aarch64")]
 mod gic;
 mod interrupts;
-mod irqfds;
 mod kernel;
 mod kind;
 mod line;

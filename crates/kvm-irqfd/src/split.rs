@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The split irqchip: LAPICs in the kernel, the IOAPIC in userspace, and what passes between them.
 
-use interrupt_core::{Delivery, Gsi, Msi, MsiOutput};
+use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, PinMask};
 #[cfg(target_arch = "x86_64")]
 use kvm_bindings::kvm_enable_cap;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, kvm_msi};
@@ -102,13 +102,13 @@ impl MsiOutput for KvmInterrupts {
         }
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> interrupt_core::Result<()> {
         let route = message.map(|message| Route::Msi {
             address: message.for_kvm().address,
             data: message.data,
             device: None,
         });
-        let programmed = routing::set_pin(&self.books, gsi, route, masked);
+        let programmed = routing::set_pin(&self.books, gsi, route, mask);
         programmed.map_err(|error| error.into_core("set pin", gsi))
     }
 }

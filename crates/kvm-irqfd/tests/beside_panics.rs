@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use interrupt_core::{Gsi, Msi, MsiOutput};
+use interrupt_core::{Gsi, Msi, MsiOutput, PinMask};
 use kvm_irqfd::{KvmInterrupts, Routes};
 
 #[test]
@@ -28,7 +28,7 @@ fn a_table_that_panics_is_set_by_the_next_call() {
             address: 0xfee0_0000,
             data: 0x8000 | vector,
         };
-        interrupts.set_pin(Gsi(5), Some(message), false)
+        interrupts.set_pin(Gsi(5), Some(message), PinMask::Unmasked)
     };
     program(0x31).unwrap();
     catch_unwind(AssertUnwindSafe(|| program(0x32))).unwrap_err();

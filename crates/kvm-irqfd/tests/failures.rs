@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use interrupt_core::{EoiGuard, EoiNotifier, EoiScope, Gsi, LevelSource, Listener, SourceKey};
 #[cfg(target_arch = "x86_64")]
-use interrupt_core::{Msi, MsiOutput};
+use interrupt_core::{Msi, MsiOutput, PinMask};
 use kvm_irqfd::KvmInterrupts;
 #[cfg(target_arch = "x86_64")]
 use kvm_irqfd::{EdgeIrqfd, Route};
@@ -468,15 +468,15 @@ fn masked_split_pin() {
         address: 0xFEE0_0000,
         data: VECTOR.into(),
     };
-    interrupts.set_pin(GSI, Some(message), false).unwrap();
+    interrupts.set_pin(GSI, Some(message), PinMask::Unmasked).unwrap();
     let edge = interrupts.edge_irqfd(GSI).unwrap();
     edge.signal().unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR));
     machine.eoi();
-    interrupts.set_pin(GSI, Some(message), true).unwrap();
+    interrupts.set_pin(GSI, Some(message), PinMask::Masked).unwrap();
     edge.signal().unwrap();
     assert_eq!(machine.accept(), None, "the guest has masked the pin");
-    interrupts.set_pin(GSI, Some(message), false).unwrap();
+    interrupts.set_pin(GSI, Some(message), PinMask::Unmasked).unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR), "what was signalled is kept");
     machine.eoi();
     assert_eq!(machine.accept(), None);
@@ -687,10 +687,10 @@ fn row_144_every_limit_split() {
         data: 1 << 15 | u32::from(VECTOR),
     };
     limit_fds(0, || {
-        for masked in [false, true, false] {
-            interrupts.set_pin(GSI, Some(message), masked).unwrap();
+        for mask in [PinMask::Unmasked, PinMask::Masked, PinMask::Unmasked] {
+            interrupts.set_pin(GSI, Some(message), mask).unwrap();
         }
-        interrupts.set_pin(GSI, None, false).unwrap();
+        interrupts.set_pin(GSI, None, PinMask::Unmasked).unwrap();
     });
 }
 

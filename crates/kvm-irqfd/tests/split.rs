@@ -2,13 +2,12 @@
 //! The split irqchip on real KVM: this crate as the output of a userspace IOAPIC, whose part the tests play.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use interrupt_core::{Delivery, Gsi, Irqfds, Msi, MsiOutput};
+use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, PinMask};
 use kvm_bindings::{KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqfd::{
@@ -37,9 +36,9 @@ fn main() -> ExitCode {
         .test("a_pin_without_a_route_waits", NEEDS, a_pin_without_a_route_waits)
         .test("a_message_for_nobody_is_taken_by_nobody", NEEDS, a_message_for_nobody)
         .test(
-            "a_bound_eventfd_keeps_its_count",
+            "an_unmask_that_asks_drops_what_a_device_signalled",
             NEEDS,
-            a_bound_eventfd_keeps_its_count,
+            an_unmask_that_asks,
         )
         .test("beside_an_allocator_of_msis", NEEDS, beside_an_allocator_of_msis)
         .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
@@ -76,7 +75,7 @@ fn ended(exits: &[Exit]) -> Vec<u8> {
 
 fn row_81_one_exit() {
     let (mut machine, interrupts) = split();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     for _ in 0..100 {
         assert_eq!(interrupts.send_msi(GSI, level(VECTOR)).unwrap(), Delivery::Delivered(1));
         assert_eq!(machine.accept(), Some(VECTOR));
@@ -88,8 +87,10 @@ fn row_81_one_exit() {
 fn row_82_no_exit() {
     let (mut machine, interrupts) = split();
     let edge = Msi { data: 0x61, ..level(0) };
-    interrupts.set_pin(GSI, Some(edge), false).unwrap();
-    interrupts.set_pin(Gsi(24), Some(level(0x62)), false).unwrap();
+    interrupts.set_pin(GSI, Some(edge), PinMask::Unmasked).unwrap();
+    interrupts
+        .set_pin(Gsi(24), Some(level(0x62)), PinMask::Unmasked)
+        .unwrap();
     for (gsi, message) in [(GSI, edge), (Gsi(24), level(0x62))] {
         interrupts.send_msi(gsi, message).unwrap();
         assert_eq!(machine.accept(), Some(message.data as u8));
@@ -135,7 +136,7 @@ fn row_83_eoi_broadcast() {
         let builder = Machine::builder().irqchip(Irqchip::Split).prepare(prepare);
         let mut machine = builder.build().unwrap();
         let interrupts = KvmInterrupts::new(machine.vm().clone()).unwrap();
-        interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
         assert_eq!(machine.rdmsr(LVR) & OFFERED != 0, offers);
         if offers {
             machine.wrmsr(SVR, ENABLED | SUPPRESSED | 0xff);
@@ -149,7 +150,7 @@ fn row_83_eoi_broadcast() {
 fn an_irqfd_asserts() {
     let (mut machine, interrupts) = split();
     let source = interrupts.split_source(GSI, "device").unwrap();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     for _ in 0..100 {
         source.assert().unwrap();
         assert_eq!(machine.accept(), Some(VECTOR), "an MSI is injected within the write");
@@ -157,7 +158,7 @@ fn an_irqfd_asserts() {
         assert_eq!(machine.accept(), None);
     }
     // The guest moves the pin to another vector.
-    interrupts.set_pin(GSI, Some(level(0x52)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(0x52)), PinMask::Unmasked).unwrap();
     source.assert().unwrap();
     assert_eq!(machine.accept(), Some(0x52));
     assert_eq!(ended(&machine.eoi()), [0x52]);
@@ -165,13 +166,13 @@ fn an_irqfd_asserts() {
 
 fn a_masked_pin_waits() {
     let (mut machine, interrupts) = split();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), true).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Masked).unwrap();
     let source = interrupts.split_source(GSI, "device").unwrap();
     for round in 0..3 {
         source.assert().unwrap();
         source.assert().unwrap();
         assert_eq!(machine.accept(), None, "masked, round {round}");
-        interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
         assert_eq!(
             machine.accept(),
             Some(VECTOR),
@@ -179,27 +180,27 @@ fn a_masked_pin_waits() {
         );
         assert_eq!(ended(&machine.eoi()), [VECTOR]);
         assert_eq!(machine.accept(), None, "once, round {round}");
-        interrupts.set_pin(GSI, Some(level(VECTOR)), true).unwrap();
+        interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Masked).unwrap();
     }
     // What waits can be withdrawn.
     source.assert().unwrap();
     source.force_deassert().unwrap();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     assert_eq!(machine.accept(), None);
 }
 
 fn a_pin_without_a_route_waits() {
     let (mut machine, interrupts) = split();
-    interrupts.set_pin(GSI, None, false).unwrap();
+    interrupts.set_pin(GSI, None, PinMask::Unmasked).unwrap();
     let source = interrupts.split_source(GSI, "device").unwrap();
     source.assert().unwrap();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     assert_eq!(accept(&mut machine), Some(VECTOR));
     machine.eoi();
-    interrupts.set_pin(GSI, None, false).unwrap();
+    interrupts.set_pin(GSI, None, PinMask::Unmasked).unwrap();
     source.assert().unwrap();
     assert_eq!(machine.accept(), None);
-    interrupts.set_pin(GSI, Some(level(0x52)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(0x52)), PinMask::Unmasked).unwrap();
     assert_eq!(accept(&mut machine), Some(0x52));
 }
 
@@ -213,33 +214,44 @@ fn a_message_for_nobody() {
     assert_eq!(machine.accept(), None);
 }
 
-/// The eventfds of an IOAPIC that binds them by itself, with a count that came while they were off.
-fn a_bound_eventfd_keeps_its_count() {
+/// The listener of a device that signals the trigger is asked after such an unmask. Nobody is asked for what this process
+/// has asserted, nor for the edges of an edge irqfd.
+fn an_unmask_that_asks() {
     let (mut machine, interrupts) = split();
-    let before = fds();
-    let trigger = EventFd::new(EFD_NONBLOCK).unwrap();
-    let trigger = kvm_irqfd::eventfd::into_owned(trigger);
-    interrupts.route(GSI, level(VECTOR)).unwrap();
-    for _ in 0..3 {
-        rustix::io::write(&trigger, &1u64.to_ne_bytes()).unwrap();
-        assert_eq!(machine.accept(), None, "not bound");
-        interrupts.bind(trigger.as_fd(), GSI).unwrap();
-        assert_eq!(accept(&mut machine), Some(VECTOR));
-        assert_eq!(ended(&machine.eoi()), [VECTOR]);
-        interrupts.route(GSI, level(0x52)).unwrap();
-        rustix::io::write(&trigger, &1u64.to_ne_bytes()).unwrap();
-        assert_eq!(machine.accept(), Some(0x52), "by the new route");
-        assert_eq!(ended(&machine.eoi()), [0x52]);
-        interrupts.route(GSI, level(VECTOR)).unwrap();
-        let twice = interrupts.bind(trigger.as_fd(), GSI).unwrap_err();
-        assert!(twice.to_string().contains("bound to"), "{twice}");
-        interrupts.unbind(trigger.as_fd(), GSI).unwrap();
-        assert_eq!(fds(), before + 1, "the trigger");
+    let source = interrupts.split_source(GSI, "device").unwrap();
+    let edge = interrupts.edge_irqfd(Gsi(19)).unwrap();
+    let device = source.trigger().unwrap().try_clone_to_owned().unwrap();
+    let kick = || assert_eq!(rustix::io::write(&device, &1u64.to_ne_bytes()), Ok(8));
+    let set = |mask| interrupts.set_pin(GSI, Some(level(VECTOR)), mask).unwrap();
+    let served = |machine: &mut Machine| {
+        let vector = machine.accept();
+        machine.eoi();
+        vector
+    };
+    for round in 0..3 {
+        set(PinMask::Masked);
+        kick();
+        set(PinMask::Asked);
+        assert_eq!(served(&mut machine), None, "round {round}");
+        kick();
+        assert_eq!(served(&mut machine), Some(VECTOR), "round {round}");
+
+        set(PinMask::Masked);
+        kick();
+        source.assert().unwrap();
+        set(PinMask::Asked);
+        assert_eq!(served(&mut machine), Some(VECTOR), "asserted, round {round}");
+
+        set(PinMask::Masked);
+        kick();
+        set(PinMask::Unmasked);
+        assert_eq!(served(&mut machine), Some(VECTOR), "nobody is asked, round {round}");
+
+        interrupts.set_pin(Gsi(19), Some(level(0x52)), PinMask::Masked).unwrap();
+        edge.signal().unwrap();
+        interrupts.set_pin(Gsi(19), Some(level(0x52)), PinMask::Asked).unwrap();
+        assert_eq!(served(&mut machine), Some(0x52), "an edge, round {round}");
     }
-    let error = interrupts.unbind(trigger.as_fd(), GSI).unwrap_err();
-    assert!(error.to_string().contains("not bound"), "{error}");
-    let error = interrupts.bind(trigger.as_fd(), Gsi(24)).unwrap_err();
-    assert!(error.to_string().contains("reserved"), "{error}");
 }
 
 /// The VMM keeps the table, with the routes of its MSIs, and sets those of the pins among them.
@@ -273,10 +285,10 @@ fn beside_an_allocator_of_msis() {
     let allocated = EventFd::new(EFD_NONBLOCK).unwrap();
     vm.register_irqfd(&allocated, MSI).unwrap();
     let source = interrupts.split_source(GSI, "device").unwrap();
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 1, "the route is the one that was there");
     for vector in [VECTOR, 0x52, 0x53] {
-        interrupts.set_pin(GSI, Some(level(vector)), false).unwrap();
+        interrupts.set_pin(GSI, Some(level(vector)), PinMask::Unmasked).unwrap();
         source.assert().unwrap();
         assert_eq!(machine.accept(), Some(vector));
         assert_eq!(ended(&machine.eoi()), [vector]);
@@ -301,7 +313,7 @@ fn refusals_leave_nothing() {
     let before = fds();
     let source = interrupts.split_source(GSI, "device").unwrap();
     assert_eq!(fds(), before + 1, "the trigger");
-    interrupts.set_pin(GSI, Some(level(VECTOR)), false).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
     assert!(matches!(
         interrupts.edge_irqfd(GSI),
         Err(Error {

@@ -4,7 +4,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{
+    Delivery, EoiGuard, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result,
+};
 use user_irqchip::ioapic::{Trigger, Version};
 use user_irqchip::{Ioapic, Pic};
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -59,8 +61,8 @@ impl MsiOutput for Output {
         Ok(Delivery::Delivered(takers))
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
-        let pin = (message, !masked);
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()> {
+        let pin = (message, !mask.is_masked());
         let before = std::mem::replace(&mut self.pins.lock().unwrap()[gsi.0 as usize], pin);
         assert_ne!(before, pin, "{gsi} is told of nothing new");
         Ok(())

@@ -4,13 +4,14 @@
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use interrupt_core::{
-    Delivery, EoiScope, Error, EveryStep, Gsi, Irqfds, LevelSource, Msi, MsiOutput, Result, SourceKey,
+    Delivery, EoiScope, Error, EveryStep, Gsi, Irqfds, LevelSource, Msi, MsiOutput, PinMask, Result, SourceKey,
 };
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
 use crate::sync::lock;
 
@@ -19,7 +20,16 @@ use crate::sync::lock;
 /// has an irqfd of its own on the pin ([`source`](Self::source)).
 ///
 /// A pin that the guest masks has its irqfds taken off, and what is signalled meanwhile waits in the eventfds (law 16).
-/// A pin that is masked keeps its route.
+/// A pin that is masked keeps its route. At the unmask of a level-triggered pin whose GSI has listeners at the IOAPIC,
+/// the signals of devices are dropped, and the listeners ask the devices for their levels: a guest that serves a device
+/// behind the mask gets no interrupt for nothing.
+///
+/// A VMM without irqfds and routes of its own takes `kvm_irqfd::KvmInterrupts` as the output, which sends by
+/// KVM_SIGNAL_MSI and knows when no processor takes a message. An irqfd does not say so: the pin then waits for an EOI, or
+/// for the guest to make the entry an edge and a level again.
+///
+/// What the hypervisor refuses is tried again at the next message or assertion on any of the pins, and by
+/// [`retry`](Self::retry); signals wait meanwhile.
 ///
 /// An irqfd does not say whether a processor took its message. A level-triggered message of the IOAPIC that goes to a
 /// local APIC that is absent or disabled leaves the entry in service (remote IRR) until the guest makes the entry
@@ -58,11 +68,13 @@ pub struct IrqfdPins {
     irqfds: Arc<dyn Irqfds>,
     first_gsi: Gsi,
     pins: Box<[Pin]>,
+    /// The number of pins whose wiring is refused.
+    refused: AtomicUsize,
 }
 
 struct Pin {
     /// What the IOAPIC sends by.
-    own: Arc<OwnedFd>,
+    own: Arc<Trigger>,
     wiring: Mutex<Wiring>,
 }
 
@@ -71,12 +83,23 @@ struct Wiring {
     message: Option<Msi>,
     /// The guest lets the pin through, and the pin has a message.
     open: bool,
+    /// What the hypervisor has refused, or is being asked.
+    refused: Option<(Option<Msi>, PinMask)>,
+    own: Irqfd,
+    /// Of the sources.
     irqfds: Vec<Irqfd>,
 }
 
+struct Trigger {
+    eventfd: OwnedFd,
+    /// The hypervisor takes what is signalled. Written under the lock of the pin's wiring.
+    bound: AtomicBool,
+    /// This process has asserted since the last look at what waited in the eventfd.
+    asserted: AtomicBool,
+}
+
 struct Irqfd {
-    trigger: Arc<OwnedFd>,
-    bound: bool,
+    trigger: Arc<Trigger>,
     /// The source has gone, and the hypervisor has refused to end the binding.
     gone: bool,
 }
@@ -89,16 +112,13 @@ impl IrqfdPins {
     /// EMFILE and what else eventfd(2) refuses with.
     pub fn new(irqfds: Arc<dyn Irqfds>, first_gsi: Gsi, pins: u8) -> io::Result<Self> {
         let pin = |_| {
-            let own = Arc::new(new_eventfd()?);
-            let irqfd = Irqfd {
-                trigger: Arc::clone(&own),
-                bound: false,
-                gone: false,
-            };
+            let own = Trigger::new()?;
             let wiring = Wiring {
                 message: None,
                 open: false,
-                irqfds: vec![irqfd],
+                refused: None,
+                own: Irqfd::new(&own),
+                irqfds: Vec::new(),
             };
             Ok(Pin {
                 own,
@@ -109,6 +129,7 @@ impl IrqfdPins {
             irqfds,
             first_gsi,
             pins: (0..pins).map(pin).collect::<io::Result<_>>()?,
+            refused: AtomicUsize::new(0),
         })
     }
 
@@ -119,26 +140,22 @@ impl IrqfdPins {
     /// The signal passes the IOAPIC by, whose remote IRR stays clear: a signal during the guest's handler gives one more
     /// run of the handler. The source is for devices that signal once for each EOI, as an automasked VFIO INTx does; the
     /// other devices of the pin take theirs from [`Ioapic::source`](crate::Ioapic::source). The EOI notifier of the
-    /// source is the IOAPIC, by GSI.
+    /// source is the IOAPIC, by GSI: a device that signals the trigger listens there, and signals again when it is told
+    /// and its level lasts. What [`LevelSource::assert`] signals behind a mask is sent at the unmask in any case.
     ///
     /// # Errors
     /// [`Error::NotFound`] when no pin has that GSI, and [`Error::Os`] when the system or the hypervisor refuses an
     /// eventfd or an irqfd.
     pub fn source(self: &Arc<Self>, gsi: Gsi, label: impl Into<String>) -> Result<Arc<dyn LevelSource>> {
         let pin = self.pin(gsi)?;
-        let trigger = new_eventfd().map_err(|error| os("eventfd", gsi, error))?;
         let source = IrqfdSource {
             pins: Arc::clone(self),
             key: SourceKey::new(gsi),
             label: label.into(),
-            trigger: Arc::new(trigger),
+            trigger: Trigger::new().map_err(|error| os("eventfd", gsi, error))?,
         };
         let mut wiring = lock(&pin.wiring);
-        let mut irqfd = Irqfd {
-            trigger: Arc::clone(&source.trigger),
-            bound: false,
-            gone: false,
-        };
+        let mut irqfd = Irqfd::new(&source.trigger);
         let bound = irqfd.settle(&*self.irqfds, gsi, wiring.open);
         wiring.irqfds.push(irqfd);
         drop(wiring);
@@ -152,7 +169,49 @@ impl IrqfdPins {
     /// # Errors
     /// [`Error::NotFound`] when no pin has that GSI.
     pub fn trigger(&self, gsi: Gsi) -> Result<BorrowedFd<'_>> {
-        self.pin(gsi).map(|pin| pin.own.as_fd())
+        self.pin(gsi).map(|pin| pin.own.eventfd.as_fd())
+    }
+
+    /// The number of pins that are not as the guest has programmed them, because the hypervisor has refused.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Tries again what the hypervisor has refused: for a VMM that sees [`refused`](Self::refused), or
+    /// [`Counts::route_errors`](crate::ioapic::Counts::route_errors) of its IOAPIC, while no other device of the pins is
+    /// active. Costs one load when nothing is refused.
+    ///
+    /// # Errors
+    /// [`Error::Os`] with the first refusal. All were tried.
+    pub fn retry(&self) -> Result<()> {
+        if self.refused() == 0 {
+            return Ok(());
+        }
+        let retry = |tried: Result<()>, (gsi, pin)| tried.and(self.retry_pin(gsi, pin));
+        self.by_gsi().fold(Ok(()), retry)
+    }
+
+    fn retry_pin(&self, gsi: Gsi, pin: &Pin) -> Result<()> {
+        let mut wiring = lock(&pin.wiring);
+        let refused = wiring.refused;
+        refused.map_or(Ok(()), |(message, mask)| self.program(gsi, &mut wiring, message, mask))
+    }
+
+    /// Programs a pin, and notes a refusal.
+    fn program(&self, gsi: Gsi, wiring: &mut Wiring, message: Option<Msi>, mask: PinMask) -> Result<()> {
+        // Noted beforehand, because a hypervisor that panics has refused. When this is tried again nobody is asked.
+        let again = if mask.is_masked() { mask } else { PinMask::Unmasked };
+        if wiring.refused.replace((message, again)).is_none() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        wiring.program(&*self.irqfds, gsi, message, mask)?;
+        wiring.refused = None;
+        self.refused.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn by_gsi(&self) -> impl Iterator<Item = (Gsi, &Pin)> {
+        (self.first_gsi.0..).map(Gsi).zip(&self.pins)
     }
 
     fn pin(&self, gsi: Gsi) -> Result<&Pin> {
@@ -164,38 +223,87 @@ impl IrqfdPins {
     }
 }
 
+impl Trigger {
+    fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            eventfd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            bound: AtomicBool::new(false),
+            asserted: AtomicBool::new(false),
+        }))
+    }
+
+    fn is_bound(&self) -> bool {
+        self.bound.load(Ordering::Relaxed)
+    }
+
+    /// Adds 1. A counter that is full is signalled already.
+    fn signal(&self) -> io::Result<()> {
+        // The hypervisor empties the counter of a bound eventfd. The holder of a duplicate can fill another one, and can
+        // have made it blocking.
+        if !self.is_bound() && !has_room(&self.eventfd)? {
+            return Ok(());
+        }
+        match rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()) {
+            // EINTR: somebody took the last room at this moment, and the write waited for room.
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
 impl Irqfd {
+    fn new(trigger: &Arc<Trigger>) -> Self {
+        Self {
+            trigger: Arc::clone(trigger),
+            gone: false,
+        }
+    }
+
+    /// Drops what a device has signalled while the irqfd was off: the device is asked for its level, and signals again if
+    /// the level lasts. What this process has asserted stays, because a pulse is not asserted again.
+    fn drop_waiting(&self) -> io::Result<()> {
+        let waits = !self.trigger.is_bound() && take(&self.trigger.eventfd)?;
+        // An assertion is noted before it is signalled: one that was taken has been noted.
+        let is_ours = self.trigger.asserted.swap(false, Ordering::SeqCst);
+        if waits && is_ours {
+            self.trigger.signal()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Binds or unbinds the irqfd, if it is not so.
     fn settle(&mut self, irqfds: &dyn Irqfds, gsi: Gsi, bound: bool) -> Result<()> {
-        match (self.bound, bound) {
+        match (self.trigger.is_bound(), bound) {
             (false, true) => {
                 self.bind(irqfds, gsi).map_err(|error| os("bind irqfd", gsi, error))?;
             }
             (true, false) => {
-                let unbound = irqfds.unbind(self.trigger.as_fd(), gsi);
+                let unbound = irqfds.unbind(self.trigger.eventfd.as_fd(), gsi);
                 unbound.map_err(|error| os("unbind irqfd", gsi, error))?;
             }
             _ => {}
         }
-        self.bound = bound;
+        self.trigger.bound.store(bound, Ordering::Relaxed);
         Ok(())
     }
 
     /// Binds the irqfd, which injects what was signalled while it was off (law 16).
     fn bind(&self, irqfds: &dyn Irqfds, gsi: Gsi) -> io::Result<()> {
         // KVM would inject a pending count too, but from a work queue, after this has returned.
-        let pending = take(&self.trigger)?;
+        let eventfd = &self.trigger.eventfd;
+        let pending = take(eventfd)?;
         // A hypervisor that panics has refused.
         let mut steps = EveryStep::default();
-        let bound = steps.take(|| irqfds.bind(self.trigger.as_fd(), gsi));
+        let bound = steps.take(|| irqfds.bind(eventfd.as_fd(), gsi));
         if !matches!(bound, Some(Ok(()))) && pending {
-            signal(&self.trigger)?;
+            self.trigger.signal()?;
         }
         steps.end();
         bound.unwrap_or(Ok(()))?;
         // What was signalled since the read above was sent, but may be left in the counter.
-        take(&self.trigger)?;
-        if pending { signal(&self.trigger) } else { Ok(()) }
+        take(eventfd)?;
+        if pending { self.trigger.signal() } else { Ok(()) }
     }
 }
 
@@ -205,46 +313,58 @@ impl Wiring {
         self.open = open;
         let settle =
             |settled: Result<()>, irqfd: &mut Irqfd| settled.and(irqfd.settle(irqfds, gsi, open && !irqfd.gone));
-        let settled = self.irqfds.iter_mut().fold(Ok(()), settle);
-        self.irqfds.retain(|irqfd| irqfd.bound || !irqfd.gone);
+        let settled = std::iter::once(&mut self.own)
+            .chain(&mut self.irqfds)
+            .fold(Ok(()), settle);
+        self.irqfds.retain(|irqfd| irqfd.trigger.is_bound() || !irqfd.gone);
         settled
+    }
+
+    fn drop_waiting(&self, gsi: Gsi) -> Result<()> {
+        let drop = |dropped: io::Result<()>, irqfd: &Irqfd| dropped.and(irqfd.drop_waiting());
+        let dropped = self.irqfds.iter().fold(Ok(()), drop);
+        dropped.map_err(|error| os("read(trigger)", gsi, error))
+    }
+
+    fn program(&mut self, irqfds: &dyn Irqfds, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()> {
+        let open = message.is_some() && !mask.is_masked();
+        if !open {
+            self.settle(irqfds, gsi, false)?;
+        }
+        if mask == PinMask::Asked {
+            self.drop_waiting(gsi)?;
+        }
+        // A pin without a message keeps its route, which nothing uses.
+        if let Some(message) = message.filter(|message| self.message != Some(*message)) {
+            if let Err(error) = irqfds.route(gsi, message) {
+                drop(self.settle(irqfds, gsi, false));
+                return Err(os("route", gsi, error));
+            }
+            self.message = Some(message);
+        }
+        if open { self.settle(irqfds, gsi, true) } else { Ok(()) }
     }
 }
 
 impl MsiOutput for IrqfdPins {
     fn send_msi(&self, gsi: Gsi, _message: Msi) -> Result<Delivery> {
-        let sent = signal(&self.pin(gsi)?.own);
+        // A pin that stays refused stays counted.
+        drop(self.retry());
+        let sent = self.pin(gsi)?.own.signal();
         sent.map_err(|error| os("write(irqfd)", gsi, error))?;
         Ok(Delivery::Unknown)
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()> {
         let mut wiring = lock(&self.pin(gsi)?.wiring);
-        let message = message.map(Msi::for_kvm);
-        let open = message.is_some() && !masked;
-        if !open {
-            wiring.settle(&*self.irqfds, gsi, false)?;
-        }
-        // A pin without a message keeps its route, which nothing uses.
-        if let Some(message) = message.filter(|message| wiring.message != Some(*message)) {
-            if let Err(error) = self.irqfds.route(gsi, message) {
-                drop(wiring.settle(&*self.irqfds, gsi, false));
-                return Err(os("route", gsi, error));
-            }
-            wiring.message = Some(message);
-        }
-        if open {
-            wiring.settle(&*self.irqfds, gsi, true)
-        } else {
-            Ok(())
-        }
+        self.program(gsi, &mut wiring, message.map(Msi::for_kvm), mask)
     }
 }
 
 impl Drop for IrqfdPins {
     fn drop(&mut self) {
         // The sources keep the pins, so that only the pins' own irqfds are left.
-        for (gsi, pin) in (self.first_gsi.0..).map(Gsi).zip(&self.pins) {
+        for (gsi, pin) in self.by_gsi() {
             drop(lock(&pin.wiring).settle(&*self.irqfds, gsi, false));
         }
     }
@@ -252,7 +372,8 @@ impl Drop for IrqfdPins {
 
 impl fmt::Debug for IrqfdPins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pins from {} by irqfd", self.pins.len(), self.first_gsi)
+        let (pins, refused) = (self.pins.len(), self.refused());
+        write!(f, "{pins} pins from {} by irqfd, {refused} refused", self.first_gsi)
     }
 }
 
@@ -260,7 +381,7 @@ struct IrqfdSource {
     pins: Arc<IrqfdPins>,
     key: SourceKey,
     label: String,
-    trigger: Arc<OwnedFd>,
+    trigger: Arc<Trigger>,
 }
 
 impl LevelSource for IrqfdSource {
@@ -273,7 +394,12 @@ impl LevelSource for IrqfdSource {
     }
 
     fn assert(&self) -> Result<Delivery> {
-        signal(&self.trigger).map_err(|error| os("write(trigger)", self.gsi(), error))?;
+        self.trigger.asserted.store(true, Ordering::SeqCst);
+        let signalled = self.trigger.signal();
+        signalled.map_err(|error| os("write(trigger)", self.gsi(), error))?;
+        if self.pins.refused() > 0 {
+            self.pins.retry_pin(self.gsi(), self.pins.pin(self.gsi())?)?;
+        }
         Ok(Delivery::Unknown)
     }
 
@@ -283,13 +409,13 @@ impl LevelSource for IrqfdSource {
 
     fn force_deassert(&self) -> Result<()> {
         // Only what a mask holds back is still there.
-        take(&self.trigger)
+        take(&self.trigger.eventfd)
             .map(drop)
             .map_err(|error| os("read(trigger)", self.gsi(), error))
     }
 
     fn trigger(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.trigger.as_fd())
+        Some(self.trigger.eventfd.as_fd())
     }
 }
 
@@ -317,17 +443,10 @@ impl fmt::Debug for IrqfdSource {
     }
 }
 
-fn new_eventfd() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-/// Adds 1. A counter that is full is signalled already.
-fn signal(eventfd: &OwnedFd) -> io::Result<()> {
-    match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-        // EINTR: the holder of a duplicate has made the eventfd blocking, and the write waited for room.
-        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+fn has_room(eventfd: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(eventfd, PollFlags::OUT)];
+    // A signal that is pending makes even a poll that does not wait answer EINTR.
+    Ok(retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))? > 0)
 }
 
 /// Takes the count, and says whether there was one. Does not wait, also when the holder of a duplicate has made the

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
     Delivery, EoiGuard, EoiNotifier, EoiScope, Error, EveryStep, Gsi, Level, LevelSource, Line, LineInput, Listener,
-    LoweredBy, Msi, MsiOutput, Pin, Result, SourceKey, WiredOr,
+    LoweredBy, Msi, MsiOutput, Pin, PinMask, Result, SourceKey, WiredOr,
 };
 
 use crate::counter::Counter;
@@ -262,7 +262,7 @@ impl Router {
         }
         let target = self.target(&line, route)?;
         if let Some(message) = target.msi {
-            self.controllers.msi.set_pin(gsi, Some(message), false)?;
+            self.controllers.msi.set_pin(gsi, Some(message), PinMask::Unmasked)?;
         }
         let mut target = Some(target);
         let replaced = line.while_low(|wires| {
@@ -276,7 +276,7 @@ impl Router {
         })?;
         if let Err(error) = replaced {
             if is_msi(&route) {
-                self.controllers.msi.set_pin(gsi, None, true)?;
+                self.controllers.msi.set_pin(gsi, None, PinMask::Masked)?;
             }
             return Err(error);
         }
@@ -293,7 +293,7 @@ impl Router {
         let line = self.line(gsi);
         let removed = line.while_low(|wires| std::mem::take(&mut wires.targets))?;
         if removed.msi.is_some() {
-            self.controllers.msi.set_pin(gsi, None, true)?;
+            self.controllers.msi.set_pin(gsi, None, PinMask::Masked)?;
         }
         Ok(())
     }

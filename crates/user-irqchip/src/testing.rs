@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, PinMask, Result};
 
 use crate::Ioapic;
 use crate::sync::lock;
@@ -207,7 +207,7 @@ impl MsiOutput for LocalApics {
         Ok(Delivery::Delivered(taken as u32))
     }
 
-    fn set_pin(&self, _gsi: Gsi, _message: Option<Msi>, _masked: bool) -> Result<()> {
+    fn set_pin(&self, _gsi: Gsi, _message: Option<Msi>, _mask: PinMask) -> Result<()> {
         // A message carries all data that a local APIC needs, and only the IOAPIC sends messages of its pins.
         Ok(())
     }

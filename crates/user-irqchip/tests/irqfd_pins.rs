@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use interrupt_core::forward::GuestLine;
-use interrupt_core::{Delivery, Gsi, Irqfds, LoweredBy, Msi, MsiOutput};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, Irqfds, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask};
 use user_irqchip::{BorrowedEventFd, Ioapic, IrqfdPins};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -146,6 +147,11 @@ impl Rig {
     }
 }
 
+/// A device in another process, or the kernel.
+fn signal(source: &dyn LevelSource) {
+    rustix::io::write(source.trigger().unwrap(), &1u64.to_ne_bytes()).unwrap();
+}
+
 #[test]
 fn the_pins_are_the_ioapics_output_and_ask_for_nothing_twice() {
     let rig = Rig::new();
@@ -169,7 +175,7 @@ fn the_pins_are_the_ioapics_output_and_ask_for_nothing_twice() {
         address: 0xfee0_0000,
         data: LEVEL | 0x33,
     });
-    rig.pins.set_pin(Gsi(5), message, true).unwrap();
+    rig.pins.set_pin(Gsi(5), message, PinMask::Masked).unwrap();
     assert_eq!(rig.calls(), ["unbind", "route"], "law 3");
     let Rig {
         hypervisor,
@@ -201,6 +207,11 @@ fn a_source_has_an_irqfd_of_its_own_and_waits_behind_the_mask() {
     early.force_deassert().unwrap();
     rig.set(LEVEL | 0x31);
     assert_eq!(rig.sent(), [0x8031], "the late one's");
+    // A device signals, behind a mask and before an unmask after which nobody is asked.
+    rig.set(MASKED | LEVEL | 0x31);
+    signal(&*late);
+    rig.set(LEVEL | 0x31);
+    assert_eq!(rig.sent(), [0x8031]);
     drop(early);
     assert_eq!(rig.bound(), 2);
     rig.calls();
@@ -241,13 +252,13 @@ fn a_refusal_is_an_error_and_the_next_write_tries_again() {
     source.assert().unwrap();
     for refused in ["bind", "route"] {
         rig.refuse(refused);
-        let error = rig.pins.set_pin(Gsi(5), message, false).unwrap_err();
+        let error = rig.pins.set_pin(Gsi(5), message, PinMask::Unmasked).unwrap_err();
         assert_eq!(error.errno(), Some(12), "{error}");
-        rig.pins.set_pin(Gsi(5), message, false).unwrap();
+        rig.pins.set_pin(Gsi(5), message, PinMask::Unmasked).unwrap();
         assert_eq!((rig.bound(), rig.sent()), (2, vec![0x8031]), "{refused}");
         rig.refuse("unbind");
-        rig.pins.set_pin(Gsi(5), message, true).unwrap_err();
-        rig.pins.set_pin(Gsi(5), message, true).unwrap();
+        rig.pins.set_pin(Gsi(5), message, PinMask::Masked).unwrap_err();
+        rig.pins.set_pin(Gsi(5), message, PinMask::Masked).unwrap();
         assert_eq!(rig.bound(), 0);
         source.assert().unwrap();
         // The next route is a new one.
@@ -258,26 +269,135 @@ fn a_refusal_is_an_error_and_the_next_write_tries_again() {
                     data: LEVEL | 0x32,
                     ..old
                 }),
-                true,
+                PinMask::Masked,
             )
             .unwrap();
         rig.sent();
     }
-    rig.pins.set_pin(Gsi(5), message, false).unwrap();
+    rig.pins.set_pin(Gsi(5), message, PinMask::Unmasked).unwrap();
     rig.refuse("route");
     let moved = message.map(|old| Msi {
         address: 0xfee0_1000,
         ..old
     });
-    rig.pins.set_pin(Gsi(5), moved, false).unwrap_err();
+    rig.pins.set_pin(Gsi(5), moved, PinMask::Unmasked).unwrap_err();
     assert_eq!(rig.bound(), 0, "nothing goes to the old place");
     rig.refuse("bind");
-    rig.pins.set_pin(Gsi(5), moved, false).unwrap_err();
-    rig.pins.set_pin(Gsi(5), moved, false).unwrap();
+    rig.pins.set_pin(Gsi(5), moved, PinMask::Unmasked).unwrap_err();
+    rig.pins.set_pin(Gsi(5), moved, PinMask::Unmasked).unwrap();
     rig.refuse("bind");
     rig.pins.source(Gsi(5), "refused").unwrap_err();
     assert_eq!(rig.bound(), 2);
     rig.pins.source(Gsi(24), "no pin").unwrap_err();
+}
+
+/// Row 150: a device that listens is asked at the unmask, and signals again if its level lasts. What the VMM has asserted, and
+/// what goes by the pin's own trigger, is nobody's level.
+#[test]
+fn an_unmask_that_asks_drops_what_a_device_signalled() {
+    let rig = Rig::new();
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    let mut own = File::from(rig.pins.trigger(Gsi(5)).unwrap().try_clone_to_owned().unwrap());
+    let device = source.trigger().unwrap().try_clone_to_owned().unwrap();
+    let lasts = Arc::new(AtomicBool::new(false));
+    let level = Arc::clone(&lasts);
+    let listener = Listener::callback(move |_| {
+        if level.load(Ordering::Relaxed) {
+            rustix::io::write(&device, &1u64.to_ne_bytes()).unwrap();
+        }
+    });
+    let _guard = rig.ioapic.subscribe(Gsi(5).into(), listener).unwrap();
+    for round in 0..3 {
+        for (is_high, sent) in [(false, vec![]), (true, vec![0x8031])] {
+            rig.set(MASKED | LEVEL | 0x31);
+            signal(&*source);
+            lasts.store(is_high, Ordering::Relaxed);
+            rig.set(LEVEL | 0x31);
+            assert_eq!(rig.sent(), sent, "round {round}");
+            lasts.store(false, Ordering::Relaxed);
+        }
+        rig.set(MASKED | LEVEL | 0x31);
+        signal(&*source);
+        source.assert().unwrap();
+        rig.set(LEVEL | 0x31);
+        assert_eq!(rig.sent(), [0x8031], "asserted, round {round}");
+        rig.set(MASKED | LEVEL | 0x31);
+        own.write_all(&1u64.to_ne_bytes()).unwrap();
+        rig.set(LEVEL | 0x31);
+        assert_eq!(rig.sent(), [0x8031], "the pin's own, round {round}");
+    }
+    // The device is asked at an unmask that the hypervisor refuses, and its answer is not dropped later.
+    rig.set(MASKED | LEVEL | 0x31);
+    signal(&*source);
+    lasts.store(true, Ordering::Relaxed);
+    rig.refuse("route");
+    rig.set(LEVEL | 0x32);
+    lasts.store(false, Ordering::Relaxed);
+    rig.pins.retry().unwrap();
+    assert_eq!(rig.sent(), [0x8032]);
+    // Nothing waits in an eventfd that is bound.
+    signal(&*source);
+    rig.set(LEVEL | 0x33);
+    assert_eq!(rig.sent(), [0x8033]);
+}
+
+/// Nobody has to write the entry again.
+#[test]
+fn a_refused_pin_is_tried_again_where_a_level_meets_it() {
+    type Retry = fn(&Rig, &dyn LevelSource);
+    let retries: [(&str, Retry); 4] = [
+        ("the source asserts", |_, source| {
+            source.assert().unwrap();
+        }),
+        ("another pin sends", |rig, _| {
+            let other = rig.ioapic.source(Gsi(6), "other", LoweredBy::Eoi).unwrap();
+            other.assert().unwrap();
+        }),
+        ("the pin sends", |rig, _| {
+            let other = rig.ioapic.source(Gsi(5), "sharer", LoweredBy::Eoi).unwrap();
+            other.assert().unwrap();
+        }),
+        ("the VMM asks", |rig, _| rig.pins.retry().unwrap()),
+    ];
+    for (how, retry) in retries {
+        for refused in ["bind", "route"] {
+            let rig = Rig::new();
+            rig.write(0x10 + 2 * 6, LEVEL | 0x61);
+            let source = rig.pins.source(Gsi(5), "device").unwrap();
+            rig.refuse(refused);
+            rig.set(LEVEL | 0x31);
+            assert_eq!((rig.pins.refused(), rig.ioapic.counts().route_errors), (1, 1));
+            assert!(format!("{:?}", rig.pins).contains("1 refused"));
+            signal(&*source);
+            retry(&rig, &*source);
+            assert_eq!(rig.pins.refused(), 0, "{how}, {refused}");
+            assert!(rig.sent().contains(&0x8031), "{how}, {refused}");
+            rig.set(MASKED | LEVEL | 0x31);
+            assert_eq!(rig.bound(), 1, "the pin is masked as any other");
+        }
+    }
+    // A refusal of another pin is none of this one's.
+    let rig = Rig::new();
+    let source = rig.pins.source(Gsi(5), "device").unwrap();
+    rig.set(LEVEL | 0x31);
+    rig.refuse("route");
+    rig.write(0x10 + 2 * 6, LEVEL | 0x61);
+    rig.refuse("route");
+    source.assert().unwrap();
+    assert_eq!(rig.pins.refused(), 1);
+    rig.pins.retry().unwrap_err();
+    rig.pins.retry().unwrap();
+    // A mask that is refused lets signals through until it is tried again.
+    rig.refuse("unbind");
+    rig.set(MASKED | LEVEL | 0x31);
+    assert_eq!((rig.pins.refused(), rig.bound()), (1, 2));
+    rig.pins.retry().unwrap();
+    assert_eq!((rig.pins.refused(), rig.bound()), (0, 1));
+    // A hypervisor that still refuses is an error of the assertion.
+    rig.refuse("bind");
+    rig.set(LEVEL | 0x31);
+    rig.refuse("bind");
+    assert_eq!(source.assert().unwrap_err().errno(), Some(12));
 }
 
 #[test]
@@ -316,9 +436,13 @@ fn a_peer_that_makes_the_trigger_blocking_stops_no_vcpu() {
     let trigger = source.trigger().unwrap().try_clone_to_owned().unwrap();
     let flags = rustix::fs::fcntl_getfl(&trigger).unwrap();
     rustix::fs::fcntl_setfl(&trigger, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    // Full, and nobody reads it while the pin is masked.
+    rustix::io::write(&trigger, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     let (done, is_done) = mpsc::channel();
     std::thread::spawn(move || {
+        source.assert().unwrap();
         rig.set(LEVEL | 0x31);
+        assert_eq!(rig.sent(), [0x8031]);
         source.force_deassert().unwrap();
         rig.set(MASKED | LEVEL | 0x31);
         done.send(rig.bound()).unwrap();
@@ -343,7 +467,7 @@ fn a_guest_line_of_the_pins_is_one_with_the_ioapic() {
     let rig = Rig::new();
     let line = GuestLine::split(rig.pins.source(Gsi(5), "device").unwrap(), rig.ioapic.clone());
     let unmask = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
-    let listener = interrupt_core::Listener::fd(unmask.try_clone().unwrap());
+    let listener = Listener::fd(unmask.try_clone().unwrap());
     let _guard = line.notifier().subscribe(line.scope(), listener).unwrap();
     rig.set(LEVEL | 0x31);
     let mut unmask = File::from(unmask);

@@ -10,7 +10,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, EoiNotifier, Gsi, Level, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{
+    Delivery, EoiNotifier, Gsi, Level, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result,
+};
 use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, Pic, Route, RouteError, Router, StateError};
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -38,8 +40,8 @@ impl MsiOutput for Messages {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
-        assert_eq!(masked, message.is_none());
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()> {
+        assert_eq!(mask.is_masked(), message.is_none());
         let data = message.map(|message| message.data);
         self.routes.lock().unwrap().push((gsi.0, data));
         Ok(())
@@ -447,7 +449,7 @@ impl MsiOutput for Meanwhile {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, message: Option<Msi>, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, message: Option<Msi>, _: PinMask) -> Result<()> {
         self.pins.lock().unwrap().push(message.is_some());
         let act = self.act.lock().unwrap().take();
         act.into_iter().for_each(|act| act());

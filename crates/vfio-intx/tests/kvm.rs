@@ -29,6 +29,10 @@ fn split() -> (Arc<ModelIntx>, SplitGuest) {
     (level(), SplitGuest::new())
 }
 
+fn on_the_vmms_irqfds() -> (Arc<ModelIntx>, SplitGuest) {
+    (level(), SplitGuest::on_the_vmms_irqfds())
+}
+
 fn reset(device: &Arc<ModelIntx>) {
     device.reset();
 }
@@ -51,6 +55,14 @@ fn main() -> ExitCode {
         reset,
         COUNT,
     );
+    let suite = rows::all(
+        suite,
+        "vmms_irqfds",
+        &[Need::SplitIrqchip, Need::AcceptMode],
+        on_the_vmms_irqfds,
+        reset,
+        COUNT,
+    );
     suite
         .test(
             "full::two_devices_on_one_line",
@@ -69,7 +81,17 @@ fn main() -> ExitCode {
         .test(
             "split::what_an_absent_lapic_swallowed_is_signalled_again",
             &[Need::SplitIrqchip, Need::AcceptMode],
-            what_an_absent_lapic_swallowed_is_signalled_again,
+            || what_an_absent_lapic_swallowed_is_signalled_again(split),
+        )
+        .test(
+            "vmms_irqfds::what_an_absent_lapic_swallowed_is_signalled_again",
+            &[Need::SplitIrqchip, Need::AcceptMode],
+            || what_an_absent_lapic_swallowed_is_signalled_again(on_the_vmms_irqfds),
+        )
+        .test(
+            "vmms_irqfds::two_devices_on_one_line",
+            &[Need::SplitIrqchip, Need::AcceptMode],
+            || rows::two_devices_on_one_line(on_the_vmms_irqfds, level),
         )
         .test(
             "full::row_150_a_oneshot_handler",
@@ -84,9 +106,10 @@ fn main() -> ExitCode {
             "split::row_150_a_oneshot_handler",
             &[Need::SplitIrqchip, Need::AcceptMode],
             || {
-                assert_eq!(oneshot(split(), State::Carried(Path::Relay)), 0);
-                // An irqfd keeps what the device signals at the EOI, when the guest has not served it yet.
-                assert_eq!(oneshot(split(), State::Carried(Path::SplitKick)), ONESHOTS);
+                for state in [State::Carried(Path::SplitKick), State::Carried(Path::Relay)] {
+                    assert_eq!(oneshot(split(), state), 0, "{state}");
+                    assert_eq!(oneshot(on_the_vmms_irqfds(), state), 0, "{state}");
+                }
             },
         )
         .test(
@@ -132,7 +155,7 @@ fn oneshot<G: Guest>((device, guest): (Arc<ModelIntx>, G), state: State) -> u32 
 
 /// The message of a split kick goes to a LAPIC that is not there, and KVM drops it. The guest then gives the entry a
 /// LAPIC that is there, at once or by way of a mask: the IOAPIC tells the pin's listeners, which unmasks the device.
-fn what_an_absent_lapic_swallowed_is_signalled_again() {
+fn what_an_absent_lapic_swallowed_is_signalled_again(split: fn() -> (Arc<ModelIntx>, SplitGuest)) {
     const ABSENT: u8 = 9;
     for by_mask in [false, true] {
         let (device, guest) = split();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use interrupt_core::forward::{Consumer, GuestLine};
-use interrupt_core::{Delivery, EoiNotifier, Gsi, Irqchip, LevelSource, LoweredBy, Msi, MsiOutput};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, Irqchip, LevelSource, LoweredBy, Msi, MsiOutput, PinMask};
 use kvm_irqfd::{HostForwarded, KvmInterrupts, KvmVfio};
 use user_irqchip::testing::LocalApics;
 use user_irqchip::{Ioapic, Pic, Router};
@@ -205,7 +205,7 @@ impl MsiOutput for Waking {
         delivered
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> interrupt_core::Result<()> {
-        self.apics.set_pin(gsi, message, masked)
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> interrupt_core::Result<()> {
+        self.apics.set_pin(gsi, message, mask)
     }
 }

@@ -141,10 +141,14 @@ impl ListenerList {
         &self.entries
     }
 
+    /// Whether a listener of the list is meant.
+    pub(crate) fn has(&self, is_meant: impl Fn(EoiScope) -> bool) -> bool {
+        self.entries.iter().any(|entry| is_meant(entry.subject))
+    }
+
     /// The list, if a listener of it is meant.
     pub(crate) fn entries_if_any(&self, is_meant: impl Fn(EoiScope) -> bool) -> Option<Entries> {
-        let any = self.entries.iter().any(|entry| is_meant(entry.subject));
-        any.then(|| Arc::clone(&self.entries))
+        self.has(is_meant).then(|| Arc::clone(&self.entries))
     }
 
     pub(crate) fn has_callbacks(&self) -> bool {

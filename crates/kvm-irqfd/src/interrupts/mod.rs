@@ -189,12 +189,11 @@ impl KvmInterrupts {
     /// more run of the handler. The source is therefore for devices that signal once for each EOI, as an automasked
     /// VFIO INTx does. The EOI notifier of the source is the userspace IOAPIC, by GSI.
     ///
-    /// A signal that waits behind a mask is injected at the unmask, also when the device has withdrawn its cause
-    /// meanwhile. A guest that masks the pin, ends the interrupt, and serves the device before it unmasks the pin (Linux
-    /// does so for a threaded handler with IRQF_ONESHOT) therefore runs its handler once more for nothing after each
-    /// interrupt (50 of 50, row 150 of docs/conformance.md). KVM's own IOAPIC has no such run since Linux 6.3, and neither
-    /// has a source of the userspace IOAPIC that an EOI lowers: both ask the device at the unmask. The irqfd cannot drop
-    /// what waits instead, because an IOAPIC without a listener of the GSI asks nobody, and the interrupt would be lost.
+    /// A signal that waits behind a mask is dropped at an unmask after which the IOAPIC asks the listeners of the GSI
+    /// ([`PinMask::Asked`](interrupt_core::PinMask::Asked)), so a device that signals the trigger listens there, and
+    /// signals again when it is told and its level lasts. Otherwise a guest that serves the device behind the mask (Linux
+    /// does so for a threaded handler with IRQF_ONESHOT) would get an interrupt for nothing each time. What
+    /// [`LevelSource::assert`] signals behind a mask, and a signal that nobody is asked for, is injected at the unmask.
     ///
     /// # Errors
     /// As [`split_source_with`](Self::split_source_with).

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use interrupt_core::{EveryStep, Gsi};
+use interrupt_core::{EveryStep, Gsi, PinMask};
 
 use crate::books::{Books, State};
 use crate::error::{Error, Reason, Result};
@@ -93,16 +93,20 @@ impl std::fmt::Debug for Routing<'_> {
 
 /// Programs a pin of a userspace IOAPIC: its route, and whether the guest masks the pin. A pin that is masked is off
 /// before its route changes; a pin that is unmasked has its route first.
-pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, masked: bool) -> Result<()> {
+pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, mask: PinMask) -> Result<()> {
     Routes::check(books.irqchip, gsi, route.as_slice())?;
     books.with(|state| {
-        if masked {
-            state.set_masked(gsi, true);
-            settle_masks(state, &books.assigner, gsi)?;
+        match mask {
+            PinMask::Masked => {
+                state.set_masked(gsi, true);
+                settle_masks(state, &books.assigner, gsi)?;
+            }
+            PinMask::Asked => state.change_line(gsi, |line, _, _| line.drop_waiting(gsi))?,
+            PinMask::Unmasked => {}
         }
         let changes = Changes::from([(gsi, route.into_iter().collect())]);
         exchange(state, &books.assigner, changes)?;
-        state.set_masked(gsi, masked);
+        state.set_masked(gsi, mask.is_masked());
         settle_masks(state, &books.assigner, gsi)
     })
 }

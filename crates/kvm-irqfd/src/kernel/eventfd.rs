@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use interrupt_core::Gsi;
@@ -53,6 +53,8 @@ pub(crate) struct Eventfd {
     semaphore: Option<bool>,
     /// A write waits while the counter is full.
     may_block: bool,
+    /// KVM takes what is signalled, so that the counter is not full.
+    is_taken: AtomicBool,
     /// How often this process has asserted by this eventfd. Other holders of the eventfd are not seen.
     asserted: AtomicU64,
 }
@@ -84,17 +86,10 @@ impl Eventfd {
                 .and_then(|info| field(&info, "eventfd-semaphore"))
                 .map(|flag| flag != 0),
             may_block: !flags.contains(OFlags::NONBLOCK),
+            is_taken: AtomicBool::new(false),
             asserted: AtomicU64::new(0),
             fd,
         })
-    }
-
-    /// Takes over an eventfd whose count is not to be touched. Where the kernel does not say whether the eventfd is a
-    /// semaphore, it is taken to be none.
-    pub(crate) fn adopt_with_count(fd: EventFd, operation: &'static str, gsi: Gsi) -> Result<Self> {
-        let mut eventfd = Self::adopt(fd, operation, gsi)?;
-        eventfd.semaphore.get_or_insert(false);
-        Ok(eventfd)
     }
 
     pub(crate) fn fd(&self) -> &EventFd {
@@ -112,11 +107,16 @@ impl Eventfd {
     }
 
     fn add(&self, count: u64) -> io::Result<()> {
-        // Another holder of the eventfd may have filled the counter, and may never read it.
-        if self.may_block && !self.has_room()? {
+        // Another holder of the eventfd may have filled the counter, and may have made the eventfd blocking.
+        if (self.may_block || !self.is_taken.load(Ordering::Relaxed)) && !self.has_room()? {
             return Ok(());
         }
         Ok(self.write(count)?)
+    }
+
+    /// Says whether KVM takes what is signalled from now on.
+    pub(crate) fn set_taken(&self, is_taken: bool) {
+        self.is_taken.store(is_taken, Ordering::Relaxed);
     }
 
     fn has_room(&self) -> io::Result<bool> {
@@ -135,14 +135,13 @@ impl Eventfd {
 
     /// Signals the trigger of a level source, and counts that.
     pub(crate) fn assert(&self) -> io::Result<()> {
-        self.signal()?;
-        // Beside a system call this costs nothing.
-        self.asserted.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        // Counted first, so that who finds the signal finds it counted. Beside a system call this costs nothing.
+        self.asserted.fetch_add(1, Ordering::SeqCst);
+        self.signal()
     }
 
     pub(crate) fn asserted(&self) -> u64 {
-        self.asserted.load(Ordering::Relaxed)
+        self.asserted.load(Ordering::SeqCst)
     }
 
     /// Takes what is pending, without waiting. 0 when nothing is.

@@ -48,8 +48,8 @@ pub(crate) struct Irqfd {
     pub(crate) resamplefd: ResampleFd,
     /// The owner of an edge irqfd has masked it.
     pub(crate) masked: bool,
-    /// The owner has taken what the trigger counted before: a count that is there at the first bind is an interrupt.
-    pub(crate) keeps_count: bool,
+    /// The assertions of this process, up to the last look at what waited in the trigger.
+    seen: u64,
     assigned: bool,
     /// KVM has refused to take the irqfd back. What is signalled waits in the trigger.
     refused: bool,
@@ -72,7 +72,7 @@ impl Irqfd {
             trigger,
             resamplefd,
             masked: false,
-            keeps_count: false,
+            seen: 0,
             assigned: false,
             refused: false,
         })
@@ -84,6 +84,20 @@ impl Irqfd {
 
     pub(crate) fn is_resampler(&self) -> bool {
         !matches!(self.resamplefd, ResampleFd::None)
+    }
+
+    /// Drops what a device has signalled while the irqfd was off: the device is asked for its level, and signals again if
+    /// the level lasts. What this process has asserted stays, because a pulse is not asserted again.
+    pub(crate) fn drop_waiting(&mut self) -> io::Result<()> {
+        let waits = self.kind == BindingKind::Split && !self.assigned && self.trigger.take()? > 0;
+        // An assertion is counted before it is signalled: one that was taken has been counted.
+        let asserted = self.trigger.asserted();
+        let is_ours = std::mem::replace(&mut self.seen, asserted) != asserted;
+        if waits && is_ours {
+            self.trigger.signal()
+        } else {
+            Ok(())
+        }
     }
 
     /// The listener that KVM tells of its EOIs.
@@ -126,10 +140,8 @@ impl Assigner {
     /// Assigns an irqfd for the first time. A count that is pending is discarded (law 5): it would be injected,
     /// whatever it meant before.
     pub(crate) fn bind(&self, irqfd: &mut Irqfd, gsi: Gsi, wanted: bool) -> Result<()> {
-        if !irqfd.keeps_count {
-            let drained = irqfd.trigger.take();
-            drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
-        }
+        let drained = irqfd.trigger.take();
+        drained.map_err(|error| Error::os("read(trigger)", gsi, error))?;
         let bound = if wanted { self.assign(irqfd, gsi) } else { Ok(()) };
         bound.map_err(|error| Error::os("KVM_IRQFD", gsi, error))
     }
@@ -147,6 +159,7 @@ impl Assigner {
                 return Err(put_back.err().unwrap_or(error));
             }
             irqfd.assigned = true;
+            irqfd.trigger.set_taken(true);
             // What was signalled since the read above KVM has injected, but leaves in the counter until the next write.
             // A write after the assign is KVM's at once and cannot be taken here.
             irqfd.trigger.take()?;
@@ -160,6 +173,7 @@ impl Assigner {
     /// When this returns, a signal of the trigger is not injected any more, and stays in its counter.
     pub(crate) fn deassign(&self, irqfd: &mut Irqfd, gsi: Gsi) {
         irqfd.refused = false;
+        irqfd.trigger.set_taken(false);
         if std::mem::take(&mut irqfd.assigned) {
             self.kernel.deassign(irqfd.trigger.fd(), gsi);
         }

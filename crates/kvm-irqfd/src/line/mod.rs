@@ -293,6 +293,15 @@ impl GsiLine {
         self.settle_masks(assigner, gsi, pin_masked)
     }
 
+    /// Drops what devices have signalled while their irqfds were off. The first error is returned; all are gone through.
+    pub(crate) fn drop_waiting(&mut self, gsi: Gsi) -> Result<()> {
+        let mut dropped = Ok(());
+        for irqfd in &mut self.irqfds {
+            dropped = dropped.and(irqfd.drop_waiting());
+        }
+        dropped.map_err(|error| Error::os("read(trigger)", gsi, error))
+    }
+
     /// Assigns what is to be on and is off, and deassigns what is to be off and is on.
     pub(crate) fn settle_masks(&mut self, assigner: &Assigner, gsi: Gsi, pin_masked: bool) -> Result<()> {
         let mut settled = Ok(());

@@ -5,14 +5,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use interrupt_core::{Delivery, EveryStep, Gsi, Level, Msi, Pin, Result, WiredOr};
+use interrupt_core::{Delivery, EveryStep, Gsi, Level, Msi, Pin, PinMask, Result, WiredOr};
 
 use super::pin_state::{AfterEoi, AfterWrite, Driven, Output, PinState, Sent};
 use super::saved::SavedPin;
 use super::shared::Shared;
 use super::spec::{Half, RedirectionEntry};
 use crate::pulse::Pulse;
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 
 /// A pin of an [`Ioapic`](super::Ioapic), as a [`Line`](interrupt_core::Line) drives it.
 pub(crate) struct IoapicPin {
@@ -42,6 +42,16 @@ impl Locked {
         self.pin = next;
         result
     }
+
+    /// The mask for the output, when the guest has unmasked the entry. The listeners are asked after the output has been
+    /// told, unless an interrupt is in service: then the EOI asks them.
+    fn unmask(&self, entry: RedirectionEntry) -> PinMask {
+        if entry.is_level() && !self.pin.remote_irr() && self.or.has_listeners_of_gsi() {
+            PinMask::Asked
+        } else {
+            PinMask::Unmasked
+        }
+    }
 }
 
 /// The rest of the work after a level was driven.
@@ -52,7 +62,7 @@ pub(crate) struct Outcome(Driven);
 #[derive(Clone, Copy)]
 struct Program {
     message: Option<Msi>,
-    masked: bool,
+    mask: PinMask,
 }
 
 /// A message in one word; 0 means no message. The address of an IOAPIC's message has 32 bits.
@@ -65,6 +75,14 @@ fn unpack(word: u64) -> Option<Msi> {
         address: word >> 32,
         data: word as u32,
     })
+}
+
+fn mask_of(entry: RedirectionEntry) -> PinMask {
+    if entry.is_masked() {
+        PinMask::Masked
+    } else {
+        PinMask::Unmasked
+    }
 }
 
 impl IoapicPin {
@@ -134,17 +152,21 @@ impl IoapicPin {
         // An error of the output is counted, because there is no caller to return it to.
         let unmasks = self.masked.load(Ordering::Relaxed) && pack(message) == self.message.load(Ordering::Relaxed);
         // Until the output has been told, this pin's state is masked, and the pin sends nothing.
-        if unmasks && self.is_told(Program { message, masked: false }, steps) {
-            let mut locked = self.lock();
-            self.exchange(entry);
-            locked.pin = locked.pin.written(entry, Output::default()).told(message.is_some());
-            let is_heard = locked.or.has_listeners();
-            return locked.step(|state| state.after_write(is_heard));
+        if unmasks {
+            let mask = self.lock().unmask(entry);
+            if self.is_told(Program { message, mask }, steps) {
+                let mut locked = self.lock();
+                self.exchange(entry);
+                locked.pin = locked.pin.written(entry, Output::default()).told(message.is_some());
+                let is_heard = locked.or.has_listeners_of_gsi();
+                return locked.step(|state| state.after_write(is_heard));
+            }
         }
         let mut locked = self.lock();
         self.exchange(entry);
         let program = self.program(&mut locked, entry, message);
-        if let Some(program) = program.filter(|_| !unmasks) {
+        if let Some(mut program) = program.filter(|_| !unmasks) {
+            program.mask = locked.unmask(entry);
             drop(locked);
             let told = self.is_told(program, steps);
             locked = self.lock();
@@ -152,7 +174,7 @@ impl IoapicPin {
                 locked.pin = locked.pin.told(program.message.is_some());
             }
         }
-        let changed = program.is_some() && locked.or.has_listeners();
+        let changed = program.is_some() && locked.or.has_listeners_of_gsi();
         locked.step(|state| state.after_write(changed))
     }
 
@@ -163,11 +185,10 @@ impl IoapicPin {
         self.shared.reindex(self.number, before.vector(), entry.vector());
     }
 
-    /// Tells the output of the new destination, after the interrupt in service that kept the old destination has ended.
-    /// Sends the interrupt if the line is high.
-    fn program_moved(&self) {
+    /// Tells the output of the pin: of a new destination, after the interrupt in service that kept the old destination has
+    /// ended, or of a pin that the output has refused. Sends the interrupt if the line is high.
+    fn program_again(&self, writes: MutexGuard<'_, ()>) {
         let mut steps = EveryStep::default();
-        let writes = lock(&self.shared.writes);
         let mut locked = self.lock();
         let entry = self.whole(locked.pin);
         if let Some(program) = self.program(&mut locked, entry, entry.message()) {
@@ -199,7 +220,8 @@ impl IoapicPin {
         // A masked pin keeps its message, and so does a pin in service: its interrupt was sent by this message.
         let keeps = masked || locked.pin.is_moved();
         let message = if keeps { known } else { message };
-        (locked.pin.is_stale() || output.mask).then_some(Program { message, masked })
+        let mask = mask_of(entry);
+        (locked.pin.is_stale() || output.mask).then_some(Program { message, mask })
     }
 
     /// Tells the output. An output that panics has refused.
@@ -207,11 +229,11 @@ impl IoapicPin {
         steps.take(|| self.tell(program)).is_some_and(|told| told.is_ok())
     }
 
-    fn tell(&self, Program { message, masked }: Program) -> Result<()> {
-        let told = self.shared.output.set_pin(self.gsi, message, masked);
+    fn tell(&self, Program { message, mask }: Program) -> Result<()> {
+        let told = self.shared.output.set_pin(self.gsi, message, mask);
         if told.is_ok() {
             self.message.store(pack(message), Ordering::Release);
-            self.masked.store(masked, Ordering::Relaxed);
+            self.masked.store(mask.is_masked(), Ordering::Relaxed);
         } else {
             self.shared.counters.route_errors.count();
         }
@@ -223,7 +245,7 @@ impl IoapicPin {
         match after {
             AfterEoi::Nothing => {}
             AfterEoi::Send(sent) => self.send_unasked(Some(sent)),
-            AfterEoi::Program => self.program_moved(),
+            AfterEoi::Program => self.program_again(lock(&self.shared.writes)),
             AfterEoi::Delay => return true,
         }
         false
@@ -255,7 +277,7 @@ impl IoapicPin {
             }
             let state = self.step(|state| (state.refused(sent), state.refused(sent)));
             if state.is_moved() && !state.remote_irr() {
-                steps.take(|| self.program_moved());
+                steps.take(|| self.program_again(lock(&self.shared.writes)));
             }
         }
         steps.end();
@@ -310,8 +332,8 @@ impl IoapicPin {
             return Ok(());
         }
         drop(locked);
-        let masked = entry.is_masked();
-        let told = self.tell(Program { message, masked });
+        let mask = mask_of(entry);
+        let told = self.tell(Program { message, mask });
         if told.is_ok() {
             self.step(|state| (state.told(message.is_some()), ()));
         }
@@ -338,6 +360,13 @@ impl Pin for IoapicPin {
     fn deliver(&self, outcome: Outcome) -> Result<Delivery> {
         match outcome.0 {
             Driven::Send(sent) => self.send(sent),
+            Driven::Tell => {
+                // Whoever holds the lock tells the output, and then sends the interrupt.
+                if let Some(writes) = try_lock(&self.shared.writes) {
+                    self.program_again(writes);
+                }
+                Ok(Delivery::Pending)
+            }
             Driven::Nothing(delivery) => Ok(delivery),
         }
     }

@@ -49,6 +49,8 @@ pub(super) type Sent = u16;
 pub(super) enum Driven {
     /// An interrupt is to be sent.
     Send(Sent),
+    /// An interrupt waits for the output, which is being told of the pin or has refused.
+    Tell,
     /// Nothing is to be done.
     Nothing(Delivery),
 }
@@ -167,7 +169,12 @@ impl PinState {
             high = high.with(EDGE, true);
         }
         let (next, sent) = high.evaluate();
-        (next, sent.map_or(Driven::Nothing(Delivery::Pending), Driven::Send))
+        let driven = match sent {
+            Some(sent) => Driven::Send(sent),
+            None if next.has(STALE) && !next.has(MASKED) => Driven::Tell,
+            None => Driven::Nothing(Delivery::Pending),
+        };
+        (next, driven)
     }
 
     /// The guest has written `entry`. `Output` says how the entry differs from the output's knowledge. If it differs,
@@ -192,7 +199,7 @@ impl PinState {
     }
 
     /// The output has been told, and knows whether the pin has a message. Without this call the pin waits for the next
-    /// write of its entry.
+    /// assertion, or for the next write of its entry.
     pub(super) fn told(self, has_message: bool) -> Self {
         self.with(STALE, false).with(ROUTED, has_message)
     }

@@ -19,7 +19,8 @@ pub struct Counts {
     pub refused_messages: u64,
     /// Messages that the output could not send, except those whose error was returned to the asserting device.
     pub send_errors: u64,
-    /// Refused calls of [`MsiOutput::set_pin`]. Such a pin sends nothing until its entry is written again.
+    /// Refused calls of [`MsiOutput::set_pin`]. The next assertion on such a pin, or
+    /// the next write of its entry, tries again.
     pub route_errors: u64,
     /// Listeners that could not be told of an EOI, because their eventfd could not be written.
     pub listener_errors: u64,

@@ -17,7 +17,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use interrupt_core::{Delivery, Error, Gsi, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, Error, Gsi, Msi, MsiOutput, PinMask, Result};
 use user_irqchip::{Ioapic, IoapicBuilder};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -47,8 +47,8 @@ struct Sink {
     refuse_pins: Mutex<bool>,
     /// The pins as they were programmed last.
     pins: Mutex<BTreeMap<u32, Programmed>>,
-    /// Changes of masks: pin, and whether it is masked now.
-    masks: Mutex<Vec<(u32, bool)>>,
+    /// Changes of masks: pin, and its mask now.
+    masks: Mutex<Vec<(u32, PinMask)>>,
 }
 
 impl Sink {
@@ -84,11 +84,12 @@ impl MsiOutput for Sink {
         }
     }
 
-    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, masked: bool) -> Result<()> {
+    fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()> {
         if *self.refuse_pins.lock().unwrap() {
             return Err(refusal("set_pin", gsi));
         }
         let message = message.map(|message| (message.address, message.data));
+        let masked = mask.is_masked();
         let mut pins = self.pins.lock().unwrap();
         let (old_message, old_masked) = pins.insert(gsi.0, (message, masked)).unwrap_or((None, true));
         assert_ne!(
@@ -100,7 +101,7 @@ impl MsiOutput for Sink {
             self.told.lock().unwrap().push(Told::Routed(gsi.0, message));
         }
         if masked != old_masked {
-            self.masks.lock().unwrap().push((gsi.0, masked));
+            self.masks.lock().unwrap().push((gsi.0, mask));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result};
 use user_irqchip::Ioapic;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -161,6 +161,34 @@ fn a_pin_without_its_route_waits_for_the_next_write() {
     }
 }
 
+/// No device waits for the guest's next write of the entry: its next assertion has the output told again.
+#[test]
+fn an_assertion_on_a_refused_pin_tells_the_output_again() {
+    for (entry, message) in [(LEVEL | 0x32, 0x8032), (0x32, 0x32)] {
+        for unmasks in [false, true] {
+            let bench = Bench::new();
+            let source = device(&bench, 5);
+            bench.set_entry(5, LEVEL | 0x31);
+            if unmasks {
+                bench.set_low(5, MASKED | entry);
+            }
+            bench.sink.take();
+            bench.sink.refuse_pins(true);
+            bench.set_low(5, entry);
+            assert_eq!(source.assert().unwrap(), Delivery::Pending);
+            assert_eq!((bench.sink.take(), bench.ioapic.counts().route_errors), (vec![], 2));
+            source.deassert().unwrap();
+            bench.sink.refuse_pins(false);
+            assert_eq!(source.assert().unwrap(), Delivery::Pending);
+            let route = Told::Routed(5, Some((0xfee0_0000, message)));
+            assert_eq!(bench.sink.take(), [route, Told::Sent(5, message)], "unmasks: {unmasks}");
+            source.deassert().unwrap();
+            bench.ioapic.eoi(0x32);
+            assert_eq!(source.assert().unwrap(), Delivery::Delivered(1));
+        }
+    }
+}
+
 /// The datasheet has interrupts that no local APIC ends treated as edges.
 #[test]
 fn an_nmi_is_an_edge_even_on_a_level_pin() {
@@ -186,7 +214,7 @@ impl MsiOutput for EndsAtOnce {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> Result<()> {
         Ok(())
     }
 }
@@ -220,15 +248,19 @@ fn the_output_is_told_of_a_mask_when_it_changes() {
     let bench = Bench::new();
     let masks = || std::mem::take(&mut *bench.sink.masks.lock().unwrap());
     bench.set_entry(5, LEVEL | 0x31);
-    assert_eq!(masks(), [(5, false)], "unmasked");
+    assert_eq!(masks(), [(5, PinMask::Unmasked)], "unmasked");
     bench.set_entry(5, LEVEL | 0x32);
     assert_eq!(masks(), [], "no change");
     bench.set_entry(5, LEVEL | MASKED | 0x32);
     bench.set_entry(5, LEVEL | MASKED | 0x32);
-    assert_eq!(masks(), [(5, true)]);
+    assert_eq!(masks(), [(5, PinMask::Masked)]);
     let masked = bench.ioapic.save();
     bench.set_entry(5, LEVEL | 0x32);
     masks();
     bench.ioapic.restore(&masked).unwrap();
-    assert_eq!(masks(), [(5, true)], "a restored mask is one that has changed");
+    assert_eq!(
+        masks(),
+        [(5, PinMask::Masked)],
+        "a restored mask is one that has changed"
+    );
 }

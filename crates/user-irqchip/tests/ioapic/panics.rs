@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result};
 use user_irqchip::{Ioapic, Pic, Router};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -110,7 +110,7 @@ impl MsiOutput for Faulty {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> Result<()> {
         assert!(!self.pins.swap(false, Ordering::Relaxed), "the caller's fault");
         Ok(())
     }

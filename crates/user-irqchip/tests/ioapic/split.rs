@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy, Msi, MsiOutput, Result};
+use interrupt_core::{Delivery, EoiGuard, EoiNotifier, Gsi, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result};
 use user_irqchip::Ioapic;
 
 use crate::{Bench, LEVEL, MASKED, REMOTE_IRR, Told};
@@ -41,6 +41,51 @@ fn row_134_listeners_of_the_gsi_are_told_of_an_unmask_and_of_a_new_route() {
     assert_eq!(told(), 1, "another destination");
     bench.set_low(5, 0x32);
     assert_eq!(told(), 0, "edges have no level to state");
+}
+
+/// Row 150: the output drops what devices have signalled behind a mask exactly when the GSI's listeners are told after the
+/// unmask, whether the output has accepted the unmask or not.
+#[test]
+fn row_150_the_output_is_told_whether_the_listeners_are_asked() {
+    let bench = Bench::new();
+    let masks = || std::mem::take(&mut *bench.sink.masks.lock().unwrap());
+    let unmask = |trigger: u64| {
+        bench.set_low(5, MASKED | trigger | 0x31);
+        masks();
+        bench.set_low(5, trigger | 0x31);
+        masks()
+    };
+    assert_eq!(unmask(LEVEL), [(5, PinMask::Unmasked)], "nobody listens");
+    let device = bench.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    let listener = Listener::callback(|_| {});
+    let of_source = bench.ioapic.subscribe(device.key().into(), listener).unwrap();
+    assert_eq!(unmask(LEVEL), [(5, PinMask::Unmasked)], "nobody listens to the GSI");
+    let (told, _guard) = count(&bench);
+    let told = || told.swap(0, Ordering::Relaxed);
+    assert_eq!((unmask(LEVEL), told()), (vec![(5, PinMask::Asked)], 1));
+    device.assert().unwrap();
+    assert_eq!((unmask(LEVEL), told()), (vec![(5, PinMask::Unmasked)], 0), "in service");
+    bench.ioapic.eoi(0x31);
+    bench.set_low(5, MASKED | LEVEL | 0x31);
+    bench.ioapic.eoi(0x31);
+    told();
+    assert_eq!(
+        (unmask(LEVEL), told()),
+        (vec![(5, PinMask::Asked)], 1),
+        "the line is high"
+    );
+    device.deassert().unwrap();
+    bench.ioapic.eoi(0x31);
+    bench.set_low(5, MASKED | LEVEL | 0x31);
+    (masks(), told());
+    bench.set_low(5, LEVEL | 0x32);
+    assert_eq!((masks(), told()), (vec![(5, PinMask::Asked)], 1), "with another vector");
+    assert_eq!((unmask(0), told()), (vec![(5, PinMask::Unmasked)], 0), "edges");
+    bench.set_low(5, MASKED | LEVEL | 0x31);
+    bench.sink.refuse_pins(true);
+    bench.set_low(5, LEVEL | 0x31);
+    assert_eq!(told(), 1, "refused");
+    drop(of_source);
 }
 
 /// Row 139: KVM tells a split irqchip's IOAPIC of no edge's EOI. Each assertion is one interrupt all the same.
@@ -254,7 +299,7 @@ impl MsiOutput for Refuses {
         }
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> Result<()> {
         Ok(())
     }
 }
@@ -318,7 +363,7 @@ impl MsiOutput for ServesAtOnce {
         Ok(Delivery::Delivered(1))
     }
 
-    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: bool) -> Result<()> {
+    fn set_pin(&self, _: Gsi, _: Option<Msi>, _: PinMask) -> Result<()> {
         Ok(())
     }
 }

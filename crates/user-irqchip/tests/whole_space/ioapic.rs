@@ -127,7 +127,6 @@ fn a_pin_sends_exactly_when_the_rules_say_so() {
 
 #[test]
 fn a_level_is_taken_over_and_an_edge_is_a_rise() {
-    let result = |sent: Option<u16>| sent.map_or(Driven::Nothing(Delivery::Pending), Driven::Send);
     holds(
         |state| state.drive(Level::High),
         |mut pin| {
@@ -137,7 +136,12 @@ fn a_level_is_taken_over_and_an_edge_is_a_rise() {
             pin.edge |= !pin.is_level();
             pin.line = true;
             let (pin, sent) = pin.decided();
-            (pin, result(sent))
+            let driven = match sent {
+                Some(sent) => Driven::Send(sent),
+                None if pin.stale && !pin.masked => Driven::Tell,
+                None => Driven::Nothing(Delivery::Pending),
+            };
+            (pin, driven)
         },
     );
     holds(

@@ -3,17 +3,21 @@
 //! signals an irqfd on the pin's message, and the IOAPIC, told of the EOI by KVM's exit or by the guest's write of the
 //! EOI register, signals the device.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use interrupt_core::forward::{GuestLine, Path};
-use interrupt_core::{Gsi, LevelSource, LoweredBy};
+use interrupt_core::{Gsi, Irqfds, LevelSource, LoweredBy, Msi, MsiOutput};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_irqfd::{EoiBroadcast, KvmInterrupts, SPLIT_PINS, enable_split_irqchip, set_eoi_broadcast};
 use testkit::machine::{Exit, Irqchip, Machine};
 use testkit::rig::{LEVEL, MASKED};
-use user_irqchip::Ioapic;
 use user_irqchip::ioapic::Version;
+use user_irqchip::{BorrowedEventFd, Ioapic, IrqfdPins};
 use vfio_intx::State;
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
@@ -40,7 +44,8 @@ pub struct SplitGuest {
     /// For the relay.
     pins: [Arc<dyn LevelSource>; 2],
     ioapic: Arc<Ioapic>,
-    interrupts: KvmInterrupts,
+    /// Makes an irqfd of the pin.
+    irqfd: Box<dyn Fn(Gsi) -> Arc<dyn LevelSource>>,
     machine: Machine,
     /// The guest suppresses the broadcast of its EOIs, and writes the IOAPIC's EOI register after each.
     directs_eois: bool,
@@ -50,6 +55,19 @@ impl SplitGuest {
     pub fn new() -> Self {
         let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
         Self::on(machine, Version::V11)
+    }
+
+    /// A guest of a VMM that keeps its irqfds and its routing table.
+    pub fn on_the_vmms_irqfds() -> Self {
+        let machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+        let vmm = Vmm {
+            vm: Arc::clone(machine.vm()),
+            routes: Mutex::default(),
+        };
+        let pins = Arc::new(IrqfdPins::new(Arc::new(vmm), Gsi(0), 24).unwrap());
+        let output = Arc::clone(&pins);
+        let irqfd = move |gsi| -> Arc<dyn LevelSource> { pins.source(gsi, "irqfd").unwrap() };
+        Self::of(machine, Version::V11, output, Box::new(irqfd))
     }
 
     /// A guest that suppresses the broadcast of its EOIs.
@@ -69,17 +87,27 @@ impl SplitGuest {
     }
 
     fn on(machine: Machine, version: Version) -> Self {
-        keep_kvm_on();
         let interrupts = KvmInterrupts::new(Arc::clone(machine.vm())).unwrap();
-        let ioapic = Ioapic::builder().version(version).build(Arc::new(interrupts.clone()));
+        let output = Arc::new(interrupts.clone());
+        let irqfd = move |gsi| -> Arc<dyn LevelSource> { interrupts.split_source(gsi, "irqfd").unwrap() };
+        Self::of(machine, version, output, Box::new(irqfd))
+    }
+
+    fn of(
+        machine: Machine,
+        version: Version,
+        output: Arc<dyn MsiOutput>,
+        irqfd: Box<dyn Fn(Gsi) -> Arc<dyn LevelSource>>,
+    ) -> Self {
+        keep_kvm_on();
+        let ioapic = Ioapic::builder().version(version).build(output);
         let ioapic = Arc::new(ioapic.unwrap());
-        let irqfd = |line| -> Arc<dyn LevelSource> { interrupts.split_source(Gsi(gsi(line)), "irqfd").unwrap() };
         let pin = |line| -> Arc<dyn LevelSource> { ioapic.source(Gsi(gsi(line)), "pin", LoweredBy::Eoi).unwrap() };
         let mut guest = Self {
-            irqfds: LINES.map(irqfd),
+            irqfds: LINES.map(|line| irqfd(Gsi(gsi(line)))),
             pins: LINES.map(pin),
             ioapic,
-            interrupts,
+            irqfd,
             machine,
             directs_eois: false,
         };
@@ -107,6 +135,40 @@ impl SplitGuest {
     }
 }
 
+/// A VMM that has KVM to itself.
+struct Vmm {
+    vm: Arc<VmFd>,
+    routes: Mutex<BTreeMap<Gsi, Msi>>,
+}
+
+impl Irqfds for Vmm {
+    fn bind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
+        Ok(self.vm.register_irqfd(&BorrowedEventFd::from(trigger), gsi.0)?)
+    }
+
+    fn unbind(&self, trigger: BorrowedFd<'_>, gsi: Gsi) -> io::Result<()> {
+        Ok(self.vm.unregister_irqfd(&BorrowedEventFd::from(trigger), gsi.0)?)
+    }
+
+    fn route(&self, gsi: Gsi, message: Msi) -> io::Result<()> {
+        let mut routes = self.routes.lock().unwrap();
+        routes.insert(gsi, message);
+        let entry = |(gsi, message): (&Gsi, &Msi)| {
+            let mut entry = kvm_irq_routing_entry {
+                gsi: gsi.0,
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..Default::default()
+            };
+            entry.u.msi.address_lo = message.address as u32;
+            entry.u.msi.address_hi = (message.address >> 32) as u32;
+            entry.u.msi.data = message.data;
+            entry
+        };
+        let table: Vec<_> = routes.iter().map(entry).collect();
+        Ok(self.vm.set_gsi_routing(&KvmIrqRouting::from_entries(&table).unwrap())?)
+    }
+}
+
 impl Guest for SplitGuest {
     fn states(&self) -> &'static [State] {
         &[State::Carried(Path::Relay), State::Carried(Path::SplitKick)]
@@ -128,10 +190,7 @@ impl Guest for SplitGuest {
     fn sharer(&mut self, line: LineId, state: State) -> GuestLine {
         let gsi = Gsi(gsi(line));
         match state {
-            State::Carried(Path::SplitKick) => {
-                let irqfd = self.interrupts.split_source(gsi, "sharer").unwrap();
-                GuestLine::split(irqfd, self.ioapic.clone())
-            }
+            State::Carried(Path::SplitKick) => GuestLine::split((self.irqfd)(gsi), self.ioapic.clone()),
             _ => {
                 let pin = self.ioapic.source(gsi, "sharer", LoweredBy::Eoi).unwrap();
                 GuestLine::relay(pin, self.ioapic.clone(), "the test wants a relay")
