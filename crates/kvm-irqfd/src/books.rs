@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 use interrupt_core::{Gsi, Irqchip};
 
@@ -24,7 +25,28 @@ pub(crate) struct Books {
     pub(crate) irqchip: Irqchip,
     pub(crate) assigner: Assigner,
     pub(crate) dispatcher: Arc<Dispatcher>,
+    /// Held throughout a change of routes and while a user of a GSI is entered, so that the two do not meet.
+    changes: Mutex<()>,
+    /// Who holds `changes`.
+    changer: Mutex<Option<ThreadId>>,
     state: Mutex<State>,
+}
+
+/// The turn of a thread to change the routes or the users of GSIs.
+pub(crate) struct Turn<'a> {
+    changer: &'a Mutex<Option<ThreadId>>,
+    _changes: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(self.changer) = None;
+    }
+}
+
+/// Takes a lock under which nothing of a caller's runs.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What changes at configuration time.
@@ -85,6 +107,8 @@ impl Books {
             irqchip,
             assigner: Assigner::new(kernel)?,
             dispatcher: Dispatcher::new()?,
+            changes: Mutex::default(),
+            changer: Mutex::default(),
             state: Mutex::new(State {
                 routes,
                 owned,
@@ -99,20 +123,34 @@ impl Books {
     /// Runs `change` under the lock. Nothing that a caller owns is dropped or signalled there: `change` is only
     /// borrowed, so that what it captures outlives the lock, and what it takes out of the books goes through
     /// [`Afterwards`].
-    pub(crate) fn with<R>(&self, mut change: impl FnMut(&mut State) -> R) -> R {
-        let (result, afterwards) = {
-            // The state is whole wherever a panic could come from: only std's collections and the VMM's own way to set
-            // routes are called under the lock, and a change of routes ends as after a refusal when that one panics.
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = change(&mut state);
-            (result, std::mem::take(&mut state.afterwards))
-        };
-        for told in &afterwards.ask {
-            // An eventfd that KVM has taken as a resamplefd refuses a write when it is full: then it is signalled
-            // already.
-            drop(told.eventfd.signal());
-        }
+    pub(crate) fn with<R>(&self, change: impl FnMut(&mut State) -> R) -> R {
+        let (result, afterwards) = self.run(change);
+        afterwards.finish();
         result
+    }
+
+    /// The same for a caller that holds a lock, and that finishes when it has released the lock.
+    pub(crate) fn run<R>(&self, mut change: impl FnMut(&mut State) -> R) -> (R, Afterwards) {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        (result, std::mem::take(&mut state.afterwards))
+    }
+
+    /// Waits for this thread's turn to change the routes or the users of GSIs.
+    ///
+    /// The VMM's own way to set routes is called by the thread that has the turn, and with no other lock. A change from
+    /// within that call is refused.
+    pub(crate) fn turn(&self, operation: &'static str) -> Result<Turn<'_>> {
+        let this = thread::current().id();
+        if *lock(&self.changer) == Some(this) {
+            return Err(Error::of_vm(operation, Reason::Reentrant));
+        }
+        let _changes = lock(&self.changes);
+        *lock(&self.changer) = Some(this);
+        Ok(Turn {
+            changer: &self.changer,
+            _changes,
+        })
     }
 
     /// Checks everything that KVM does not, assigns the irqfd, and enters it.
@@ -145,7 +183,8 @@ impl Books {
     /// Checks a new use of a GSI, enters it with `add`, and makes the watch that it needs. After an error nothing is
     /// entered.
     fn enter<R>(&self, gsi: Gsi, kind: BindingKind, mut add: impl FnMut(&mut State, u64) -> Result<R>) -> Result<R> {
-        self.with(|state| {
+        let turn = self.turn(OPERATION)?;
+        let (entered, afterwards) = self.run(|state| {
             state.check(self.irqchip, gsi, kind)?;
             let (token, of_watch) = (state.next_token, state.next_token + 1);
             state.next_token += 2;
@@ -154,7 +193,10 @@ impl Books {
                 self.remove_from(state, gsi, token);
             }
             entered
-        })
+        });
+        drop(turn);
+        afterwards.finish();
+        entered
     }
 
     fn settle_watch(&self, state: &mut State, gsi: Gsi, token: u64) -> Result<()> {

@@ -98,6 +98,10 @@ pub enum Reason {
     /// The GSI is not one of those that [`KvmInterrupts::beside`](crate::KvmInterrupts::beside) was given. EINVAL.
     #[error("the GSI belongs to another owner of the VM's interrupts")]
     NotOwned,
+    /// The call is made from within the VMM's function that sets the routes, see
+    /// [`KvmInterrupts::beside`](crate::KvmInterrupts::beside). EDEADLK.
+    #[error("called by the function that sets the routes, which is part of another change")]
+    Reentrant,
     /// The fd is not an eventfd. EINVAL.
     #[error("the fd is not an eventfd")]
     NotEventfd,
@@ -172,6 +176,7 @@ impl Error {
         let errno = match &self.reason {
             Reason::MixedUse { .. } | Reason::AlreadyBound { .. } | Reason::SharedPin { .. } => Errno::BUSY,
             Reason::NotInitialised => Errno::AGAIN,
+            Reason::Reentrant => Errno::DEADLK,
             Reason::TableFull { .. } => Errno::NOSPC,
             Reason::Request(error) => return error.errno(),
             Reason::Os(error) | Reason::Refused(error) => return error.raw_os_error(),

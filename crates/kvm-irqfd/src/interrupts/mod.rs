@@ -70,7 +70,11 @@ impl KvmInterrupts {
     /// The same beside other owners of the VM's interrupts, an allocator of MSIs say: this has `gsis` and no other, whose
     /// routes are `routes` so far. KVM takes the routing table as a whole, so that the VMM keeps the table: `set_routes`
     /// is given all entries for `gsis` whenever one of them changes, and calls KVM_SET_GSI_ROUTING with these and those of
-    /// the others. It is called under a lock, and must not use these interrupts. An entry that it sets may not lead to a
+    /// the others. The call is part of a change: the lines whose routes change are off and low until it returns, and
+    /// [`routes`](Self::routes) are the new ones. It may read these interrupts, assert, mask, and drop what it has of
+    /// them; a change of routes or pins, a new source and a new listener are refused with
+    /// [`Reason::Reentrant`](crate::Reason::Reentrant). It must not wait for another thread that makes such a change,
+    /// because that thread waits for this one. An entry that it sets may not lead to a
     /// pin that an entry of these GSIs leads to.
     ///
     /// # Errors

@@ -5,10 +5,12 @@ use std::io;
 use std::sync::Arc;
 
 use interrupt_core::{EveryStep, Gsi, PinMask};
+use kvm_bindings::KvmIrqRouting;
 
 use crate::books::{Books, State};
 use crate::error::{Error, Reason, Result};
-use crate::line::irq_line::IrqLine;
+use crate::line::Afterwards;
+use crate::line::irq_line::{self, IrqLine};
 use crate::line::irqfd::Assigner;
 use crate::routes::{Changes, Route, Routes};
 
@@ -70,6 +72,7 @@ impl<'a> Routing<'a> {
     /// again.
     ///
     /// # Errors
+    /// * [`Reason::Reentrant`]: this is called by the VMM's function that sets the routes. Nothing has changed.
     /// * [`Reason::NotOwned`]: a GSI belongs to another owner of the table. Nothing has changed.
     /// * [`Reason::TableFull`]: the table would have too many entries. Nothing has changed.
     /// * [`Reason::UnknownGsi`], [`Reason::MsiRoute`], [`Reason::ShadowedPin`], [`Reason::SharedPin`]: a line that is
@@ -79,9 +82,10 @@ impl<'a> Routing<'a> {
     /// * [`Reason::Refused`]: the table that holds is the new one, if `operation` is not KVM_SET_GSI_ROUTING, but KVM
     ///   refused to take a line back.
     pub fn commit(self) -> Result<Committed> {
-        let mut changes = Some(self.changes);
-        self.books
-            .with(|state| exchange(state, &self.books.assigner, changes.take().unwrap_or_default()))
+        let turn = self.books.turn(OPERATION)?;
+        let exchanged = exchange(self.books, self.changes);
+        drop(turn);
+        exchanged.finish()
     }
 }
 
@@ -95,28 +99,123 @@ impl std::fmt::Debug for Routing<'_> {
 /// before its route changes; a pin that is unmasked has its route first.
 pub(crate) fn set_pin(books: &Books, gsi: Gsi, route: Option<Route>, mask: PinMask) -> Result<()> {
     Routes::check(books.irqchip, gsi, route.as_slice())?;
-    books.with(|state| {
-        match mask {
-            PinMask::Masked => {
-                state.set_masked(gsi, true);
-                settle_masks(state, &books.assigner, gsi)?;
-            }
-            PinMask::Asked => state.change_line(gsi, |line, _, _| line.drop_waiting(gsi))?,
-            PinMask::Unmasked => {}
+    let turn = books.turn(OPERATION)?;
+    books.with(|state| match mask {
+        PinMask::Masked => {
+            state.set_masked(gsi, true);
+            settle_masks(state, &books.assigner, gsi)
         }
-        let changes = Changes::from([(gsi, route.into_iter().collect())]);
-        exchange(state, &books.assigner, changes)?;
-        state.set_masked(gsi, mask.is_masked());
-        settle_masks(state, &books.assigner, gsi)
-    })
+        PinMask::Asked => state.change_line(gsi, |line, _, _| line.drop_waiting(gsi)),
+        PinMask::Unmasked => Ok(()),
+    })?;
+    let mut exchanged = exchange(books, Changes::from([(gsi, route.into_iter().collect())]));
+    if exchanged.result.is_ok() {
+        let settled = books.with(|state| {
+            state.set_masked(gsi, mask.is_masked());
+            settle_masks(state, &books.assigner, gsi)
+        });
+        exchanged.result = settled.map(|()| Committed::Changed);
+    }
+    drop(turn);
+    exchanged.finish().map(drop)
 }
 
 fn settle_masks(state: &mut State, assigner: &Assigner, gsi: Gsi) -> Result<()> {
     state.change_line(gsi, |line, pin_masked, _| line.settle_masks(assigner, gsi, pin_masked))
 }
 
-/// Exchanges the table for one with `changes`.
-fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Result<Committed> {
+/// A change of the table that has been made or refused.
+struct Exchanged {
+    result: Result<Committed>,
+    afterwards: Afterwards,
+    /// The panic of the VMM's own way to set routes.
+    panic: EveryStep,
+}
+
+impl Exchanged {
+    fn without_kvm(result: Result<Committed>) -> Self {
+        Self {
+            result,
+            afterwards: Afterwards::default(),
+            panic: EveryStep::default(),
+        }
+    }
+
+    /// Called when the turn is over.
+    fn finish(self) -> Result<Committed> {
+        self.afterwards.finish();
+        self.panic.end();
+        self.result
+    }
+}
+
+/// A change of the table that can be made. The books have the new table.
+struct Plan {
+    table: KvmIrqRouting,
+    before: Changes,
+    /// The GSIs that lead to another pin, or to none.
+    moved: Vec<Gsi>,
+    /// Those of them that KVM_IRQ_LINE drives.
+    lines: Vec<Arc<IrqLine>>,
+}
+
+/// Exchanges the table for one with `changes`. The caller has the turn.
+fn exchange(books: &Books, changes: Changes) -> Exchanged {
+    let mut changes = Some(changes);
+    let plan = match books.with(|state| plan(state, changes.take().unwrap_or_default())) {
+        Ok(Some(plan)) => plan,
+        Ok(None) => return Exchanged::without_kvm(Ok(Committed::Unchanged)),
+        Err(error) => return Exchanged::without_kvm(Err(error)),
+    };
+    let Plan {
+        table,
+        before,
+        moved,
+        lines,
+    } = plan;
+    let mut before = Some(before);
+    if let Err(error) = hold_all(&lines) {
+        books.with(|state| put_back(state, before.take()));
+        return Exchanged::without_kvm(Err(of_level(error, Reason::Os)));
+    }
+    books.with(|state| {
+        for gsi in &moved {
+            if let Some(line) = state.lines.get_mut(gsi) {
+                line.suspend(&books.assigner, *gsi);
+            }
+        }
+    });
+    // Without the lock of the books: this may be the VMM's own way to set routes. It has refused when it panics.
+    let mut panic = EveryStep::default();
+    let set = panic.take(|| books.assigner.kernel.set_routing(&table));
+    let set = set.unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
+    let (assigned, afterwards) = books.run(|state| {
+        if set.is_err() {
+            put_back(state, before.take());
+        }
+        let mut assigned = Ok(());
+        for gsi in &moved {
+            assigned = assigned.and(state.change_line(*gsi, |line, pin_masked, afterwards| {
+                line.resume(&books.assigner, *gsi, pin_masked, afterwards)
+            }));
+        }
+        assigned
+    });
+    let raised = release_all(&lines);
+    let result = set
+        .map_err(|error| Error::vm(OPERATION, error))
+        .and(assigned)
+        .and_then(|()| raised.map_err(|error| of_level(error, Reason::Refused)))
+        .map(|()| Committed::Changed);
+    Exchanged {
+        result,
+        afterwards,
+        panic,
+    }
+}
+
+/// Takes the changes into the table of the books, if they can be made. `None`: the table is as it was.
+fn plan(state: &mut State, mut changes: Changes) -> Result<Option<Plan>> {
     if let Some(gsi) = changes.keys().find(|gsi| !state.owns(**gsi)) {
         return Err(Error::new(OPERATION, *gsi, Reason::NotOwned));
     }
@@ -127,55 +226,45 @@ fn exchange(state: &mut State, assigner: &Assigner, mut changes: Changes) -> Res
     let moved = |(gsi, routes): &(&Gsi, &Vec<Route>)| !(is_msi(&state.routes.get(**gsi)) && is_msi(routes));
     let moved: Vec<Gsi> = changes.iter().filter(moved).map(|(gsi, _)| *gsi).collect();
     if changes.is_empty() {
-        return Ok(Committed::Unchanged);
+        return Ok(None);
     }
-    let mut before = Some(state.routes.replace(changes)?);
+    let before = state.routes.replace(changes)?;
     let checked = if moved.is_empty() { Ok(()) } else { state.check_routes() };
     let table = match checked.and_then(|()| state.routes.to_kvm()) {
         Ok(table) => table,
         Err(error) => {
-            put_back(state, before);
+            put_back(state, Some(before));
             return Err(error);
         }
     };
     let lines = moved.iter().filter_map(|gsi| state.lines.get(gsi)?.irq_line().cloned());
-    let lines: Vec<_> = lines.collect();
-    let (mut set, mut assigned) = (None, Ok(()));
-    // The VMM's own way to set routes may panic. It has refused then.
-    let mut steps = EveryStep::default();
-    let low = while_low(&lines, &mut || {
-        for gsi in &moved {
-            if let Some(line) = state.lines.get_mut(gsi) {
-                line.deassign_all(assigner, *gsi);
-            }
-        }
-        let result = steps.take(|| assigner.kernel.set_routing(&table));
-        let result = result.unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
-        if result.is_err() {
-            put_back(state, before.take());
-        }
-        set = Some(result);
-        for gsi in &moved {
-            let again = state.change_line(*gsi, |line, pin_masked, afterwards| {
-                line.assign_all(assigner, *gsi, pin_masked, afterwards)
-            });
-            assigned = std::mem::replace(&mut assigned, Ok(())).and(again);
-        }
-    });
-    steps.end();
-    match set {
-        // The levels would not be lowered, so that nothing was done.
-        None => {
-            put_back(state, before);
-            low.map_err(|error| of_level(error, Reason::Os))?;
-        }
-        Some(Err(error)) => return Err(Error::vm(OPERATION, error)),
-        Some(Ok(())) => {
-            assigned?;
-            low.map_err(|error| of_level(error, Reason::Refused))?;
+    Ok(Some(Plan {
+        table,
+        before,
+        lines: lines.collect(),
+        moved,
+    }))
+}
+
+/// Holds all of these lines low, or none.
+fn hold_all(lines: &[Arc<IrqLine>]) -> interrupt_core::Result<()> {
+    for (n, line) in lines.iter().enumerate() {
+        if let Err(error) = irq_line::hold(line) {
+            // A level that KVM does not take back is driven by the line's next change.
+            drop(release_all(&lines[..n]));
+            return Err(error);
         }
     }
-    Ok(Committed::Changed)
+    Ok(())
+}
+
+/// Goes through all, and returns the first error.
+fn release_all(lines: &[Arc<IrqLine>]) -> interrupt_core::Result<()> {
+    let mut released = Ok(());
+    for line in lines {
+        released = released.and(irq_line::release(line));
+    }
+    released
 }
 
 fn put_back(state: &mut State, before: Option<Changes>) {
@@ -187,16 +276,5 @@ fn of_level(error: interrupt_core::Error, reason: fn(io::Error) -> Reason) -> Er
     match error {
         interrupt_core::Error::Os { operation, gsi, source } => Error::new(operation, gsi, reason(source)),
         other => Error::vm("KVM_IRQ_LINE", io::Error::other(other)),
-    }
-}
-
-/// Runs `change` with all of these lines low at once.
-fn while_low(lines: &[Arc<IrqLine>], change: &mut dyn FnMut()) -> interrupt_core::Result<()> {
-    match lines {
-        [] => {
-            change();
-            Ok(())
-        }
-        [line, rest @ ..] => line.while_low(|_| while_low(rest, change))?,
     }
 }

@@ -15,7 +15,24 @@ pub(crate) type IrqLine = Line<IrqLinePin>;
 pub(crate) struct IrqLinePin {
     gsi: Gsi,
     kernel: Arc<dyn Kernel>,
-    state: Mutex<WiredOr>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    or: WiredOr,
+    /// The route of the GSI changes: the pin stays low, and the level is driven after the change.
+    is_held: bool,
+}
+
+/// Lowers the line until [`release`], because KVM would keep the level on the old pin for ever.
+pub(crate) fn hold(line: &IrqLine) -> interrupt_core::Result<()> {
+    line.while_low(|state| state.is_held = true)
+}
+
+/// Drives the level that the line has now.
+pub(crate) fn release(line: &IrqLine) -> interrupt_core::Result<()> {
+    line.while_low(|state| state.is_held = false)
 }
 
 impl IrqLinePin {
@@ -27,18 +44,21 @@ impl IrqLinePin {
 }
 
 impl Pin for IrqLinePin {
-    type State = WiredOr;
+    type State = State;
     type Outcome = Delivery;
 
-    fn lock(&self) -> MutexGuard<'_, WiredOr> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wired_or<'a>(&self, state: &'a mut WiredOr) -> &'a mut WiredOr {
-        state
+    fn wired_or<'a>(&self, state: &'a mut State) -> &'a mut WiredOr {
+        &mut state.or
     }
 
-    fn drive(&self, _: &mut WiredOr, level: Level) -> interrupt_core::Result<Delivery> {
+    fn drive(&self, state: &mut State, level: Level) -> interrupt_core::Result<Delivery> {
+        if state.is_held {
+            return Ok(Delivery::Pending);
+        }
         self.kernel.set_irq_line(self.gsi, level).map_err(|source| Error::Os {
             operation: "KVM_IRQ_LINE",
             gsi: self.gsi,

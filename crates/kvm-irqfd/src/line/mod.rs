@@ -30,6 +30,17 @@ pub(crate) struct Afterwards {
     pub(crate) drop: Vec<Gone>,
 }
 
+impl Afterwards {
+    /// Called without a lock. Asks, and then drops what goes.
+    pub(crate) fn finish(self) {
+        for told in &self.ask {
+            // An eventfd that KVM has taken as a resamplefd refuses a write when it is full: then it is signalled
+            // already.
+            drop(told.eventfd.signal());
+        }
+    }
+}
+
 #[allow(dead_code, reason = "the variants are there to be dropped")]
 pub(crate) enum Gone {
     Irqfd(Irqfd),
@@ -76,6 +87,8 @@ pub(crate) struct GsiLine {
     /// How often this process has asserted by irqfds that are gone.
     asserted_before: u64,
     reassigned: u64,
+    /// The route of the GSI changes: no irqfd is assigned.
+    is_suspended: bool,
     /// Whether KVM has refused to take an irqfd back.
     is_refused: Arc<AtomicBool>,
 }
@@ -173,7 +186,7 @@ impl GsiLine {
     ) -> Result<()> {
         if let Some(new) = irqfd {
             new.token = token;
-            let wanted = is_wanted(new, pin_masked);
+            let wanted = !self.is_suspended && is_wanted(new, pin_masked);
             assigner.bind(new, gsi, wanted)?;
             self.irqfds.extend(irqfd.take());
         }
@@ -279,6 +292,24 @@ impl GsiLine {
         }
     }
 
+    /// Deassigns every irqfd, until [`resume`](Self::resume).
+    pub(crate) fn suspend(&mut self, assigner: &Assigner, gsi: Gsi) {
+        self.is_suspended = true;
+        self.deassign_all(assigner, gsi);
+    }
+
+    /// Ends [`suspend`](Self::suspend), as [`assign_all`](Self::assign_all) does.
+    pub(crate) fn resume(
+        &mut self,
+        assigner: &Assigner,
+        gsi: Gsi,
+        pin_masked: bool,
+        afterwards: &mut Afterwards,
+    ) -> Result<()> {
+        self.is_suspended = false;
+        self.assign_all(assigner, gsi, pin_masked, afterwards)
+    }
+
     /// Assigns every irqfd that is off, as far as the masks allow, and asks for the levels: KVM keeps one assertion for
     /// all resample irqfds, which went when they were all deassigned. Goes through all, and returns the first error.
     pub(crate) fn assign_all(
@@ -306,7 +337,7 @@ impl GsiLine {
     pub(crate) fn settle_masks(&mut self, assigner: &Assigner, gsi: Gsi, pin_masked: bool) -> Result<()> {
         let mut settled = Ok(());
         for irqfd in &mut self.irqfds {
-            if is_wanted(irqfd, pin_masked) {
+            if !self.is_suspended && is_wanted(irqfd, pin_masked) {
                 settled = settled.and(assigner.assign(irqfd, gsi));
             } else {
                 assigner.deassign(irqfd, gsi);
