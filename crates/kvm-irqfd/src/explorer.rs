@@ -13,7 +13,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use interrupt_core::{Delivery, EoiGuard, EoiScope, Gsi, Irqchip, Level, LevelSource, Listener};
+use interrupt_core::{Delivery, EoiGuard, EoiScope, Gsi, Irqchip, Level, LevelSource, Listener, PinMask};
 use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KvmIrqRouting};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -387,7 +387,7 @@ impl Run {
         let kernel: Arc<dyn Kernel> = script.clone();
         let books = Books::new(kernel, irqchip, 24, Routes::initial(irqchip), None).unwrap();
         if irqchip == Irqchip::Split {
-            set_pin(&books, A, Some(message(0)), false).unwrap();
+            set_pin(&books, A, Some(message(0)), PinMask::Unmasked).unwrap();
         } else {
             script.lock().pins = (0..24).map(|pin| (Gsi(pin), pin)).collect();
             // Listed before A, so that KVM tells A.
@@ -563,7 +563,8 @@ impl Run {
     fn write_pin(&mut self, masked: bool, moved: bool) {
         self.script.pump();
         self.script.lock().pending.clear();
-        let written = set_pin(&self.books, A, Some(message(moved.into())), masked);
+        let mask = if masked { PinMask::Masked } else { PinMask::Unmasked };
+        let written = set_pin(&self.books, A, Some(message(moved.into())), mask);
         self.moved = moved;
         self.pin = (masked || written.is_ok()).then_some(masked);
     }
@@ -674,7 +675,7 @@ impl Run {
                     self.pin.is_none() || !self.script.is_pending(gsi),
                     "the guest has masked the pin"
                 );
-                set_pin(&self.books, A, Some(message(0)), false).unwrap();
+                set_pin(&self.books, A, Some(message(0)), PinMask::Unmasked).unwrap();
                 self.pin = Some(false);
             }
             assert!(self.script.is_pending(gsi), "source {n} does not reach the guest");

@@ -77,7 +77,8 @@ fn row_150_the_output_is_told_whether_the_listeners_are_asked() {
     device.deassert().unwrap();
     bench.ioapic.eoi(0x31);
     bench.set_low(5, MASKED | LEVEL | 0x31);
-    (masks(), told());
+    masks();
+    told();
     bench.set_low(5, LEVEL | 0x32);
     assert_eq!((masks(), told()), (vec![(5, PinMask::Asked)], 1), "with another vector");
     assert_eq!((unmask(0), told()), (vec![(5, PinMask::Unmasked)], 0), "edges");
