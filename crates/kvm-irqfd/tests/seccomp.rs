@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use interrupt_core::{EoiNotifier, Gsi, Listener, Msi, MsiOutput};
+use interrupt_core::{EoiNotifier, Gsi, Listener, Msi, MsiOutput, PinMask};
 use kvm_ioctls::Kvm;
 use kvm_irqfd::{KvmInterrupts, Route, SPLIT_PINS, enable_split_irqchip};
 use rustix::event::{EventfdFlags, eventfd};
@@ -14,7 +14,7 @@ use testkit::need::Need;
 use testkit::seccomp::with_only;
 
 /// All of them. The ioctls are KVM_IRQFD, KVM_SET_GSI_ROUTING, KVM_IRQ_LINE and KVM_SIGNAL_MSI; ppoll is for an eventfd of
-/// the VMM's that is blocking.
+/// the VMM's that is blocking, and for a trigger that KVM does not take at the moment.
 const CALLS: &[i64] = &[libc::SYS_ioctl, libc::SYS_ppoll, libc::SYS_preadv2, libc::SYS_write];
 
 fn main() -> ExitCode {
@@ -78,8 +78,13 @@ fn pins_of_a_userspace_ioapic() {
     let interrupts = KvmInterrupts::new(vm).unwrap();
     let source = interrupts.split_source(Gsi(5), "disk").unwrap();
     with_only(CALLS, || {
-        for (data, masked) in [(0x8031, false), (0x8031, true), (0x8032, true), (0x8032, false)] {
-            interrupts.set_pin(Gsi(5), Some(message(data)), masked).unwrap();
+        for (data, mask) in [
+            (0x8031, PinMask::Unmasked),
+            (0x8031, PinMask::Masked),
+            (0x8032, PinMask::Masked),
+            (0x8032, PinMask::Asked),
+        ] {
+            interrupts.set_pin(Gsi(5), Some(message(data)), mask).unwrap();
             source.assert().unwrap();
             source.deassert().unwrap();
             source.force_deassert().unwrap();

@@ -34,7 +34,7 @@ fn write(ioapic: &Ioapic, register: u32, value: u32) {
 }
 
 #[test]
-fn a_vcpu_writes_and_preads_eventfds_and_no_more() {
+fn a_vcpu_writes_preads_and_polls_eventfds_and_no_more() {
     let pins = Arc::new(IrqfdPins::new(Arc::new(Silent), Gsi(0), 24).unwrap());
     let ioapic = Ioapic::builder().build(pins.clone()).unwrap();
     let in_process = ioapic.source(Gsi(5), "serial", LoweredBy::Device).unwrap();
@@ -42,7 +42,7 @@ fn a_vcpu_writes_and_preads_eventfds_and_no_more() {
     let told = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     let listener = Listener::fd(told.try_clone().unwrap());
     let _told = ioapic.subscribe(Gsi(5).into(), listener).unwrap();
-    testkit::seccomp::with_only(&[libc::SYS_write, libc::SYS_preadv2], || {
+    testkit::seccomp::with_only(&[libc::SYS_write, libc::SYS_preadv2, libc::SYS_ppoll], || {
         for low in [0x8031, 0x1_8031, 0x8032, 0x0031] {
             write(&ioapic, 0x10 + 2 * 5, low);
             in_process.assert().unwrap();
