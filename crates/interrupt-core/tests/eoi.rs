@@ -234,6 +234,25 @@ fn a_list_makes_the_eventfd_that_it_takes_non_blocking() {
     );
 }
 
+/// Row 134: the listeners of the GSI are told, and not those of the line's own sources. Nothing changes on the line.
+#[test]
+fn row_134_a_resample_of_the_gsi_tells_its_listeners() {
+    let line = line();
+    let source = line.source("device", LoweredBy::Eoi);
+    source.assert().unwrap();
+    let told = [GSI.into(), source.key().into()].map(|subject| {
+        let count = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::clone(&count);
+        let listener = Listener::callback(move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        });
+        (count, line.subscribe(subject, listener).unwrap())
+    });
+    line.resample_gsi().unwrap();
+    assert_eq!(told.map(|(count, _)| count.load(Ordering::Relaxed)), [1, 0]);
+    assert_eq!((line.level(), line.counts().eois), (Level::High, 0));
+}
+
 /// A callback that owns its source and its guard goes with the guard, and not under a lock.
 #[test]
 fn what_a_callback_owns_goes_without_a_lock() {

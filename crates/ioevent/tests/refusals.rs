@@ -7,12 +7,15 @@
 
 mod support;
 
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use ioevent::{Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, ReservedRange, Space};
 use log::Level;
-use rustix::io::Errno as Code;
+use rustix::io::{Errno as Code, dup2};
 use support::backends::{Books, Call, Faulty, errno};
 use support::guest::{Guest, Setup, vm};
 use support::{Doorbell, eventfd, logged};
@@ -72,6 +75,11 @@ fn main() -> ExitCode {
     suite
         .test("model/first_refusal_is_a_warning", &[], first_refusal_is_a_warning)
         .test("model/other_bus", &[], other_bus)
+        .test(
+            "model/a_store_that_cannot_be_signalled",
+            &[],
+            a_store_that_cannot_be_signalled,
+        )
         .run()
 }
 
@@ -575,6 +583,22 @@ fn first_refusal_is_a_warning() {
     // A bus without a backend has nothing to complain of.
     let _quiet = IoeventBus::userspace().register(at(8), eventfd()).unwrap();
     assert_eq!(logged::containing("0xb0ad0040"), []);
+}
+
+/// Something else has come in the place of the eventfd, behind the registration's back: no store is served in silence.
+fn a_store_that_cannot_be_signalled() {
+    let bus = IoeventBus::userspace();
+    let at = Match::mmio(HERE, Length::Bytes4);
+    let bell = Doorbell::on(&bus, at);
+    let unwritable = File::open("/dev/null").unwrap();
+    // SAFETY: the bell's number, which is open and keeps its owner.
+    let mut theirs = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(bell.event.as_raw_fd()) });
+    dup2(&unwritable, &mut theirs).unwrap();
+    let store = bus.dispatch(Space::Mmio, HERE, &[0; 4]);
+    assert!(
+        matches!(store, Err(Error::NotSignalled { at: of, errno: why }) if of == at && why == errno(Code::BADF)),
+        "{store:?}"
+    );
 }
 
 fn other_bus() {
