@@ -913,4 +913,7 @@ fn front_end() {
     assert_eq!(mmio.rings(), 1);
     nobody.pio_read(PioAddress(0x300), 2, &mut data);
     assert_eq!(data, [0xff; 4]);
+    data.fill(0);
+    nobody.mmio_read(MmioAddress(A), 8, &mut data);
+    assert_eq!(data, [0xff; 4]);
 }

@@ -13,7 +13,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use ioevent::{Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, ReservedRange, Space};
+use ioevent::{
+    DoorbellOverlay, Error, IoeventBus, Length, Match, Path, Refusal, Registration, Rejection, ReservedRange, Space,
+    UnassignedRange,
+};
 use log::Level;
 use rustix::io::{Errno as Code, dup2};
 use support::backends::{Books, Call, Faulty, errno};
@@ -22,6 +25,8 @@ use support::{Doorbell, eventfd, logged};
 use testkit::counter::count;
 use testkit::harness::Suite;
 use testkit::need::Need;
+use vm_device::DeviceMmio;
+use vm_device::bus::MmioAddress;
 
 const HERE: u64 = 0xd000_0000;
 const THERE: u64 = 0xd010_0000;
@@ -80,6 +85,7 @@ fn main() -> ExitCode {
             &[],
             a_store_that_cannot_be_signalled,
         )
+        .test("model/a_drop_that_fails_is_logged", &[], a_drop_that_fails_is_logged)
         .run()
 }
 
@@ -588,17 +594,36 @@ fn first_refusal_is_a_warning() {
 /// Something else has come in the place of the eventfd, behind the registration's back: no store is served in silence.
 fn a_store_that_cannot_be_signalled() {
     let bus = IoeventBus::userspace();
-    let at = Match::mmio(HERE, Length::Bytes4);
+    let base = 0xb0ad_1000;
+    let at = Match::mmio(base, Length::Bytes4);
     let bell = Doorbell::on(&bus, at);
     let unwritable = File::open("/dev/null").unwrap();
     // SAFETY: the bell's number, which is open and keeps its owner.
     let mut theirs = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(bell.event.as_raw_fd()) });
     dup2(&unwritable, &mut theirs).unwrap();
-    let store = bus.dispatch(Space::Mmio, HERE, &[0; 4]);
+    let store = bus.dispatch(Space::Mmio, base, &[0; 4]);
     assert!(
         matches!(store, Err(Error::NotSignalled { at: of, errno: why }) if of == at && why == errno(Code::BADF)),
         "{store:?}"
     );
+    let overlay = DoorbellOverlay::new(bus, UnassignedRange);
+    for _ in 0..2 {
+        overlay.mmio_write(MmioAddress(base), 0, &[0; 4]);
+    }
+    let levels: Vec<_> = logged::containing("0xb0ad1000")
+        .iter()
+        .map(|(level, _)| *level)
+        .collect();
+    assert_eq!(levels, [Level::Error, Level::Debug]);
+}
+
+/// A drop has no caller to tell.
+fn a_drop_that_fails_is_logged() {
+    let base = 0xb0ad_2000;
+    let bus = IoeventBus::new(Faulty::new(Books::default(), at_call(0, Code::NOMEM, deassigns)));
+    drop(Doorbell::on(&bus, Match::mmio(base, Length::Bytes4)));
+    let logged = logged::containing("0xb0ad2000");
+    assert!(matches!(&logged[..], [(Level::Error, _)]), "{logged:?}");
 }
 
 fn other_bus() {
