@@ -8,6 +8,7 @@
 
 pub mod compare;
 pub mod counters;
+pub mod digits;
 pub mod floor;
 pub mod measure;
 pub mod micro;

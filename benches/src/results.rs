@@ -179,6 +179,11 @@ impl Nic {
     pub fn of(&self, name: &str) -> Option<&NicFigures> {
         self.vmms.iter().find(|vmm| vmm.name == name)
     }
+
+    /// The figures of the QEMU that a VMM is compared with.
+    pub fn peer(&self, vmm: &NicFigures) -> Option<&NicFigures> {
+        self.of(vmm.compared_with.as_deref()?)
+    }
 }
 
 /// The figures of one VMM. A spread is over the boots.

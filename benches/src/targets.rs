@@ -122,8 +122,8 @@ fn network(results: &Results, name: &str, of: fn(&NicFigures) -> f64) -> Result<
     let nic = results.nic.as_ref();
     let nic = nic.ok_or("cargo xtask bench --lab --only nic measures it")?;
     let ours = nic.of(name).ok_or_else(|| format!("{name} did not run"))?;
-    let peer = ours.compared_with.as_deref().and_then(|peer| nic.of(peer));
-    Ok(of(ours) / of(peer.ok_or("there is no QEMU to compare with")?))
+    let peer = nic.peer(ours).ok_or("there is no QEMU to compare with")?;
+    Ok(of(ours) / of(peer))
 }
 
 /// The worst ratio, in the groups whose EOI is the guest's own.

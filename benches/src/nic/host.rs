@@ -13,7 +13,19 @@ use crate::Result;
 /// The card that the guest gets: an e1000 on link 1.
 pub const CARD: &str = "0000:00:0a.0";
 
-const EXITS: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
+const EVENTS: &str = "/sys/kernel/tracing/events/kvm";
+/// An exit of any kind.
+const EXITS: Histogram = Histogram {
+    event: "kvm_exit",
+    key: "exit_reason",
+};
+/// Which register an exit that is for one accesses.
+const REGISTERS: Histogram = Histogram {
+    event: "kvm_msr",
+    key: "ecx",
+};
+/// The code of an exit that accesses a model-specific register.
+const MSR: u64 = 0x7c;
 
 /// Runs the lab's script that brings up the neighbours of its network cards.
 ///
@@ -29,6 +41,20 @@ pub fn bring_up_neighbours() -> Result<()> {
         bail!("{}: {status}", script.to_string_lossy());
     }
     Ok(())
+}
+
+/// The checksum of the first bytes of what the neighbour sends.
+///
+/// # Errors
+/// Outside of the lab, and when the programs cannot be run.
+pub fn checksum(mib: u32) -> Result<String> {
+    let disk = std::env::var_os("IRQ_TEST_GUEST_DISK");
+    let disk = disk.context("no IRQ_TEST_GUEST_DISK; it is set in cargo xtask lab")?;
+    let script = format!("head -c {mib}M \"$0\" | md5sum");
+    let output = Command::new("sh").args(["-c", &script]).arg(disk).output();
+    let text = String::from_utf8(output.context("cannot run md5sum")?.stdout)?;
+    let sum = text.split_whitespace().next().context("md5sum said nothing")?;
+    Ok(sum.to_owned())
 }
 
 /// Counts of the whole host, at one moment or between two.
@@ -105,45 +131,68 @@ impl ExitCounter {
     /// # Errors
     /// When there is no such tracepoint, or no histograms.
     pub fn start() -> Result<Self> {
-        trigger("hist:keys=exit_reason")?;
-        Ok(Self(()))
+        let counter = Self(());
+        EXITS.trigger("")?;
+        REGISTERS.trigger("")?;
+        Ok(counter)
     }
 
-    /// Exits by reason since the start.
+    /// Exits by reason since the start. Accesses to model-specific registers are counted by register.
     ///
     /// # Errors
-    /// When the histogram cannot be read.
+    /// When a histogram cannot be read.
     pub fn read(&self) -> Result<BTreeMap<String, u64>> {
-        let text = fs::read_to_string(format!("{EXITS}/hist")).with_context(|| format!("{EXITS}/hist"))?;
-        Ok(histogram(&text))
+        let exits = EXITS.read()?.into_iter().filter(|(code, _)| *code != MSR);
+        let exits = exits.map(|(code, count)| (reason_name(code), count));
+        let registers = REGISTERS.read()?.into_iter();
+        let mut sums = BTreeMap::new();
+        for (name, count) in exits.chain(registers.map(|(number, count)| (register_name(number), count))) {
+            *sums.entry(name).or_default() += count;
+        }
+        Ok(sums)
     }
 }
 
 impl Drop for ExitCounter {
     fn drop(&mut self) {
-        // Without the histogram nothing is left to end.
-        let _ = trigger("!hist:keys=exit_reason");
+        // Without a histogram nothing is left to end.
+        let _ = (EXITS.trigger("!"), REGISTERS.trigger("!"));
     }
 }
 
-fn trigger(text: &str) -> Result<()> {
-    let path = format!("{EXITS}/trigger");
-    let file = OpenOptions::new().write(true).open(&path);
-    let write = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    write.with_context(|| format!("cannot count exits with {path}"))
+/// A histogram of a tracepoint of KVM.
+struct Histogram {
+    event: &'static str,
+    key: &'static str,
 }
 
-/// Reads lines like `{ exit_reason:        120 } hitcount:          5`.
-fn histogram(text: &str) -> BTreeMap<String, u64> {
-    let number = |line: &str, after: &str| {
-        let rest = line.split_once(after)?.1;
-        rest.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    let entries = text.lines().filter_map(|line| {
-        let reason = number(line, "exit_reason:")?;
-        Some((reason_name(reason), number(line, "hitcount:")?))
-    });
-    entries.collect()
+impl Histogram {
+    /// Begins it; with `!` as `sign` ends it.
+    fn trigger(&self, sign: &str) -> Result<()> {
+        let path = format!("{EVENTS}/{}/trigger", self.event);
+        let text = format!("{sign}hist:keys={}", self.key);
+        let file = OpenOptions::new().write(true).open(&path);
+        let write = file.and_then(|mut file| file.write_all(text.as_bytes()));
+        write.with_context(|| format!("cannot count exits with {path}"))
+    }
+
+    /// How often each value of the key was seen.
+    fn read(&self) -> Result<Vec<(u64, u64)>> {
+        let path = format!("{EVENTS}/{}/hist", self.event);
+        Ok(self.parse(&fs::read_to_string(&path).context(path)?))
+    }
+
+    /// Reads lines like `{ exit_reason:        120 } hitcount:          5`.
+    fn parse(&self, text: &str) -> Vec<(u64, u64)> {
+        let number = |line: &str, after: &str| {
+            let rest = line.split_once(after)?.1;
+            rest.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let entries = text
+            .lines()
+            .filter_map(|line| Some((number(line, &format!("{}:", self.key))?, number(line, "hitcount:")?)));
+        entries.collect()
+    }
 }
 
 /// The lab's processor has SVM. The codes are those of the AMD64 Architecture Programmer's Manual, volume 2, appendix C.
@@ -155,10 +204,22 @@ fn reason_name(code: u64) -> String {
         0x72 => "CPUID",
         0x78 => "HLT",
         0x7b => "port",
-        0x7c => "MSR",
         0x81 => "hypercall",
         0x400 => "nested page fault",
         _ => return format!("{code:#x}"),
+    };
+    name.to_owned()
+}
+
+/// The registers that a Linux guest writes often, in the mode of the APIC in which it has registers (x2APIC).
+fn register_name(number: u64) -> String {
+    let name = match number {
+        0x6e0 => "TSC deadline",
+        0x80b => "EOI",
+        0x818..=0x81f => "trigger mode",
+        0x830 => "IPI",
+        0x838 => "APIC timer",
+        _ => return format!("MSR {number:#x}"),
     };
     name.to_owned()
 }
@@ -171,8 +232,8 @@ mod tests {
     fn exits_are_counted_by_reason() {
         let text = "# event histogram\n#\n\n{ exit_reason:        120 } hitcount:          5\n\
                     { exit_reason:         33 } hitcount:          1\n\nTotals:\n    Hits: 6\n";
-        let expected = [("HLT".to_owned(), 5), ("0x21".to_owned(), 1)];
-        assert_eq!(histogram(text), expected.into());
+        assert_eq!(EXITS.parse(text), [(120, 5), (33, 1)]);
+        assert_eq!([120, 33].map(reason_name), ["HLT", "0x21"]);
     }
 
     #[test]

@@ -7,13 +7,14 @@
 
 mod boot;
 mod host;
+pub mod table;
 mod vmm;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 
-use self::boot::{Measured, Meetings, boot};
+use self::boot::{MIB_MOVED, Measured, Meetings, boot};
 pub use self::vmm::{Vmm, all};
 use crate::Result;
 use crate::results::{LeftOut, Nic, NicFigures, Spread};
@@ -36,7 +37,7 @@ pub fn measure(
     on_step: &mut dyn FnMut(&str),
 ) -> Result<(Nic, Vec<LeftOut>)> {
     host::bring_up_neighbours()?;
-    let meetings = Meetings::new()?;
+    let (meetings, sum) = (Meetings::new()?, host::checksum(MIB_MOVED)?);
     let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); vmms.len()];
     let mut left_out: Vec<LeftOut> = Vec::new();
     for round in 0..rounds {
@@ -53,7 +54,7 @@ pub fn measure(
                 continue;
             }
             on_step(&vmm.name);
-            match boot(vmm, PINGS, &meetings) {
+            match boot(vmm, PINGS, &sum, &meetings) {
                 Ok(one) => measured[n].push(one),
                 Err(error) if vmm.compared_with.is_some() => {
                     left_out.push(LeftOut::new(&vmm.name, format!("{error:#}")));

@@ -8,6 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::Result;
+use crate::digits::number;
+use crate::nic::table::FIGURES;
 use crate::results::{Figures, Group, Nic, NicFigures, Results, Series, Spread, Target};
 
 /// The page.
@@ -142,24 +144,8 @@ fn row(way: &Figures) -> Markup {
     }
 }
 
-/// A heading, and the figure below it.
-type Column = (&'static str, fn(&NicFigures) -> f64);
-
 fn network(nic: &Nic) -> Markup {
-    let over = |vmm: &NicFigures, of: fn(&NicFigures) -> f64| {
-        let peer = vmm.compared_with.as_deref().and_then(|name| nic.of(name));
-        peer.map(|peer| number(of(vmm) / of(peer)))
-    };
-    let columns: [Column; 8] = [
-        ("ping, us", |vmm| vmm.ping_us.median),
-        ("boot to the first answer, s", |vmm| vmm.boot_s.median),
-        ("TCP to the guest, MiB/s", |vmm| vmm.receive_mib_s.median),
-        ("TCP from the guest, MiB/s", |vmm| vmm.send_mib_s.median),
-        ("exits", NicFigures::all_exits_per_ping),
-        ("card's interrupts", |vmm| vmm.card_interrupts_per_ping),
-        ("host's interrupts", |vmm| vmm.host_interrupts_per_ping),
-        ("context switches", |vmm| vmm.context_switches_per_ping),
-    ];
+    let over = |vmm: &NicFigures, of: fn(&NicFigures) -> f64| nic.peer(vmm).map(|peer| number(of(vmm) / of(peer)));
     html! {
         p {
             "The same kernel, initrd and memory, one processor, and one e1000 given by VFIO, which pings a neighbour on its link. "
@@ -167,11 +153,11 @@ fn network(nic: &Nic) -> Markup {
             "each ping. In brackets: over the QEMU above."
         }
         table {
-            thead { tr { th { "VMM" } @for (name, _) in columns { th { (name) } } th { "exits of a ping by reason" } } }
+            thead { tr { th { "VMM" } @for (name, _) in FIGURES { th { (name) } } th { "exits of a ping by reason" } } }
             @for vmm in &nic.vmms {
                 tr.floor[vmm.compared_with.is_none()] {
                     td { (vmm.name) }
-                    @for (_, of) in columns {
+                    @for (_, of) in FIGURES {
                         td.number { (number(of(vmm))) @if let Some(ratio) = over(vmm, of) { " (" (ratio) ")" } }
                     }
                     td {
@@ -225,19 +211,6 @@ fn operations(results: &Results) -> Markup {
 
 fn spread(spread: &Spread) -> String {
     format!("{:.2} ({:.2} to {:.2})", spread.median, spread.least, spread.most)
-}
-
-/// Three significant digits, or all before the point.
-fn number(value: f64) -> String {
-    let digits = match value.abs() {
-        // A value that rounds to 0 has no sign. Differences of counts often do.
-        below if below < 0.005 => return "0".to_owned(),
-        below if below < 1.0 => 3,
-        below if below < 10.0 => 2,
-        below if below < 100.0 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$}")
 }
 
 #[cfg(test)]
@@ -359,18 +332,5 @@ pub(crate) mod tests {
         let read: Results = serde_json::from_str(&json).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), json);
         assert!(crate::compare::changes(&results, &read).is_empty());
-    }
-
-    #[test]
-    fn numbers_have_three_digits() {
-        for (value, text) in [
-            (0.0, "0"),
-            (-0.001, "0"),
-            (0.123_4, "0.123"),
-            (5.678, "5.68"),
-            (1234.5, "1234"),
-        ] {
-            assert_eq!(number(value), text);
-        }
     }
 }
