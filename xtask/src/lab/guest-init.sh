@@ -15,7 +15,8 @@
 #   cards         loads the drivers of the PCI cards, gives 10.0.LINK.2/24 to each network card, and waits for the links
 #   ping          sends pings=N (100) echo requests to the neighbour of each card, each when the answer to the last is there,
 #                 or has not come for interval=S (1) seconds
-#   transfer      gets 16 MiB from each neighbour and sends these back, over all links at once; both sides say the checksum
+#   transfer      gets mib=N (16, the most) MiB from each neighbour and sends these back, over all links at once; both sides say
+#                 the checksum; mib_LINK=N is for one link
 #   stick         prints the SHA-256 of the USB stick's first MiB
 #   status        gives the run the exit status 7
 #
@@ -68,8 +69,10 @@ up() {
 meet() { nc -w 5 "10.0.$1.1" 7000 </dev/null 2>/dev/null; }
 
 transfer() {
+    eval "size=\${mib_$1:-${mib:-16}}m"
     meet "$1"
-    nc -w 5 "10.0.$1.1" 7001 </dev/null >"/got.$1"
+    # nc ends when head does.
+    nc -w 5 "10.0.$1.1" 7001 </dev/null 2>/dev/null | head -c "$size" >"/got.$1"
     meet "$1"
     theirs=$(nc -w 5 "10.0.$1.1" 7002 <"/got.$1")
     meet "$1"

@@ -1,8 +1,8 @@
 #!/run/lab/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# Brings up the neighbours of the lab's network cards, in the lab: on link N, 10.0.N.1/24. Port 7001 sends 16 MiB, and port
-# 7002 reads up to the end and answers with the chemd5sum.
+# Brings up the neighbours of the lab's network cards, in the lab: on link N, 10.0.N.1/24. Port 7001 sends up to 16 MiB, and
+# port 7002 reads up to the end and answers with the checksum.
 
 busybox=/run/lab/bin/busybox
 if [ ! -e /sys/module/e1000 ]; then
