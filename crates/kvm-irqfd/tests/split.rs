@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use interrupt_core::{Delivery, Gsi, Msi, MsiOutput, PinMask};
@@ -39,6 +39,11 @@ fn main() -> ExitCode {
             "an_unmask_that_asks_drops_what_a_device_signalled",
             NEEDS,
             an_unmask_that_asks,
+        )
+        .test(
+            "row_149_a_peer_that_fills_a_waiting_trigger_holds_nobody",
+            NEEDS,
+            row_149_a_peer_that_fills_a_waiting_trigger,
         )
         .test("beside_an_allocator_of_msis", NEEDS, beside_an_allocator_of_msis)
         .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
@@ -251,6 +256,29 @@ fn an_unmask_that_asks() {
         edge.signal().unwrap();
         interrupts.set_pin(Gsi(19), Some(level(0x52)), PinMask::Asked).unwrap();
         assert_eq!(served(&mut machine), Some(0x52), "an edge, round {round}");
+    }
+}
+
+/// The flag is of the open file, which the process of a device shares. KVM takes nothing while the pin is masked.
+fn row_149_a_peer_that_fills_a_waiting_trigger() {
+    let (mut machine, interrupts) = split();
+    let source = interrupts.split_source(GSI, "device").unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Masked).unwrap();
+    let trigger = source.trigger().unwrap();
+    let flags = rustix::fs::fcntl_getfl(trigger).unwrap();
+    rustix::fs::fcntl_setfl(trigger, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    rustix::io::write(trigger, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        source.assert().unwrap();
+        done.send(source).unwrap();
+    });
+    let source = is_done.recv_timeout(Duration::from_secs(20)).unwrap();
+    for _ in 0..2 {
+        interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Unmasked).unwrap();
+        assert_eq!(accept(&mut machine), Some(VECTOR));
+        machine.eoi();
+        source.assert().unwrap();
     }
 }
 

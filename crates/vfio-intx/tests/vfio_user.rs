@@ -245,28 +245,79 @@ fn on_a_gone_connection_mask_and_unmask_are_errors() {
     }
 }
 
+/// Each request of a device with a level, at the server.
+fn masks_and_unmasks(intx: &dyn DeviceInterrupt, model: &ModelIntx) {
+    let (trigger, unmask) = (
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+    );
+    let signalled = || {
+        let since = Instant::now();
+        while rustix::io::read(&trigger, &mut [0; 8]).is_err() {
+            assert!(since.elapsed() < PATIENCE, "not signalled");
+            thread::yield_now();
+        }
+    };
+    intx.set_trigger(Some(trigger.as_fd())).unwrap();
+    intx.mask().unwrap();
+    assert!(model.is_masked());
+    model.raise(1);
+    assert_eq!(model.signals(), 0);
+    intx.unmask().unwrap();
+    signalled();
+    intx.set_unmask(Some(unmask.as_fd())).unwrap();
+    for _ in 0..10 {
+        assert!(model.is_masked());
+        // Its cause lasts: it signals again, without a request.
+        rustix::io::write(&unmask, &1u64.to_ne_bytes()).unwrap();
+        signalled();
+    }
+    assert_eq!(model.signals(), 11);
+    // Taken away without a descriptor, so that it can be set again.
+    intx.set_unmask(None).unwrap();
+    rustix::io::write(&unmask, &1u64.to_ne_bytes()).unwrap();
+    intx.set_unmask(Some(unmask.as_fd())).unwrap();
+    signalled();
+    intx.set_trigger(None).unwrap();
+    assert!(rustix::io::read(&trigger, &mut [0; 8]).is_err());
+}
+
 #[test]
 fn an_unmask_eventfd_unmasks_at_the_server() {
     let mut served = Served::new(edu::Intx::Level);
-    let (intx, model) = (served.take(), Arc::clone(&served.model));
+    let intx = served.take();
+    masks_and_unmasks(&intx, &served.model);
     let (trigger, unmask) = (
         eventfd(0, EventfdFlags::empty()).unwrap(),
         eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
     );
     intx.set_trigger(Some(trigger.as_fd())).unwrap();
     intx.set_unmask(Some(unmask.as_fd())).unwrap();
-    model.raise(1);
-    for _ in 0..10 {
-        rustix::io::read(&trigger, &mut [0; 8]).unwrap();
-        assert!(model.is_masked());
-        // Its cause lasts: it signals again, without a request.
-        rustix::io::write(&unmask, &1u64.to_ne_bytes()).unwrap();
-    }
-    rustix::io::read(&trigger, &mut [0; 8]).unwrap();
-    assert_eq!(model.signals(), 11);
-    // A second one is refused; without a descriptor it is taken away, and another one can be set.
+    // A second one is refused.
     intx.set_unmask(Some(unmask.as_fd())).unwrap_err();
-    intx.set_unmask(None).unwrap();
-    intx.set_unmask(Some(unmask.as_fd())).unwrap();
     intx.set_irqs(&IrqSet::disable()).unwrap();
+}
+
+/// The client takes a refusal for a success, and a server that has gone for an error.
+#[test]
+fn the_vmms_own_client_makes_each_request() {
+    let path = socket_path();
+    let server = edu::server(&path, edu::Intx::Level).unwrap();
+    let mut device = edu::Edu::new(edu::Intx::Level);
+    let model = Arc::clone(device.model());
+    let thread = thread::spawn(move || drop(server.run(&mut device)));
+    let client = Arc::new(Mutex::new(Client::new(&path).unwrap()));
+    let intx = ClientIntx::new("edu", client.clone());
+    masks_and_unmasks(&intx, &model);
+    client.lock().unwrap().shutdown().unwrap();
+    thread.join().unwrap();
+    for error in [
+        intx.info().map(drop).unwrap_err(),
+        intx.mask().unwrap_err(),
+        intx.unmask().unwrap_err(),
+        intx.set_trigger(None).unwrap_err(),
+        intx.set_unmask(None).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("edu"), "{error}");
+    }
 }
