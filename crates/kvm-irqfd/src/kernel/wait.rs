@@ -57,6 +57,8 @@ impl Waiter {
     const PATIENCE: u64 = 3;
     /// One wait in this number polls instead of sleeping, or the reverse, to learn which is better now.
     const EXPLORE: u32 = 64;
+    /// The first wait that does so.
+    const FIRST_EXPLORED: u32 = 8;
 
     /// A waiter without measurements.
     pub fn new(mode: WaitMode) -> Self {
@@ -129,8 +131,7 @@ impl Waiter {
     fn window(&mut self) -> Duration {
         self.waits = self.waits.wrapping_add(1);
         let pays = !self.idle && (self.polled.0 <= self.blocked.0 || self.blocked.0 == 0);
-        let explore = self.waits % Self::EXPLORE == 0;
-        if pays == explore {
+        if pays == self.explores() {
             return Duration::ZERO;
         }
         let usual = match (self.polled.0, self.blocked.0) {
@@ -138,6 +139,11 @@ impl Waiter {
             (polled, blocked) => polled.min(blocked),
         };
         Duration::from_nanos(usual * Self::PATIENCE).clamp(Self::MIN_POLL, Self::MAX_POLL)
+    }
+
+    /// Whether the current wait does the reverse of what pays.
+    fn explores(&self) -> bool {
+        self.waits % Self::EXPLORE == Self::FIRST_EXPLORED
     }
 
     /// Takes the outcome of a wait into account.
@@ -148,23 +154,35 @@ impl Waiter {
         // A wait beyond MAX_POLL counts as MAX_POLL: perhaps no event was due, or polling kept this CPU from the
         // signalling thread.
         let counted = took.min(Self::MAX_POLL);
-        if window == Duration::ZERO {
-            self.blocked.add(counted);
-        } else {
-            self.polled.add(counted);
+        let explores = self.explores();
+        let average = match window {
+            Duration::ZERO => &mut self.blocked,
+            _ => &mut self.polled,
+        };
+        // The first wait often includes the start of the guest. Alone, it says nothing about the others.
+        if average.0 > 0 || took <= Self::MAX_POLL {
+            average.add(counted, if explores { 2 } else { 8 });
         }
     }
 }
 
-/// A moving average over about eight values, in nanoseconds.
+/// A moving average, in nanoseconds; 0 before the first value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Average(u64);
 
 impl Average {
-    fn add(&mut self, value: Duration) {
-        // Values are at most MAX_POLL.
+    /// Takes a value with the weight `1 / share`.
+    ///
+    /// A value far above the average counts as a little more than the average. Otherwise one interrupted wait in a
+    /// hundred decides between two averages that are closer to each other, and the decision lasts: the way that is given
+    /// up is measured rarely.
+    fn add(&mut self, value: Duration, share: u64) {
+        // Values are at most MAX_POLL. The 100 ns let an average of a few nanoseconds grow.
         let value = value.as_nanos() as u64;
-        self.0 = if self.0 == 0 { value } else { (self.0 * 7 + value) / 8 };
+        self.0 = match self.0 {
+            0 => value,
+            average => (average * (share - 1) + value.min(average * 5 / 4 + 100)) / share,
+        };
     }
 }
 
@@ -221,5 +239,27 @@ mod tests {
         let (awake, asleep) = (Duration::from_micros(5), Duration::from_micros(50));
         let polled = (0..640).filter(|_| polls(&mut waiter, asleep, |_| awake)).count();
         assert!(polled > 600, "{polled} of 640");
+    }
+    /// The fraction of `waits` waits that poll, in percent, on a line where polling takes 25 us and sleeping 31 us. Wait
+    /// `n` takes `disturbed(n)` instead, if that is some time.
+    fn percent_polled(waits: u32, disturbed: impl Fn(u32) -> Option<Duration>) -> u32 {
+        let mut waiter = Waiter::new(WaitMode::Adaptive);
+        let mut wait = |n: u32| {
+            let or = |usual| disturbed(n).unwrap_or(Duration::from_micros(usual));
+            polls(&mut waiter, or(31), |_| or(25))
+        };
+        (0..waits).filter(|&n| wait(n)).count() as u32 * 100 / waits
+    }
+
+    #[test]
+    fn a_slow_first_wait_is_forgotten() {
+        let percent = percent_polled(1000, |n| (n == 0).then_some(Duration::from_millis(1)));
+        assert!(percent >= 95, "{percent} %");
+    }
+
+    #[test]
+    fn some_long_waits_do_not_end_polling() {
+        let percent = percent_polled(5000, |n| (n % 40 == 39).then_some(Duration::from_micros(400)));
+        assert!(percent >= 90, "{percent} %");
     }
 }
