@@ -191,9 +191,9 @@ fn eoi_exits(machine: &mut Machine) -> bool {
 }
 
 /// On a split irqchip the route of a level interrupt in service gets another destination: since 6.2 (fceb3a36c29a) its
-/// EOI is an exit all the same. KVM keeps that vector's EOIs as exits until the next change of a route; since 6.16 (87e4951e250b) it looks at
-/// the routes again after the EOI. Another vector in the route, and the EOI of the old vector is no exit, on every
-/// kernel: who changes the vector has to end the old interrupt by itself.
+/// EOI is an exit all the same; before, it is none. KVM keeps that vector's EOIs as exits until the next change of a
+/// route; since 6.16 (87e4951e250b) it looks at the routes again after the EOI. Another vector in the route, and the EOI
+/// of the old vector is no exit, on every kernel: who changes the vector has to end the old interrupt by itself.
 fn row_162() {
     let level = 1 << 15 | u32::from(VECTOR);
     let machine = || Machine::builder().irqchip(Irqchip::Split).build().unwrap();
@@ -203,10 +203,13 @@ fn row_162() {
     send(&moved, level);
     assert_eq!(moved.take_interrupt_within(SOON), Some(VECTOR));
     split_route(&moved, 1, VECTOR);
-    assert!(
-        eoi_exits(&mut moved),
-        "the route moved, and the CPU owes the EOI of the old one"
-    );
+    if !eoi_exits(&mut moved) {
+        assert!(
+            Need::KernelAtLeast(6, 2).probe().is_err(),
+            "the route moved, and the CPU owes the EOI of the old one"
+        );
+        differs("the EOI of the moved interrupt is no exit");
+    }
     send(&moved, VECTOR.into());
     assert_eq!(moved.take_interrupt_within(SOON), Some(VECTOR));
     let stale = eoi_exits(&mut moved);
