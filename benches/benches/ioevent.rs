@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The cost of the userspace fallback of an ioeventfd, for a store that has already exited.
 //!
-//! * `find`: the lookup of a store that matches, at addresses in random order. The limits apply here: 25 ns at 4096
-//!   registrations, and 1.5 times the time at 16.
+//! * `find`: the lookup of a store that matches, at addresses in random order. The limits apply here: at 4096
+//!   registrations a tenth of `eventfd write`, and 1.5 times the time at 16.
 //! * `dispatch/miss`: the whole dispatch of a store without a registration, which every exit of the VM pays.
 //! * `dispatch/hit` against `eventfd write`: the time that dispatch adds to the unavoidable system call.
 //! * `register`: one registration and its removal, beside a number of others.

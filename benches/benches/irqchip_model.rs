@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The cost of the userspace IOAPIC and 8259 pair on one processor, without system calls: the operations of
-//! `src/operations.rs`. The limits are 150 ns for `ioapic/assert, EOI, listener`, 5 ns for the EOI of an unrelated
-//! vector, and 100 ns for each write that masks or unmasks.
+//! `src/operations.rs`. Their limits are in instructions, which `cargo xtask bench` counts.
 //!
 //! The measure is the thread's time on a processor, which the load of the machine does not change.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]

@@ -90,10 +90,10 @@ fn per_round_trip(subject: &mut Subject<'_>, rounds: u64, counters: &mut Counter
         (subject.round_trips)(count)?;
         Ok::<_, anyhow::Error>(counters.read().since(before))
     };
-    // Warm up: a first run does work that later runs do not repeat.
-    of(1)?;
-    let (short, long) = (of(rounds)?, of(3 * rounds)?);
-    let per = |short: u64, long: u64| (long as f64 - short as f64) / (2 * rounds) as f64;
+    // The turns have done the work that only a first run does.
+    let extra = rounds.div_ceil(2);
+    let (short, long) = (of(rounds - extra + 1)?, of(rounds + 1)?);
+    let per = |short: u64, long: u64| (long as f64 - short as f64) / extra as f64;
     Ok(PerRoundTrip {
         system_calls: short
             .system_calls

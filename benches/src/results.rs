@@ -3,12 +3,15 @@
 //! otherwise.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use vmm_ref::latency::Percentiles;
 
+use crate::digits::number;
+
 /// The format of [`Results`]. A file with another format is not compared.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,7 +33,7 @@ pub struct Results {
     /// A network card under Linux, beside QEMU.
     #[serde(default)]
     pub nic: Option<Nic>,
-    /// The comparison of adaptive and blocking waits.
+    /// Adaptive waiting beside polling and blocking.
     pub waiting: Option<Waiting>,
     /// Costs that depend on the number of lines, sharers, routes and pairs.
     pub scaling: Vec<Series>,
@@ -139,6 +142,25 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// A value that was measured once, or does not vary.
+    pub fn one(value: f64) -> Self {
+        Self {
+            least: value,
+            median: value,
+            most: value,
+        }
+    }
+
+    /// The ratio of two values that vary independently.
+    #[must_use]
+    pub fn over(self, other: Self) -> Self {
+        Self {
+            least: self.least / other.most,
+            median: self.median / other.median,
+            most: self.most / other.least,
+        }
+    }
+
     /// The spread of at least one value.
     pub fn of(values: &[f64]) -> Self {
         let mut values = values.to_vec();
@@ -149,6 +171,16 @@ impl Spread {
             median: at(values.len() / 2),
             most: at(values.len().saturating_sub(1)),
         }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", number(self.median))?;
+        if self.least < self.most {
+            write!(f, " ({} to {})", number(self.least), number(self.most))?;
+        }
+        Ok(())
     }
 }
 
@@ -218,15 +250,35 @@ impl NicFigures {
     }
 }
 
-/// The comparison of adaptive and blocking waits.
+/// Adaptive waiting beside polling and blocking.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Waiting {
-    /// Adaptive over blocking, medians, with an idle neighbour.
-    pub idle: Spread,
-    /// The same ratio with all processors busy.
-    pub busy: Spread,
-    /// The processor time of one adaptive wait of a second, in microseconds.
-    pub second_us: f64,
+    /// With an idle neighbour.
+    pub idle: Adaptive,
+    /// With all processors busy.
+    pub busy: Adaptive,
+    /// The part of an adaptive wait of a second that its thread spends on a processor, in thousandths.
+    pub second_per_mille: f64,
+}
+
+/// The medians of adaptive waiting over those of the two floors, all measured in turns.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Adaptive {
+    /// Over bare polling.
+    pub over_polling: Spread,
+    /// Over bare blocking.
+    pub over_blocking: Spread,
+}
+
+impl Adaptive {
+    /// Over the better of the two: the greater ratio is that to the shorter wait.
+    pub fn over_better(&self) -> Spread {
+        if self.over_polling.median > self.over_blocking.median {
+            self.over_polling
+        } else {
+            self.over_blocking
+        }
+    }
 }
 
 /// A series: one cost against a number of objects.
@@ -270,13 +322,28 @@ pub struct Target {
     pub limit: f64,
     /// The unit; empty for a ratio.
     pub unit: String,
-    /// The measured value, or the reason why there is none.
-    pub measured: Result<f64, String>,
+    /// The measured value and how much it moved between turns, or the reason why there is none.
+    pub measured: Result<Spread, String>,
 }
 
 impl Target {
     /// Whether the target was met; `None` without a figure.
     pub fn is_met(&self) -> Option<bool> {
-        self.measured.as_ref().ok().map(|measured| *measured <= self.limit)
+        self.measured
+            .as_ref()
+            .ok()
+            .map(|measured| measured.median <= self.limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_moves_as_far_as_both_values_allow() {
+        let ratio = Spread::of(&[8.0, 10.0, 12.0]).over(Spread::of(&[4.0, 5.0, 6.0]));
+        assert_eq!(ratio.to_string(), "2.00 (1.33 to 3.00)");
+        assert_eq!(Spread::one(613.0).to_string(), "613");
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Adaptive waiting compared with blocking, on an idle and on a busy host, and the processor time of an adaptive wait
-//! without events.
+//! Adaptive waiting beside bare polling and bare blocking, on an idle and on a busy host, and the processor time of an
+//! adaptive wait without events.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,48 +12,54 @@ use kvm_irqfd::{WaitMode, Waiter};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 use vmm_ref::composition::options::{Composition, Controller, Wait};
-use vmm_ref::roundtrip::run::run;
-use vmm_ref::roundtrip::summary::Options;
 
 use crate::Result;
-use crate::measure::{Extent, ratio};
-use crate::results::{Spread, Waiting};
+use crate::floor::Floor;
+use crate::measure::{Extent, Subject, ratio};
+use crate::results::{Adaptive, Waiting};
+use crate::ways::{of_composition, of_floor};
 
-/// Makes all three measurements on the in-kernel 8259.
+/// `--only` with this name measures this and nothing else.
+pub const ONLY: &str = "waiting";
+
+/// Makes all three measurements on the in-kernel irqchip.
 ///
 /// # Errors
 /// The first run that fails.
 pub fn measure(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Waiting> {
-    let idle = compare(kvm, extent, interrupted)?;
-    let busy = with_neighbours(|| compare(kvm, extent, interrupted))?;
     Ok(Waiting {
-        idle,
-        busy,
-        second_us: second()?.as_nanos() as f64 / 1000.0,
+        idle: compare(kvm, extent, interrupted)?,
+        busy: with_neighbours(|| compare(kvm, extent, interrupted))?,
+        // A second has a thousand milliseconds.
+        second_per_mille: second()?.as_secs_f64() * 1000.0,
     })
 }
 
-fn compare(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Spread> {
-    let mut medians = [Vec::new(), Vec::new()];
+fn compare(kvm: &Kvm, extent: Extent, interrupted: &AtomicBool) -> Result<Adaptive> {
+    let adaptive = Composition {
+        wait: Wait::Adaptive,
+        ..Composition::in_kernel(Controller::Pic)
+    };
+    let floor = |polls| Floor {
+        polls,
+        ..Floor::under(&adaptive)
+    };
+    let mut subjects: [Subject<'_>; 3] = [
+        of_floor(Some(kvm), floor(true)),
+        of_floor(Some(kvm), floor(false)),
+        of_composition(Some(kvm), adaptive, 0, interrupted),
+    ];
+    let mut medians = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..extent.turns {
-        for (wait, medians) in [Wait::Adaptive, Wait::Block].into_iter().zip(&mut medians) {
-            let options = Options {
-                composition: Composition {
-                    wait,
-                    ..Composition::in_kernel(Controller::Pic)
-                },
-                count: extent.rounds,
-                without: None,
-                swap_every: None,
-            };
-            medians.extend(
-                run(Some(kvm), &options, interrupted, &mut |_| {})?
-                    .latency
-                    .map(|of| of.p50),
-            );
+        for (subject, medians) in subjects.iter_mut().zip(&mut medians) {
+            medians.extend((subject.round_trips)(extent.rounds)?.percentiles().map(|of| of.p50));
         }
     }
-    Ok(ratio(&medians[0], &medians[1]))
+    let [polling, blocking, adaptive] = &medians;
+    Ok(Adaptive {
+        over_polling: ratio(adaptive, polling),
+        over_blocking: ratio(adaptive, blocking),
+    })
 }
 
 /// Runs `what` while a thread keeps each processor busy.

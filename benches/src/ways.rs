@@ -191,7 +191,8 @@ fn subjects<'a>(
     subjects
 }
 
-fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
+/// A floor as a subject.
+pub(crate) fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
     let path = match floor.path {
         Path::Resample => "bare irqfd and resamplefd",
         Path::Line => "bare KVM_IRQ_LINE and resamplefd",
@@ -208,7 +209,8 @@ fn of_floor(kvm: Option<&Kvm>, floor: Floor) -> Subject<'_> {
     }
 }
 
-fn of_composition<'a>(
+/// A composition as a subject; `floor` is the index of its floor among the subjects.
+pub(crate) fn of_composition<'a>(
     kvm: Option<&'a Kvm>,
     composition: Composition,
     floor: usize,

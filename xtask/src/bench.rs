@@ -8,17 +8,20 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::cargo::Workspace;
 use crate::lab::Arch;
+use crate::valgrind;
 
 /// Measure round trips beside their floors, and make a page of it: target/bench/index.html.
 ///
-/// Criterion's benchmarks of single operations come first; `cargo bench -p benches` runs all of criterion's, with its
-/// own report in target/criterion. docs/benchmarks.md says what the figures mean.
+/// The short set ends within five minutes on a quiet machine, after the programs are built. Criterion's benchmarks of
+/// single operations come first; `cargo bench -p benches` runs all of criterion's, with its own report in
+/// target/criterion. Valgrind is fetched when it is not installed. docs/benchmarks.md says what the figures mean.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask bench                      the short set
-  cargo xtask bench --full               every composition, ten times the round trips
+  cargo xtask bench --full               every composition, many more round trips
   cargo xtask bench --compare old.json   and what has changed beyond noise
   cargo xtask bench --lab                in the lab, where the LAPIC's EOI is the guest's own: target/bench/lab.html
   cargo xtask bench --lab --only INTx    the ways of a VFIO device's INTx, which the lab has
@@ -38,7 +41,8 @@ pub struct Options {
     /// With --lab: the processor of the emulated machine; the page is target/bench/lab-aarch64.html for aarch64
     #[arg(long, value_enum, default_value_t = Arch::X86_64, requires = "lab")]
     arch: Arch,
-    /// Only the groups of round trips whose name contains this, and nothing else; or nic, which takes half an hour
+    /// Only the groups of round trips whose name contains this, and nothing else; or waiting; or nic, which takes half
+    /// an hour
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// How often each VMM boots for --only nic [default: 10]
@@ -49,6 +53,10 @@ pub struct Options {
 /// The criterion benchmarks that the page shows.
 const SINGLE_OPERATIONS: [&str; 2] = ["irqchip_model", "ioevent"];
 
+/// Criterion's options in the short set: a third of its usual time, and no plots of its own, which take longer than the
+/// measurement. Its figures say how sure they are.
+const QUICK: [&str; 5] = ["--warm-up-time", "0.3", "--measurement-time", "1", "--noplot"];
+
 /// The time limit of a run in the lab, in seconds. The lab is slow, because the PC is emulated.
 const LAB_LIMIT: &str = "3000";
 
@@ -58,18 +66,31 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn here(options: &Options) -> Result<u8> {
+    let workspace = Workspace::load()?;
+    // One build for all of them: cargo resolves the features of their dependencies alike, and compiles each once.
+    let programs = workspace.build_benches("benches", &SINGLE_OPERATIONS)?;
+    let program = |name: &str| {
+        let found = programs.iter().find(|(target, _)| target == name);
+        let mut command = Command::new(&found.with_context(|| format!("cargo built no {name}"))?.1);
+        command.current_dir(workspace.root());
+        Ok::<_, anyhow::Error>(command)
+    };
     for bench in SINGLE_OPERATIONS.iter().filter(|_| options.only.is_none()) {
-        // Half the time of criterion's own set; its figures say how sure they are.
-        let quick = ["--", "--warm-up-time", "1", "--measurement-time", "2"];
-        let status = cargo(&["bench", "-q", "-p", "benches", "--bench", bench])
-            .args(if options.full { &[][..] } else { &quick[..] })
-            .status()
-            .context("cannot run cargo")?;
-        if !status.success() {
-            bail!("cargo bench --bench {bench}: {status}");
+        let mut command = program(bench)?;
+        command.arg("--bench").args(if options.full { &[][..] } else { &QUICK });
+        match status(command.env("CARGO_TARGET_DIR", workspace.target()))? {
+            0 => {}
+            failed => bail!("{bench}: exit status {failed}"),
         }
     }
-    let mut program = cargo(&["run", "-q", "--release", "-p", "benches", "--"]);
+    let mut program = program("benches")?;
+    if options.only.is_none() {
+        match valgrind::provide(workspace.target()) {
+            Ok(variables) => drop(program.envs(variables)),
+            // The page says what has no figure.
+            Err(error) => eprintln!("xtask: no valgrind: {error:#}"),
+        }
+    }
     program.args(options.full.then_some("--full"));
     program.args(only(options));
     if let Some(old) = &options.compare {
@@ -142,6 +163,6 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 fn status(command: &mut Command) -> Result<u8> {
-    let status = command.status().context("cannot run cargo")?;
+    let status = command.status().context("cannot run the program")?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

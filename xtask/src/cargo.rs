@@ -162,6 +162,25 @@ impl Workspace {
             .map_or_else(|| bail!("cargo built no {name}"), |path| Ok(Some(path)))
     }
 
+    /// Builds the programs of `package` and its `benches` with `--release`, and gives the name and the path of each.
+    pub fn build_benches(&self, package: &str, benches: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+        let output = cargo()
+            .args(["build", "--release", "--message-format=json-render-diagnostics"])
+            .args(["--package", package, "--bins"])
+            .args(benches.iter().flat_map(|bench| ["--bench", bench]))
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("{package} does not build");
+        }
+        let program = |message: Value| {
+            let name = message.pointer("/target/name")?.as_str()?.to_owned();
+            Some((name, PathBuf::from(message.get("executable")?.as_str()?)))
+        };
+        Ok(messages(&output.stdout).filter_map(program).collect())
+    }
+
     /// Builds the test programs of `packages` (all when empty) with all features, and lists them by
     /// package, unit tests first.
     pub fn build_tests(&self, packages: &[String]) -> Result<Vec<TestProgram>> {

@@ -26,6 +26,7 @@ mod tally;
 mod test;
 mod tree;
 mod upstream;
+mod valgrind;
 mod vmms;
 
 use std::process::ExitCode;

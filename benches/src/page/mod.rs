@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::Result;
 use crate::digits::number;
 use crate::nic::table::FIGURES;
-use crate::results::{Figures, Group, Nic, NicFigures, Results, Series, Spread, Target};
+use crate::results::{Figures, Group, Nic, NicFigures, Results, Series, Target};
 
 /// The page.
 ///
@@ -46,9 +46,11 @@ pub fn page(results: &Results) -> Result<String> {
                 @if let Some(waiting) = &results.waiting {
                     h2 { "Adaptive waiting" }
                     table {
-                        tr { th { "over blocking, p50, idle neighbour" } td { (spread(&waiting.idle)) } }
-                        tr { th { "over blocking, p50, every processor busy" } td { (spread(&waiting.busy)) } }
-                        tr { th { "processor time of a second without an interrupt" } td { (number(waiting.second_us)) " us" } }
+                        @for (neighbour, of) in [("idle neighbour", &waiting.idle), ("every processor busy", &waiting.busy)] {
+                            tr { th { "over bare polling, p50, " (neighbour) } td { (of.over_polling) } }
+                            tr { th { "over bare blocking, p50, " (neighbour) } td { (of.over_blocking) } }
+                        }
+                        tr { th { "part of a second without an interrupt on a processor" } td { (number(waiting.second_per_mille)) " ‰" } }
                     }
                 }
                 @if !scaling.is_empty() {
@@ -93,7 +95,7 @@ fn targets(targets: &[Target]) -> Markup {
                     td { (target.what) }
                     td.number { "≤ " (number(target.limit)) " " (target.unit) }
                     @match &target.measured {
-                        Ok(measured) => { td.number { (number(*measured)) " " (target.unit) } }
+                        Ok(measured) => { td.number { (measured) " " (target.unit) } }
                         Err(why) => { td { (why) } }
                     }
                     @match target.is_met() {
@@ -121,7 +123,7 @@ fn group(group: &Group) -> Result<Markup> {
         table {
             thead { tr {
                 th { "way" } th { "waits" } th { "min" } th { "p50" } th { "p90" } th { "p99" } th { "max" }
-                th { "p50 over floor" } th { "system calls" } th { "context switches" } th { "allocations" }
+                th { "p50 of the turns" } th { "p50 over floor" } th { "system calls" } th { "context switches" } th { "allocations" }
             } }
             @for way in &group.ways { (row(way)) }
         }
@@ -136,7 +138,8 @@ fn row(way: &Figures) -> Markup {
             td { @if way.floor.is_none() { "floor: " } (way.name) }
             td { (way.wait) }
             @for value in [latency.min, latency.p50, latency.p90, latency.p99, latency.max] { td.number { (number(value)) } }
-            td.number { @if let Some(ratio) = &way.over_floor { (spread(ratio)) } }
+            td.number { (way.p50_us) }
+            td.number { @if let Some(ratio) = &way.over_floor { (ratio) } }
             td.number { (per.system_calls.map_or_else(|| "not counted".to_owned(), number)) }
             td.number { (per.context_switches.map_or_else(|| "not counted".to_owned(), number)) }
             td.number { (number(per.allocations)) }
@@ -209,14 +212,10 @@ fn operations(results: &Results) -> Markup {
     }
 }
 
-fn spread(spread: &Spread) -> String {
-    format!("{:.2} ({:.2} to {:.2})", spread.median, spread.least, spread.most)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::results::{Control, FORMAT, Host, LeftOut, PerRoundTrip, Quantiles, Waiting};
+    use crate::results::{Adaptive, Control, FORMAT, Host, LeftOut, PerRoundTrip, Quantiles, Spread, Waiting};
 
     pub(crate) fn results() -> Results {
         let way = |name: &str, floor| Figures {
@@ -252,6 +251,10 @@ pub(crate) mod tests {
             host_interrupts_per_ping: 7.5,
             context_switches_per_ping: 12.0,
         };
+        let adaptive = Adaptive {
+            over_polling: Spread::of(&[1.02]),
+            over_blocking: Spread::of(&[0.3]),
+        };
         Results {
             format: FORMAT,
             version: "0.1.0".to_owned(),
@@ -278,9 +281,9 @@ pub(crate) mod tests {
                 vmms: vec![vmm("QEMU <on>", None, 1000.0), vmm("ours", Some("QEMU <on>"), 900.0)],
             }),
             waiting: Some(Waiting {
-                idle: Spread::of(&[0.3]),
-                busy: Spread::of(&[1.0]),
-                second_us: 40.0,
+                idle: adaptive,
+                busy: adaptive,
+                second_per_mille: 0.04,
             }),
             scaling: vec![Series {
                 of: "lines".to_owned(),
@@ -308,7 +311,8 @@ pub(crate) mod tests {
             "a &lt;processor&gt;",
             "no EOI round trips",
             "floor: bare",
-            "1.01 (0.99 to 1.02)",
+            "1.01 (0.990 to 1.02)",
+            "5.10 (5.00 to 5.10)",
             "not counted",
             "<b>split</b>: no KVM",
             "no figure",
