@@ -173,9 +173,9 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
     let (begun, load_before) = (Instant::now(), load());
     let kvm = open_kvm(Path::new(DEV_KVM));
     let mut counters = Counters::new();
-    // No group is measured beside a network card, and the negative controls of all take a minute.
-    let network_alone = arguments.only.as_deref() == Some(nic::ONLY);
-    let mut ways = match network_alone {
+    // No group is measured beside a network card or adaptive waiting, and the negative controls of all take a minute.
+    let no_group = [Some(nic::ONLY), Some(waiting::ONLY)].contains(&arguments.only.as_deref());
+    let mut ways = match no_group {
         true => Ways::default(),
         false => ways::here(kvm.as_ref().ok(), arguments.full, interrupted)?,
     };
@@ -210,7 +210,7 @@ fn measure(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Results> {
         });
     }
     let mut network = None;
-    if network_alone {
+    if arguments.only.as_deref() == Some(nic::ONLY) {
         let vmms = nic::all();
         bar.set_length((vmms.len() * usize::from(arguments.rounds)) as u64);
         let on_step = &mut |name: &str| {
