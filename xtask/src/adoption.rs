@@ -20,9 +20,11 @@ pub fn run() -> Result<ExitCode> {
 /// other VMMs.
 pub fn check(workspace: &Workspace) -> Result<Tally> {
     let mut tally = dependencies::run(workspace)?;
-    tally.add(features::run(workspace));
+    let checked = tally.timed("features", || features::run(workspace));
+    tally.add(checked);
     tally.add(packages::run());
-    tally.add(platforms::run(workspace));
+    let checked = tally.timed("platforms", || platforms::run(workspace));
+    tally.add(checked);
     tally.add(consumers::run(workspace)?);
     tally.add(vmms::run(workspace)?);
     Ok(tally)

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use crate::progress::Spent;
 
@@ -44,6 +45,21 @@ impl Tally {
     /// Adds the time that one program or step took.
     pub fn took(&mut self, name: &str, spent: Spent) {
         self.times.push((name.to_owned(), spent));
+    }
+
+    /// Makes one step, and adds the time that it took.
+    pub fn timed<T>(&mut self, name: &str, step: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = step();
+        let wall = start.elapsed();
+        self.took(
+            name,
+            Spent {
+                wall,
+                ..Spent::default()
+            },
+        );
+        done
     }
 
     /// The programs and steps that took longest, at most this many lines.

@@ -24,7 +24,7 @@ use crate::{adoption, citations, imports, kernels, program};
 /// <reason>`; such a test, and one that is marked ignored, is a skip and never a pass. The last line is `N passed, N
 /// failed, N skipped`. The exit code is not 0 when a test failed or when none ran. A test program is ended, and has
 /// failed, when it takes more than 600 s of its own time, or 1200 s of CPU time. Time in which other work has the CPUs
-/// is not a program's own. Before the summary comes what took longest.
+/// is not a program's own. Before the summary comes what took longest, builds too.
 ///
 /// Then come the checks of the documents (`cargo xtask documents`), of the imports (`cargo xtask imports`) and what
 /// adopters rely on: each crate of `crates/`'s dependencies and features, the oldest compiler and aarch64, and the
@@ -64,8 +64,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return kernels::run(&options.kernels, &options.packages);
     }
     let workspace = Workspace::load()?;
-    let programs = workspace.build_tests(&options.packages)?;
     let mut total = Tally::default();
+    let programs = total.timed("build of the tests", || workspace.build_tests(&options.packages))?;
     let mut labs = Vec::new();
     for arch in [Arch::X86_64, Arch::Aarch64] {
         let packages = lab::suite::packages(arch, &options.packages);
@@ -73,7 +73,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             continue;
         }
         match Lab::open(workspace.target(), &lab::Setup::of(arch)) {
-            Ok(lab) => labs.push((lab, lab::suite::build(&workspace, arch, &packages)?)),
+            Ok(lab) => {
+                let name = format!("build for the {}", arch.lab());
+                let programs = total.timed(&name, || lab::suite::build(&workspace, arch, &packages))?;
+                labs.push((lab, programs));
+            }
             Err(error) if in_ci() => total.fail(format!("{}: {error:#}", arch.lab())),
             Err(error) => total.skip(arch.lab(), &format!("{error:#}")),
         }
