@@ -25,15 +25,14 @@ use crate::sync::lock;
 /// behind the mask gets no interrupt for nothing.
 ///
 /// A VMM without irqfds and routes of its own takes `kvm_irqfd::KvmInterrupts` as the output, which sends by
-/// KVM_SIGNAL_MSI and knows when no processor takes a message. An irqfd does not say so: the pin then waits for an EOI, or
-/// for the guest to make the entry an edge and a level again.
+/// KVM_SIGNAL_MSI and knows when no processor takes a message.
 ///
 /// What the hypervisor refuses is tried again at the next message or assertion on any of the pins, and by
 /// [`retry`](Self::retry); signals wait meanwhile.
 ///
-/// An irqfd does not say whether a processor took its message. A level-triggered message of the IOAPIC that goes to a
+/// An irqfd does not say that no processor took its message. A level-triggered message of the IOAPIC that goes to a
 /// local APIC that is absent or disabled leaves the entry in service (remote IRR) until the guest makes the entry
-/// edge-triggered, as Linux does when it starts. An output that is told, as KVM_SIGNAL_MSI tells, has no such entries.
+/// edge-triggered, as Linux does when it starts.
 ///
 /// ```
 /// use std::io;
