@@ -76,11 +76,11 @@ impl Pulse {
         }
         match delivery {
             // No processor took the message, so that it does not count.
-            Delivery::Delivered(0) => {}
+            Delivery::Delivered(0) => self.settle(),
             Delivery::Delivered(_) | Delivery::Unknown => self.end(event),
             // An edge is lost behind a mask, as on hardware.
             _ if is_edge => self.end(event),
-            Delivery::Coalesced | Delivery::Pending => {}
+            Delivery::Coalesced | Delivery::Pending => self.settle(),
         }
         Ok(delivery)
     }
@@ -100,9 +100,16 @@ impl Pulse {
         }
     }
 
-    /// A message has been sent since this event. Lowers the line, if there is no later event.
+    /// A message has been sent since this event.
     fn end(&self, event: u64) {
-        if self.exchange(event, NONE) {
+        // This fails if there is a later event, or if a later event's message has ended both.
+        let _ = self.waits.compare_exchange(event, NONE, Ordering::SeqCst, Ordering::SeqCst);
+        self.settle();
+    }
+
+    /// Lowers the line, if no event waits.
+    fn settle(&self) {
+        if self.waits.load(Ordering::SeqCst) == NONE {
             // A pin that would not be lowered is lowered at the line's next change.
             drop(self.source.deassert());
             // An event that came in between has found the line high.
@@ -112,11 +119,36 @@ impl Pulse {
             }
         }
     }
+}
 
-    fn exchange(&self, event: u64, next: u64) -> bool {
-        let exchanged = self
-            .waits
-            .compare_exchange(event, next, Ordering::SeqCst, Ordering::SeqCst);
-        exchanged.is_ok()
+#[cfg(test)]
+mod tests {
+    use interrupt_core::{Gsi, Level};
+
+    use super::*;
+    use crate::Ioapic;
+    use crate::testing::LocalApics;
+
+    /// A thread has noted its event, and another thread's later event is carried before the first thread asserts.
+    #[test]
+    fn an_event_that_a_later_one_has_carried_leaves_the_line_low() {
+        const LEVEL: u32 = 0x8000;
+        for entry in [0x31, LEVEL | 0x31] {
+            let apics = LocalApics::new(1);
+            let ioapic = Ioapic::builder().build(apics.clone()).unwrap();
+            ioapic.write(0, &[0x10 + 2 * 5]);
+            ioapic.write(0x10, &u32::to_le_bytes(entry));
+            let events = Events::new(ioapic.line(Gsi(5)).unwrap()).unwrap();
+            let event = events.pulse.now();
+            events.pulse.waits.store(event, Ordering::SeqCst);
+            events.signal().unwrap();
+            events.pulse.drive(event).unwrap();
+            for _ in 0..3 {
+                apics.accept(0);
+                apics.eoi(0, &ioapic);
+            }
+            assert_eq!(ioapic.level(Gsi(5)).unwrap(), Level::Low, "{entry:#x}");
+            assert_eq!(apics.accept(0), None, "{entry:#x}");
+        }
     }
 }
