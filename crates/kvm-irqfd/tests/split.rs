@@ -2,8 +2,9 @@
 //! The split irqchip on real KVM: this crate as the output of a userspace IOAPIC, whose part the tests play.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::io;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -44,6 +45,11 @@ fn main() -> ExitCode {
             "row_149_a_peer_that_fills_a_waiting_trigger_holds_nobody",
             NEEDS,
             row_149_a_peer_that_fills_a_waiting_trigger,
+        )
+        .test(
+            "a_refused_unmask_keeps_what_was_asserted",
+            NEEDS,
+            a_refused_unmask_keeps_what_was_asserted,
         )
         .test("beside_an_allocator_of_msis", NEEDS, beside_an_allocator_of_msis)
         .test("refusals_leave_nothing", NEEDS, refusals_leave_nothing)
@@ -280,6 +286,30 @@ fn row_149_a_peer_that_fills_a_waiting_trigger() {
         machine.eoi();
         source.assert().unwrap();
     }
+}
+
+/// A pulse is not asserted again when its device is asked.
+fn a_refused_unmask_keeps_what_was_asserted() {
+    let mut machine = Machine::builder().irqchip(Irqchip::Split).build().unwrap();
+    let vm = machine.vm().clone();
+    let (refuse, table_vm) = (Arc::new(AtomicBool::new(true)), vm.clone());
+    let refused = Arc::clone(&refuse);
+    let set = move |pins: &[kvm_irq_routing_entry]| {
+        if refused.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(table_vm.set_gsi_routing(&KvmIrqRouting::from_entries(pins).unwrap())?)
+    };
+    let interrupts = KvmInterrupts::beside(vm, Gsi(0)..Gsi(SPLIT_PINS), Routes::default(), set).unwrap();
+    let source = interrupts.split_source(GSI, "device").unwrap();
+    source.assert().unwrap();
+    interrupts
+        .set_pin(GSI, Some(level(VECTOR)), PinMask::Asked)
+        .unwrap_err();
+    refuse.store(false, Ordering::Relaxed);
+    interrupts.set_pin(GSI, None, PinMask::Masked).unwrap();
+    interrupts.set_pin(GSI, Some(level(VECTOR)), PinMask::Asked).unwrap();
+    assert_eq!(accept(&mut machine), Some(VECTOR));
 }
 
 /// The VMM keeps the table, with the routes of its MSIs, and sets those of the pins among them.

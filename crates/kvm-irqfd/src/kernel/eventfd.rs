@@ -57,6 +57,8 @@ pub(crate) struct Eventfd {
     is_taken: AtomicBool,
     /// How often this process has asserted by this eventfd. Other holders of the eventfd are not seen.
     asserted: AtomicU64,
+    /// The same, counted after the signal.
+    signalled: AtomicU64,
 }
 
 impl Eventfd {
@@ -88,6 +90,7 @@ impl Eventfd {
             may_block: !flags.contains(OFlags::NONBLOCK),
             is_taken: AtomicBool::new(false),
             asserted: AtomicU64::new(0),
+            signalled: AtomicU64::new(0),
             fd,
         })
     }
@@ -137,7 +140,14 @@ impl Eventfd {
     pub(crate) fn assert(&self) -> io::Result<()> {
         // Counted first, so that who finds the signal finds it counted. Beside a system call this costs nothing.
         self.asserted.fetch_add(1, Ordering::SeqCst);
-        self.signal()
+        let signalled = self.signal();
+        self.signalled.fetch_add(1, Ordering::SeqCst);
+        signalled
+    }
+
+    /// How many of the assertions have been signalled.
+    pub(crate) fn signalled(&self) -> u64 {
+        self.signalled.load(Ordering::SeqCst)
     }
 
     pub(crate) fn asserted(&self) -> u64 {

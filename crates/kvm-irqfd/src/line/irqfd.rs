@@ -48,8 +48,8 @@ pub(crate) struct Irqfd {
     pub(crate) resamplefd: ResampleFd,
     /// The owner of an edge irqfd has masked it.
     pub(crate) masked: bool,
-    /// The assertions of this process, up to the last look at what waited in the trigger.
-    seen: u64,
+    /// The assertions of this process that KVM has surely injected.
+    injected: u64,
     assigned: bool,
     /// KVM has refused to take the irqfd back. What is signalled waits in the trigger.
     refused: bool,
@@ -72,7 +72,7 @@ impl Irqfd {
             trigger,
             resamplefd,
             masked: false,
-            seen: 0,
+            injected: 0,
             assigned: false,
             refused: false,
         })
@@ -90,10 +90,7 @@ impl Irqfd {
     /// the level lasts. What this process has asserted stays, because a pulse is not asserted again.
     pub(crate) fn drop_waiting(&mut self) -> io::Result<()> {
         let waits = self.kind == BindingKind::Split && !self.assigned && self.trigger.take()? > 0;
-        // An assertion is counted before it is signalled: one that was taken has been counted.
-        let asserted = self.trigger.asserted();
-        let is_ours = std::mem::replace(&mut self.seen, asserted) != asserted;
-        if waits && is_ours {
+        if waits && self.trigger.asserted() != self.injected {
             self.trigger.signal()
         } else {
             Ok(())
@@ -151,6 +148,7 @@ impl Assigner {
         if !irqfd.assigned {
             // KVM would inject a pending count too, but from a work queue: after this has returned, and beside what the
             // device signals next. A signal of a message is injected at once.
+            let signalled = irqfd.trigger.signalled();
             let pending = irqfd.trigger.take()? > 0;
             let assigned = self.raw_assign(&irqfd.trigger, &irqfd.resamplefd, gsi);
             irqfd.refused = assigned.is_err();
@@ -166,6 +164,7 @@ impl Assigner {
             if pending {
                 irqfd.trigger.signal()?;
             }
+            irqfd.injected = signalled;
         }
         Ok(())
     }
@@ -175,6 +174,7 @@ impl Assigner {
         irqfd.refused = false;
         irqfd.trigger.set_taken(false);
         if std::mem::take(&mut irqfd.assigned) {
+            irqfd.injected = irqfd.trigger.signalled();
             self.kernel.deassign(irqfd.trigger.fd(), gsi);
         }
     }
