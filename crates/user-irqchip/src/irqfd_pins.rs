@@ -4,8 +4,8 @@
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use interrupt_core::{
     Delivery, EoiScope, Error, EveryStep, Gsi, Irqfds, LevelSource, Msi, MsiOutput, PinMask, Result, SourceKey,
@@ -13,7 +13,7 @@ use interrupt_core::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 
 /// The output of an [`Ioapic`](crate::Ioapic) on a split irqchip, over the VMM's own [`Irqfds`]: each pin's message is
 /// the route of the pin's own GSI, the IOAPIC sends the message by an irqfd, and a device that signals once for each EOI
@@ -93,12 +93,16 @@ struct Trigger {
     eventfd: OwnedFd,
     /// The hypervisor takes what is signalled. Written under the lock of the pin's wiring.
     bound: AtomicBool,
-    /// This process has asserted since the last look at what waited in the eventfd.
-    asserted: AtomicBool,
+    /// The assertions of this process, counted before each is signalled.
+    asserted: AtomicU64,
+    /// The same, counted after.
+    signalled: AtomicU64,
 }
 
 struct Irqfd {
     trigger: Arc<Trigger>,
+    /// The assertions of this process that the hypervisor has surely sent.
+    sent: u64,
     /// The source has gone, and the hypervisor has refused to end the binding.
     gone: bool,
 }
@@ -186,12 +190,17 @@ impl IrqfdPins {
         if self.refused() == 0 {
             return Ok(());
         }
-        let retry = |tried: Result<()>, (gsi, pin)| tried.and(self.retry_pin(gsi, pin));
+        let retry = |tried: Result<()>, (gsi, pin): (Gsi, &Pin)| tried.and(self.retry_pin(gsi, lock(&pin.wiring)));
         self.by_gsi().fold(Ok(()), retry)
     }
 
-    fn retry_pin(&self, gsi: Gsi, pin: &Pin) -> Result<()> {
-        let mut wiring = lock(&pin.wiring);
+    /// The same for a pin that is signalled, which does not wait for a pin that is being programmed.
+    fn retry_free(&self, gsi: Gsi, pin: &Pin) -> Result<()> {
+        let wiring = try_lock(&pin.wiring);
+        wiring.map_or(Ok(()), |wiring| self.retry_pin(gsi, wiring))
+    }
+
+    fn retry_pin(&self, gsi: Gsi, mut wiring: MutexGuard<'_, Wiring>) -> Result<()> {
         let refused = wiring.refused;
         refused.map_or(Ok(()), |(message, mask)| self.program(gsi, &mut wiring, message, mask))
     }
@@ -227,7 +236,8 @@ impl Trigger {
         Ok(Arc::new(Self {
             eventfd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             bound: AtomicBool::new(false),
-            asserted: AtomicBool::new(false),
+            asserted: AtomicU64::new(0),
+            signalled: AtomicU64::new(0),
         }))
     }
 
@@ -254,6 +264,7 @@ impl Irqfd {
     fn new(trigger: &Arc<Trigger>) -> Self {
         Self {
             trigger: Arc::clone(trigger),
+            sent: 0,
             gone: false,
         }
     }
@@ -262,9 +273,7 @@ impl Irqfd {
     /// the level lasts. What this process has asserted stays, because a pulse is not asserted again.
     fn drop_waiting(&self) -> io::Result<()> {
         let waits = !self.trigger.is_bound() && take(&self.trigger.eventfd)?;
-        // An assertion is noted before it is signalled: one that was taken has been noted.
-        let is_ours = self.trigger.asserted.swap(false, Ordering::SeqCst);
-        if waits && is_ours {
+        if waits && self.trigger.asserted.load(Ordering::SeqCst) != self.sent {
             self.trigger.signal()
         } else {
             Ok(())
@@ -273,6 +282,7 @@ impl Irqfd {
 
     /// Binds or unbinds the irqfd, if it is not so.
     fn settle(&mut self, irqfds: &dyn Irqfds, gsi: Gsi, bound: bool) -> Result<()> {
+        let signalled = self.trigger.signalled.load(Ordering::SeqCst);
         match (self.trigger.is_bound(), bound) {
             (false, true) => {
                 self.bind(irqfds, gsi).map_err(|error| os("bind irqfd", gsi, error))?;
@@ -281,8 +291,9 @@ impl Irqfd {
                 let unbound = irqfds.unbind(self.trigger.eventfd.as_fd(), gsi);
                 unbound.map_err(|error| os("unbind irqfd", gsi, error))?;
             }
-            _ => {}
+            _ => return Ok(()),
         }
+        self.sent = signalled;
         self.trigger.bound.store(bound, Ordering::Relaxed);
         Ok(())
     }
@@ -347,8 +358,12 @@ impl Wiring {
 
 impl MsiOutput for IrqfdPins {
     fn send_msi(&self, gsi: Gsi, _message: Msi) -> Result<Delivery> {
-        // A pin that stays refused stays counted.
-        drop(self.retry());
+        if self.refused() > 0 {
+            for (gsi, pin) in self.by_gsi() {
+                // A pin that stays refused stays counted.
+                drop(self.retry_free(gsi, pin));
+            }
+        }
         let sent = self.pin(gsi)?.own.signal();
         sent.map_err(|error| os("write(irqfd)", gsi, error))?;
         Ok(Delivery::Unknown)
@@ -393,11 +408,12 @@ impl LevelSource for IrqfdSource {
     }
 
     fn assert(&self) -> Result<Delivery> {
-        self.trigger.asserted.store(true, Ordering::SeqCst);
+        self.trigger.asserted.fetch_add(1, Ordering::SeqCst);
         let signalled = self.trigger.signal();
+        self.trigger.signalled.fetch_add(1, Ordering::SeqCst);
         signalled.map_err(|error| os("write(trigger)", self.gsi(), error))?;
         if self.pins.refused() > 0 {
-            self.pins.retry_pin(self.gsi(), self.pins.pin(self.gsi())?)?;
+            self.pins.retry_free(self.gsi(), self.pins.pin(self.gsi())?)?;
         }
         Ok(Delivery::Unknown)
     }

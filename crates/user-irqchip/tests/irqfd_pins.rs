@@ -35,6 +35,9 @@ struct State {
     panic: Option<&'static str>,
     /// A device signals while its eventfd is being bound. KVM sends that, and leaves the count.
     signal_in_bind: bool,
+    /// The next route says that it has begun, and ends after it is told that an assertion has ended.
+    in_route: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+    waited_too_long: bool,
 }
 
 impl State {
@@ -85,6 +88,12 @@ impl Irqfds for Hypervisor {
     }
 
     fn route(&self, gsi: Gsi, message: Msi) -> io::Result<()> {
+        let in_route = self.lock().in_route.take();
+        if let Some((entered, asserts)) = in_route {
+            entered.send(()).unwrap();
+            let waited = asserts.recv_timeout(Duration::from_secs(10));
+            self.lock().waited_too_long = waited.is_err();
+        }
         let mut state = self.lock();
         state.call("route")?;
         state.routes.insert(gsi, message);
@@ -398,6 +407,49 @@ fn a_refused_pin_is_tried_again_where_a_level_meets_it() {
     rig.set(LEVEL | 0x31);
     rig.refuse("bind");
     assert_eq!(source.assert().unwrap_err().errno(), Some(12));
+}
+
+/// A pulse is not asserted again when its device is asked.
+#[test]
+fn a_refused_unmask_keeps_what_was_asserted() {
+    for refused in ["route", "bind"] {
+        let rig = Rig::new();
+        let source = rig.pins.source(Gsi(5), "device").unwrap();
+        let _guard = rig.ioapic.subscribe(Gsi(5).into(), Listener::callback(|_| {})).unwrap();
+        source.assert().unwrap();
+        rig.refuse(refused);
+        rig.set(LEVEL | 0x31);
+        assert_eq!(rig.pins.refused(), 1, "{refused}");
+        // Only the pin's own bind is refused.
+        let mut sent = rig.sent();
+        rig.set(MASKED | LEVEL | 0x31);
+        rig.set(LEVEL | 0x31);
+        sent.extend(rig.sent());
+        assert_eq!(sent, [0x8031], "{refused}");
+    }
+}
+
+/// A pin is refused, and another one is being programmed: the VMM's way to set routes may wait for a thread that asserts.
+#[test]
+fn an_assertion_does_not_wait_for_a_pin_that_is_being_programmed() {
+    let rig = Rig::new();
+    let source = rig.pins.source(Gsi(6), "irqfd").unwrap();
+    let device = rig.ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    rig.set(LEVEL | 0x31);
+    let (entered, enters) = mpsc::channel();
+    let (asserted, asserts) = mpsc::channel();
+    rig.hypervisor.lock().in_route = Some((entered, asserts));
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| rig.write(0x10 + 2 * 6, LEVEL | 0x61));
+        enters.recv().unwrap();
+        source.assert().unwrap();
+        device.assert().unwrap();
+        // Nobody listens when the route has waited too long.
+        let _ = asserted.send(());
+        guest.join().unwrap();
+    });
+    assert!(!rig.hypervisor.lock().waited_too_long);
+    assert_eq!(rig.sent().len(), 2);
 }
 
 #[test]
