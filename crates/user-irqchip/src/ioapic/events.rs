@@ -103,7 +103,9 @@ impl Pulse {
     /// A message has been sent since this event.
     fn end(&self, event: u64) {
         // This fails if there is a later event, or if a later event's message has ended both.
-        let _ = self.waits.compare_exchange(event, NONE, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self
+            .waits
+            .compare_exchange(event, NONE, Ordering::SeqCst, Ordering::SeqCst);
         self.settle();
     }
 
