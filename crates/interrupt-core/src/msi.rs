@@ -82,6 +82,6 @@ pub trait MsiOutput: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The error that kept the pin from being programmed. The pin then sends nothing until this succeeds: the IOAPIC calls
-    /// it again at the next assertion on the pin, and at the next write of its entry.
+    /// it again when the pin's line rises, at the next write of an entry, and at the next EOI.
     fn set_pin(&self, gsi: Gsi, message: Option<Msi>, mask: PinMask) -> Result<()>;
 }

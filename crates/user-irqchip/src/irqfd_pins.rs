@@ -184,6 +184,9 @@ impl IrqfdPins {
     /// [`Counts::route_errors`](crate::ioapic::Counts::route_errors) of its IOAPIC, while no other device of the pins is
     /// active. Costs one load when nothing is refused.
     ///
+    /// A level that waits at the IOAPIC is sent by [`Ioapic::reassert`](crate::Ioapic::reassert) after this, and otherwise
+    /// at the chip's next EOI.
+    ///
     /// # Errors
     /// [`Error::Os`] with the first refusal. All were tried.
     pub fn retry(&self) -> Result<()> {

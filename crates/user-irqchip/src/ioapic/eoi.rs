@@ -19,14 +19,16 @@ impl Ioapic {
     /// for the EOI broadcast of a local APIC otherwise. Tells the listeners, and sends the interrupt again if the line
     /// is high after that.
     ///
-    /// The cost grows with the number of pins that have this vector. An EOI of a vector that no pin has costs one load.
+    /// The cost grows with the number of pins that have this vector. An EOI of a vector that no pin has costs two loads.
     pub fn eoi(&self, vector: u8) {
         let mut steps = EveryStep::default();
+        let refused = self.shared.refused();
         for pin in self.shared.pins_of(vector) {
             if let Some(line) = self.lines.get(pin) {
                 steps.take(|| self.end(line, vector));
             }
         }
+        self.tell_again(refused, &mut steps);
         steps.end();
     }
 
@@ -51,6 +53,15 @@ impl Ioapic {
             steps.take(|| line.pin().delay_over());
         }
         steps.end();
+    }
+
+    /// Tries again what the output had refused: no assertion raises a line that is high already.
+    pub(super) fn tell_again(&self, refused: impl Iterator<Item = usize>, steps: &mut EveryStep) {
+        for pin in refused {
+            if let Some(line) = self.lines.get(pin) {
+                steps.take(|| line.pin().tell_again());
+            }
+        }
     }
 
     /// Asks the sources of a line to state their level: lowers the sources that an EOI lowers, and tells the listeners.

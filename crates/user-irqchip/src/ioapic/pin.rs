@@ -205,6 +205,14 @@ impl IoapicPin {
         steps.end();
     }
 
+    /// Tries again what the output has refused, unless an entry is being written: that write, or the next EOI, tries it.
+    pub(super) fn tell_again(&self) {
+        let writes = try_lock(&self.shared.writes);
+        if let Some(writes) = writes.filter(|_| self.shared.refused().any(|pin| pin == self.number.into())) {
+            self.program_again(writes);
+        }
+    }
+
     /// Takes an entry that the guest has written, and its message, into the state. Returns the change to tell the
     /// output. The caller holds [`Shared::writes`].
     fn program(&self, locked: &mut Locked, entry: RedirectionEntry, message: Option<Msi>) -> Option<Program> {
@@ -230,8 +238,11 @@ impl IoapicPin {
     }
 
     fn tell(&self, Program { message, mask }: Program) -> Result<()> {
+        // Noted beforehand, because an output that panics has refused.
+        self.shared.set_refused(self.number, true);
         let told = self.shared.output.set_pin(self.gsi, message, mask);
         if told.is_ok() {
+            self.shared.set_refused(self.number, false);
             self.message.store(pack(message), Ordering::Release);
             self.masked.store(mask.is_masked(), Ordering::Relaxed);
         } else {
@@ -361,10 +372,7 @@ impl Pin for IoapicPin {
         match outcome.0 {
             Driven::Send(sent) => self.send(sent),
             Driven::Tell => {
-                // Whoever holds the lock tells the output, and then sends the interrupt.
-                if let Some(writes) = try_lock(&self.shared.writes) {
-                    self.program_again(writes);
-                }
+                self.tell_again();
                 Ok(Delivery::Pending)
             }
             Driven::Nothing(delivery) => Ok(delivery),

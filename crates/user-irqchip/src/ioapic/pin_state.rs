@@ -198,8 +198,8 @@ impl PinState {
         self.has(MOVED)
     }
 
-    /// The output has been told, and knows whether the pin has a message. Without this call the pin waits for the next
-    /// assertion, or for the next write of its entry.
+    /// The output has been told, and knows whether the pin has a message. Without this call the pin waits until the
+    /// output is told again.
     pub(super) fn told(self, has_message: bool) -> Self {
         self.with(STALE, false).with(ROUTED, has_message)
     }

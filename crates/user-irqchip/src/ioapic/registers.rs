@@ -81,11 +81,13 @@ impl Ioapic {
     }
 
     fn write_entry(&self, pin: u8, half: Half, value: u32) {
-        let Some(line) = self.lines.get(usize::from(pin)) else {
+        let number = usize::from(pin);
+        let Some(line) = self.lines.get(number) else {
             return;
         };
         let pin = line.pin();
         let mut steps = EveryStep::default();
+        let refused = self.shared.refused().filter(|pin| *pin != number);
         match pin.write(half, value, &mut steps) {
             AfterWrite::Nothing => {}
             AfterWrite::Send(sent) => drop(steps.take(|| pin.send_unasked(Some(sent)))),
@@ -98,6 +100,7 @@ impl Ioapic {
                 self.shared.counters.listener_errors.count_error(told);
             }
         }
+        self.tell_again(refused, &mut steps);
         steps.end();
     }
 }

@@ -19,8 +19,8 @@ pub struct Counts {
     pub refused_messages: u64,
     /// Messages that the output could not send, except those whose error was returned to the asserting device.
     pub send_errors: u64,
-    /// Refused calls of [`MsiOutput::set_pin`]. The next assertion on such a pin, or
-    /// the next write of its entry, tries again.
+    /// Refused calls of [`MsiOutput::set_pin`]. The next assertion that raises the line of such a pin, the next write of
+    /// an entry, and the next EOI try again.
     pub route_errors: u64,
     /// Listeners that could not be told of an EOI, because their eventfd could not be written.
     pub listener_errors: u64,
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     /// Held from the write of an entry until the output knows of it, so that the output is told in the order of the
     /// writes.
     pub(super) writes: Mutex<()>,
+    /// The pins that the output has refused, or is being told of.
+    refused: AtomicU64,
     /// For each vector, the pins whose entry has the vector, so that an EOI looks at these pins only.
     pins: Box<[AtomicU64]>,
 }
@@ -53,18 +55,27 @@ impl Shared {
             output,
             counters: Counters::default(),
             writes: Mutex::new(()),
+            refused: AtomicU64::new(0),
             pins: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
     /// The pins whose entry has this vector, at this moment.
     pub(super) fn pins_of(&self, vector: u8) -> impl Iterator<Item = usize> + use<> {
-        let mut pins = self.pins[usize::from(vector)].load(Ordering::Acquire);
-        std::iter::from_fn(move || {
-            let pin = pins.trailing_zeros();
-            pins &= pins.wrapping_sub(1);
-            (pin < u64::BITS).then_some(pin as usize)
-        })
+        bits(self.pins[usize::from(vector)].load(Ordering::Acquire))
+    }
+
+    /// The pins that the output has refused, at this moment.
+    pub(super) fn refused(&self) -> impl Iterator<Item = usize> + use<> {
+        bits(self.refused.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn set_refused(&self, pin: u8, refused: bool) {
+        if refused {
+            self.refused.fetch_or(1 << pin, Ordering::SeqCst);
+        } else {
+            self.refused.fetch_and(!(1 << pin), Ordering::SeqCst);
+        }
     }
 
     /// Moves a pin from one vector to another.
@@ -97,4 +108,13 @@ impl Shared {
             listener_errors: listener_errors.get(),
         }
     }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < u64::BITS).then_some(bit as usize)
+    })
 }

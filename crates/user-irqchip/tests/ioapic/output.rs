@@ -2,7 +2,7 @@
 //! What the output is told: messages, and routes only when they change.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Listener, LoweredBy, Msi, MsiOutput, PinMask, Result};
 use user_irqchip::Ioapic;
@@ -263,4 +263,84 @@ fn the_output_is_told_of_a_mask_when_it_changes() {
         [(5, PinMask::Masked)],
         "a restored mask is one that has changed"
     );
+}
+
+/// A line that is high is raised by no assertion, so a refusal must not leave it to one.
+#[test]
+fn a_level_that_was_high_at_the_refusal_is_sent_by_what_the_guest_does_next() {
+    type Next = fn(&Bench);
+    let nexts: [(&str, Next); 2] = [
+        ("an EOI", |bench| bench.ioapic.eoi(0x77)),
+        ("a write", |bench| bench.set_entry(6, MASKED | 0x61)),
+    ];
+    for (what, next) in nexts {
+        let bench = Bench::new();
+        let source = device(&bench, 5);
+        source.assert().unwrap();
+        bench.sink.refuse_pins(true);
+        bench.set_entry(5, LEVEL | 0x31);
+        next(&bench);
+        bench.sink.refuse_pins(false);
+        assert_eq!(bench.sink.take(), []);
+        next(&bench);
+        let route = Told::Routed(5, Some((0xfee0_0000, 0x8031)));
+        assert_eq!(bench.sink.take(), [route, Told::Sent(5, 0x8031)], "{what}");
+        let refused = bench.ioapic.counts().route_errors;
+        next(&bench);
+        assert_eq!(
+            (bench.sink.take(), bench.ioapic.counts().route_errors),
+            (vec![], refused)
+        );
+    }
+}
+
+/// An output that refuses the first pin that it is told of, and that says when it is told of pin 6, and waits.
+#[derive(Debug)]
+struct Waits {
+    refused: AtomicU32,
+    sent: AtomicU32,
+    told: Mutex<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+}
+
+impl MsiOutput for Waits {
+    fn send_msi(&self, gsi: Gsi, _: Msi) -> Result<Delivery> {
+        self.sent.store(gsi.0, Ordering::SeqCst);
+        Ok(Delivery::Delivered(1))
+    }
+
+    fn set_pin(&self, gsi: Gsi, _: Option<Msi>, _: PinMask) -> Result<()> {
+        if gsi == Gsi(6) {
+            let (entered, ends) = &*self.told.lock().unwrap();
+            entered.send(()).unwrap();
+            ends.recv().unwrap();
+        } else if self.refused.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(crate::refusal("set_pin", gsi));
+        }
+        Ok(())
+    }
+}
+
+/// An assertion on a pin that was refused, while the entry of another pin is being written, waits for that write.
+#[test]
+fn a_write_of_another_entry_swallows_no_assertion_on_a_refused_pin() {
+    let ((entered, enters), (end, ends)) = (mpsc::channel(), mpsc::channel());
+    let output = Arc::new(Waits {
+        refused: AtomicU32::new(0),
+        sent: AtomicU32::new(0),
+        told: Mutex::new((entered, ends)),
+    });
+    let ioapic = Ioapic::builder().build(output.clone()).unwrap();
+    let source = ioapic.source(Gsi(5), "device", LoweredBy::Device).unwrap();
+    let set = |pin: u8| {
+        ioapic.write(0, &[0x10 + 2 * pin]);
+        ioapic.write(0x10, &0x8031u32.to_le_bytes());
+    };
+    set(5);
+    std::thread::scope(|scope| {
+        scope.spawn(|| set(6));
+        enters.recv().unwrap();
+        assert_eq!(source.assert().unwrap(), Delivery::Pending);
+        end.send(()).unwrap();
+    });
+    assert_eq!(output.sent.load(Ordering::SeqCst), 5);
 }

@@ -209,7 +209,7 @@ fn a_malformed_state_is_refused_and_changes_nothing() {
     assert_eq!(bench.sink.take(), []);
 }
 
-/// A route that the output refuses: the state is taken over all the same, and the pin waits for the next write.
+/// Routes that the output refuses: the state is taken over all the same, and the pins wait for the next write of an entry.
 #[test]
 fn a_refused_route_is_an_error_of_a_restored_chip() {
     let bench = Bench::with(Ioapic::builder().version(Version::V11));
@@ -224,7 +224,8 @@ fn a_refused_route_is_an_error_of_a_restored_chip() {
     assert_eq!(fresh.ioapic.save(), state);
     fresh.sink.refuse_pins(false);
     fresh.set_low(5, LEVEL | 0x31);
-    assert_eq!(fresh.sink.take(), [Told::Routed(5, Some((0xfee0_0000, 0x8031)))]);
+    let route = |pin, data| Told::Routed(pin, Some((0xfee0_0000, data)));
+    assert_eq!(fresh.sink.take(), [route(5, 0x8031), route(6, 0x8041)]);
 }
 
 /// Row 140: saved high. What the first statement of the source says replaces what was saved.
