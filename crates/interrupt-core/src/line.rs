@@ -151,8 +151,7 @@ impl<P: Pin> Line<P> {
             let entries = Arc::clone(listeners.entries());
             drop(state);
             // A callback meets the line low.
-            let finished = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
-            lowered = finished.unwrap_or(Ok(())).map(|()| None);
+            lowered = self.finish_step(&mut steps, lowered).map(|()| None);
             let told = steps.take(|| tell_all(&entries, self.gsi, |_| true));
             state = self.pin.lock();
             told.unwrap_or(Ok(0))
@@ -163,10 +162,10 @@ impl<P: Pin> Line<P> {
         let told = told.map(|full| self.pin.wired_or(&mut state).counts.full_eventfds += full);
         let seen = look(&mut state);
         drop(state);
-        let lowered = steps.take(|| lowered.and_then(|outcome| self.finish(outcome)));
+        let lowered = self.finish_step(&mut steps, lowered);
         steps.take(|| then(seen));
         steps.end();
-        lowered.unwrap_or(Ok(())).and(told)
+        lowered.and(told)
     }
 
     /// Drives the pin high once more, if the line is high: for a controller that may have forgotten the level. KVM's
@@ -292,6 +291,14 @@ impl<P: Pin> Line<P> {
 
     fn finish(&self, outcome: Option<P::Outcome>) -> Result<()> {
         outcome.map_or(Ok(()), |outcome| self.pin.deliver(outcome).map(drop))
+    }
+
+    /// As [`finish`](Self::finish), as one of several steps. A panic is no error: `steps` keeps it.
+    fn finish_step(&self, steps: &mut EveryStep, settled: Result<Option<P::Outcome>>) -> Result<()> {
+        match settled? {
+            Some(outcome) => steps.take(|| self.pin.deliver(outcome).map(drop)).unwrap_or(Ok(())),
+            None => Ok(()),
+        }
     }
 
     /// Brings the pin to the line's level, if it is not there. The outcome is to be delivered without the lock.
