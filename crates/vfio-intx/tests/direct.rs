@@ -2,43 +2,16 @@
 //! INTx on the direct path, without a relay.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use interrupt_core::forward::{GuestLine, Path};
 use interrupt_core::testing::{ManualNotifier, RecordingSource};
-use interrupt_core::{Delivery, EoiNotifier, Gsi, LevelSource, Result, SourceKey};
+use interrupt_core::{EoiNotifier, Gsi};
 use vfio_intx::{DirectIntx, Error, ModelIntx, State};
 
-/// A source with an eventfd that nobody listens to.
-#[derive(Debug)]
-struct Irqfd(RecordingSource, OwnedFd);
-
-impl LevelSource for Irqfd {
-    fn key(&self) -> SourceKey {
-        self.0.key()
-    }
-    fn label(&self) -> &str {
-        self.0.label()
-    }
-    fn assert(&self) -> Result<Delivery> {
-        self.0.assert()
-    }
-    fn deassert(&self) -> Result<()> {
-        self.0.deassert()
-    }
-    fn force_deassert(&self) -> Result<()> {
-        self.0.force_deassert()
-    }
-    fn trigger(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.1.as_fd())
-    }
-}
-
-fn source(gsi: u32) -> Arc<dyn LevelSource> {
-    let trigger = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
-    Arc::new(Irqfd(RecordingSource::new(Gsi(gsi)), trigger))
-}
+#[path = "common/irqfd.rs"]
+mod irqfd;
+use irqfd::source;
 
 #[test]
 fn the_eoi_unmasks_the_device_without_a_relay() {

@@ -4,39 +4,17 @@
 //! VFIO_DEVICE_SET_IRQS.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use interrupt_core::Gsi;
 use interrupt_core::forward::{Connection, GuestLine, Path};
-use interrupt_core::testing::{ManualNotifier, RecordingSource};
-use interrupt_core::{Delivery, Gsi, LevelSource, Result, SourceKey};
-use rustix::event::{EventfdFlags, eventfd};
+use interrupt_core::testing::ManualNotifier;
 use testkit::seccomp::with_only;
 use vfio_intx::{DirectIntx, Intx, ModelIntx, State};
 
-#[derive(Debug)]
-struct Irqfd(RecordingSource, OwnedFd);
-
-impl LevelSource for Irqfd {
-    fn key(&self) -> SourceKey {
-        self.0.key()
-    }
-    fn label(&self) -> &str {
-        self.0.label()
-    }
-    fn assert(&self) -> Result<Delivery> {
-        self.0.assert()
-    }
-    fn deassert(&self) -> Result<()> {
-        self.0.deassert()
-    }
-    fn force_deassert(&self) -> Result<()> {
-        self.0.force_deassert()
-    }
-    fn trigger(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.1.as_fd())
-    }
-}
+#[path = "common/irqfd.rs"]
+mod irqfd;
+use irqfd::source;
 
 struct Rig {
     device: Arc<ModelIntx>,
@@ -52,11 +30,7 @@ impl Rig {
     }
 
     fn line(&self, gsi: u32) -> GuestLine {
-        let trigger = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-        GuestLine::split(
-            Arc::new(Irqfd(RecordingSource::new(Gsi(gsi)), trigger)),
-            self.notifier.clone(),
-        )
+        GuestLine::split(source(gsi), self.notifier.clone())
     }
 }
 
